@@ -1,0 +1,50 @@
+# The two commands: `make quickstart` and `make test`. Both need Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= configs/quickstart.yaml
+
+.PHONY: quickstart test test-faults test-gpu check format schema clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/aifactory run $(CONFIG)
+
+test: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not gpu"
+
+# SIGKILL at random moments and at every stage boundary, for many minutes.
+test-faults: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m faults -s
+
+# Needs an NVIDIA GPU.
+test-gpu: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu -s
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# For editors: `# yaml-language-server: $$schema=../config.schema.json` at the top of a configuration.
+schema: $(VENV)/installed
+	$(BIN)/aifactory config schema > config.schema.json
+
+clean:
+	rm -rf $(VENV) .aifactory
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer, found " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+# constraints.txt holds the versions with which all of this was tested.
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/installed

@@ -1,0 +1,209 @@
+"""The command: one verb for each method of `Factory`.
+
+Results go to standard output, logs to standard error. Exit status: 0 done, 1 the work failed, 2 the configuration or the
+arguments are wrong. Nothing heavy is imported before the arguments are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from aifactory.errors import AIFactoryError, ConfigError
+
+if TYPE_CHECKING:
+    from aifactory.config import Config
+    from aifactory.factory import Factory
+
+VERBS = {
+    "run": "one cycle from the sources to a release; with `traffic`, on until simulated users have closed the loop",
+    "ingest": "sources to a corpus of clean rows and a ledger of the rejected",
+    "tokenize": "corpus to packed tokens and their tokenizer",
+    "train": "tokens to a model",
+    "evaluate": "model to a scorecard, beside the release in production",
+    "promote": "scorecard to a release, if the gate lets it pass",
+    "rollback": "serve an older release again",
+    "serve": "serve the release in production over HTTP until interrupted",
+    "improve": "serve, watch the answers and retrain by itself until interrupted",
+    "status": "cycles, releases, feedback, joules",
+    "lineage": "what an answer, a release or an artifact was made from",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.verb == "config":
+        from aifactory.config import schema_json
+
+        print(schema_json(), end="")
+        return 0
+    from aifactory.observe.events import log_to_stderr
+
+    log_to_stderr()
+    try:
+        config = _config(arguments)
+    except ConfigError as error:
+        return _fail(error, 2)
+    try:
+        from aifactory.factory import Factory
+
+        with Factory(config) as factory:
+            result = _run_verb(factory, arguments)
+        _print(result, as_json=arguments.json)
+        return 0
+    except ConfigError as error:
+        return _fail(error, 2)
+    except AIFactoryError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("aifactory: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aifactory",
+        description="Data in, models out that get better with use.",
+        epilog="Exit status: 0 done, 1 the work failed, 2 the configuration or the arguments are wrong.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, description in VERBS.items():
+        sub = verbs.add_parser(verb, help=description, description=f"{verb}: {description}.")
+        if verb == "lineage":
+            sub.add_argument("subject", help="id of an answer or an artifact, or the name of a release")
+        sub.add_argument(
+            "config_file", nargs="?", metavar="CONFIG", help="configuration file; - reads AIFACTORY_CONFIG"
+        )
+        sub.add_argument("--config", metavar="CONFIG", help="the same, as an option")
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as train.max_steps=10"
+        )
+        sub.add_argument("--json", action="store_true", help="print the result as one JSON document")
+        if verb == "run":
+            sub.add_argument("--cycle", metavar="TRIGGER", help="turn this cycle, which has begun already")
+        if verb == "rollback":
+            sub.add_argument("--to", type=int, metavar="N", help="number of the release; the one before by default")
+            sub.add_argument("--reason", default="asked for", help="why, for the audit")
+        if verb == "improve":
+            sub.add_argument("--once", action="store_true", help="say what would be decided now, and change nothing")
+    config = verbs.add_parser("config", help="about configurations")
+    config.add_subparsers(dest="what", required=True).add_parser(
+        "schema", help="print the JSON schema of a configuration, for editors"
+    )
+    return parser
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    import os
+
+    from aifactory.cluster.jobs import CONFIG_VARIABLE
+    from aifactory.config import Config
+
+    named = [name for name in (arguments.config_file, arguments.config) if name is not None]
+    if len(named) != 1:
+        found = "none" if not named else " and ".join(named)
+        raise ConfigError(
+            f"expected one configuration file, found {found}: aifactory {arguments.verb} CONFIG, for example "
+            "configs/quickstart.yaml."
+        )
+    if named[0] != "-":
+        return Config.from_yaml(named[0], arguments.set)
+    text = os.environ.get(CONFIG_VARIABLE)
+    if text is None:
+        raise ConfigError(f"expected a configuration in the environment variable {CONFIG_VARIABLE}, found it unset.")
+    return Config.from_text(text, origin=CONFIG_VARIABLE, overrides=arguments.set)
+
+
+def _run_verb(factory: Factory, arguments: argparse.Namespace) -> Any:
+    verb = arguments.verb
+    if verb == "run" and arguments.cycle:
+        return factory.turn_begun(arguments.cycle)
+    if verb == "rollback":
+        return factory.rollback(to=arguments.to, reason=arguments.reason)
+    if verb == "lineage":
+        return factory.lineage(arguments.subject)
+    if verb == "improve" and arguments.once:
+        return factory.look()
+    if verb in ("serve", "improve"):
+        endpoint = factory.serve()
+        if verb == "improve":
+            factory.improve()
+        _print(endpoint, as_json=arguments.json)
+        sys.stdout.flush()
+        factory.wait()
+        return None
+    method: Callable[[], Any] = getattr(factory, verb)
+    result = method()
+    if verb == "run" and not arguments.json:
+        return [*result.lines(), *_how_to_go_on(factory, arguments)]
+    return result
+
+
+def _how_to_go_on(factory: Factory, arguments: argparse.Namespace) -> list[str]:
+    """The commands with which the reader serves the release and asks it something."""
+    if factory.books.registry.production() is None:
+        return []
+    config = " ".join([arguments.config_file or arguments.config, *(f"--set {item}" for item in arguments.set)])
+    endpoint = factory.config.runtime.endpoint
+    port = endpoint.port or 8000
+    body = json.dumps({"model": factory.config.name, "prompt": "def parse_header(line):\n", "max_tokens": 48})
+    return [
+        "",
+        "Serve it:  aifactory serve " + config,
+        f"Ask it:    curl http://{endpoint.host}:{port}{endpoint.route_prefix.rstrip('/')}/v1/completions "
+        f"-H 'Content-Type: application/json' -d '{body}'",
+    ]
+
+
+def _print(result: Any, *, as_json: bool) -> None:
+    if result is None:
+        return
+    if as_json:
+        print(json.dumps(_plain(result), indent=2, default=str))
+    else:
+        print("\n".join(_lines(result)))
+
+
+def _plain(result: Any) -> Any:
+    if hasattr(result, "to_json"):
+        return result.to_json()
+    if is_dataclass(result) and not isinstance(result, type):
+        plain = asdict(result)
+        return plain | {"id": result.id} if hasattr(result, "id") else plain
+    return result
+
+
+def _lines(result: Any) -> list[str]:
+    if isinstance(result, list):
+        return result
+    if hasattr(result, "lines"):
+        return list(result.lines())
+    plain = _plain(result)
+    if isinstance(plain, Mapping) and "record" in plain:
+        plain = {
+            "id": plain["id"],
+            "uri": plain["uri"],
+            "digest": plain["record"]["digest"],
+            **plain["record"]["figures"],
+        }
+    if isinstance(plain, Mapping):
+        return [
+            f"{key:<22} {value if not isinstance(value, dict | list) else json.dumps(value)}"
+            for key, value in plain.items()
+        ]
+    return [str(plain)]
+
+
+def _fail(error: Exception, status: int) -> int:
+    print(f"aifactory: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The Ray session: the cluster that is there, or one of our own that ends with this process.
+
+Environment variables that Ray and its workers read are set here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from aifactory.errors import PlacementError
+from aifactory.observe.events import log_event
+
+# Read by Ray, torch and OpenMP when they start; a user's own setting stays.
+_ENVIRONMENT = {
+    # A local ray.init() would turn token mode on by itself and write to the home folder (Ray 2.60). Our own cluster is on
+    # loopback and ends with us.
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # OpenMP's workers would spin between products and starve one another on a shared machine.
+    "GOMP_SPINCOUNT": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "true",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Serve's access log costs as much as a short answer.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+}
+
+
+def namespace(factory: str) -> str:
+    """Ray's namespace of a factory: named actors of two factories never meet."""
+    return f"aifactory-{factory}"
+
+
+def app_name(factory: str) -> str:
+    """Serve's application of a factory."""
+    return f"aifactory-{factory}"
+
+
+def is_ray_job() -> bool:
+    """Whether this process is the driver of a Ray job, whose working directory is a passing copy."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def connect(factory: str) -> bool:
+    """Connect to the cluster that `RAY_ADDRESS` or a running session names, else start one. True if it was started.
+
+    Raises   PlacementError if the address can't be reached.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS")
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    if address or is_ray_job():
+        try:
+            ray.init(namespace=namespace(factory), logging_level=logging.WARNING, log_to_driver=False)
+        except ConnectionError as error:
+            raise PlacementError(f"expected a Ray cluster at RAY_ADDRESS={address}, found none: {error}") from error
+        log_event("connected", cluster=address or "this job's")
+        return False
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    log_event("starting", cluster="a Ray of its own on this machine")
+    ray.init(
+        address="local",
+        namespace=namespace(factory),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+    )
+    return True
+
+
+def disconnect() -> None:
+    """Leave the cluster; one that was started here ends."""
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()

@@ -1,0 +1,113 @@
+"""Answer: the tokens of one request -> deltas, ended by an end token, a stop string or the length. Knows no torch.
+
+Law      no delta ever holds a part of a stop string, nor half a character; their texts add up to the text before
+         the first stop string.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+from aifactory.engine.protocol import Delta, FinishReason, GenerationRequest, OnDelta
+from aifactory.text.tokenizer import IncrementalDecoder, TextTokenizer
+
+_log = logging.getLogger(__name__)
+
+
+class StopFilter:
+    """Holds back the end of a text as long as a stop string may begin there."""
+
+    def __init__(self, stop: Collection[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+        self.found = False
+        """Whether a stop string has come; nothing is passed on after it."""
+
+    def feed(self, text: str) -> str:
+        """What of the text so far is certainly before any stop string."""
+        if self.found:
+            return ""
+        if not self._stop:
+            return text
+        self._held += text
+        begins = [begin for string in self._stop if (begin := self._held.find(string)) >= 0]
+        if begins:
+            self.found = True
+            return self._release(min(begins))
+        return self._release(len(self._held) - self._num_pending())
+
+    def flush(self) -> str:
+        """What was held back and, the text being at its end, is no stop string."""
+        return "" if self.found else self._release(len(self._held))
+
+    def _num_pending(self) -> int:
+        """Length of the longest end of the held text that begins a stop string."""
+        longest = min(len(self._held), max(map(len, self._stop)) - 1)
+        for length in range(longest, 0, -1):
+            end = self._held[-length:]
+            if any(string.startswith(end) for string in self._stop):
+                return length
+        return 0
+
+    def _release(self, length: int) -> str:
+        released, self._held = self._held[:length], self._held[length:]
+        return released
+
+
+class Answer:
+    """One request on its way: from acceptance to the delta with a finish reason."""
+
+    def __init__(
+        self, request: GenerationRequest, on_delta: OnDelta, tokenizer: TextTokenizer, eos_ids: Collection[int]
+    ) -> None:
+        self.request = request
+        self.num_tokens = 0
+        """Tokens sampled so far."""
+        self.cancelled = False
+        """Set from any thread; the engine's thread ends the answer when it next looks."""
+        self.finished = False
+        self._on_delta = on_delta
+        self._eos_ids = eos_ids
+        self._decoder = IncrementalDecoder(tokenizer, continues=True)
+        self._stop = StopFilter(request.sampling.stop)
+        self._pending_ids: list[int] = []
+
+    def push(self, token_id: int) -> Delta | None:
+        """Take the next token; returns what it adds, None while that is held back."""
+        self.num_tokens += 1
+        self._pending_ids.append(token_id)
+        ended = token_id in self._eos_ids
+        text = "" if ended else self._stop.feed(self._decoder.feed(token_id))
+        if self._stop.found:
+            return self._delta(text, "stop")
+        if ended or self.num_tokens == self.request.sampling.max_tokens:
+            text += self._rest()
+            return self._delta(text, "stop" if ended or self._stop.found else "length")
+        return self._delta(text) if text else None
+
+    def end(self, reason: FinishReason, error: str | None = None) -> Delta:
+        """The last delta of an answer that ends from outside: cancelled, or failed."""
+        return self._delta(self._rest(), reason, error)
+
+    def deliver(self, delta: Delta) -> None:
+        """Hand a delta over. A callback that raises is called no more, and its request is cancelled."""
+        try:
+            self._on_delta(delta)
+        except Exception:  # noqa: BLE001 - whatever it is, it is this request's own
+            _log.exception("delivery failed request=%s", self.request.id)
+            self._on_delta = _ignore
+            self.cancelled = True
+
+    def _rest(self) -> str:
+        text = self._stop.feed(self._decoder.flush())
+        return text + self._stop.flush()
+
+    def _delta(self, text: str, reason: FinishReason | None = None, error: str | None = None) -> Delta:
+        token_ids, self._pending_ids = tuple(self._pending_ids), []
+        self.finished = reason is not None
+        return Delta(text=text, token_ids=token_ids, finish_reason=reason, error=error)
+
+
+def _ignore(delta: Delta) -> None:
+    del delta

@@ -1,0 +1,207 @@
+"""SlotCache: keys and values of many requests in one block, handed to a Hugging Face forward as past_key_values.
+
+    row      0   1   2 | 3        | 4 ... num_slots-1
+             decoding  | prefill  | free
+
+Decoding requests keep to the first rows, so a step reads a view `[:num_rows, :, :num_read]` and copies nothing; a row that
+becomes free is filled by moving the last one (`move`), once a request instead of a gather in each step and layer.
+Before each forward one states what it writes and reads (`plan_decode`, `plan_prefill`); both give its attention mask.
+
+Shapes   keys_SHTD, values_SHTD: S num_slots, H heads_kv, T context (rounded up), D head dim
+         B rows in a step, Q query tokens, L positions read in a step: the longest row, rounded up to READ_MULTIPLE
+Law      what a row reads beyond its own length is masked; it must only be finite, since 0 * nan is nan (`clear`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
+
+from aifactory.errors import ConfigError
+
+READ_MULTIPLE = 64
+"""A step reads whole blocks of so many positions: kernels want aligned masks, and the shapes change seldom."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodePlan:
+    """One token for each of the first rows."""
+
+    rows_B: Tensor
+    positions_B: Tensor
+    num_rows: int
+    num_read: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillPlan:
+    """The tokens [begin, end) of one row's prompt."""
+
+    row: int
+    begin: int
+    end: int
+    num_read: int
+
+
+class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer. Allocated at the first forward, which alone knows their shapes and dtypes."""
+
+    is_sliding = False
+    is_croppable = False
+    supports_early_init = False
+
+    def __init__(self, *, num_slots: int, num_positions: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_slots = num_slots
+        self.num_positions = num_positions
+        self.plan: DecodePlan | PrefillPlan | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate for states of shape (B, H, Q, D)."""
+        self.keys = self._zeros_like(key_states)
+        self.values = self._zeros_like(value_states)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write (B, H, Q, D) where the plan says; return views (B, H, L, D) of what it reads."""
+        plan = self.plan
+        assert plan is not None, "a forward without a plan"
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        if isinstance(plan, DecodePlan):
+            self.keys[plan.rows_B, :, plan.positions_B] = key_states[:, :, 0]
+            self.values[plan.rows_B, :, plan.positions_B] = value_states[:, :, 0]
+            return self.keys[: plan.num_rows, :, : plan.num_read], self.values[: plan.num_rows, :, : plan.num_read]
+        rows = slice(plan.row, plan.row + 1)
+        self.keys[rows, :, plan.begin : plan.end] = key_states
+        self.values[rows, :, plan.begin : plan.end] = value_states
+        return self.keys[rows, :, : plan.num_read], self.values[rows, :, : plan.num_read]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of what a forward reads. Unused where the mask is given, as here."""
+        return (self.plan.num_read if self.plan else query_length), 0
+
+    def get_seq_length(self) -> int:
+        """Positions read; rows have lengths of their own. Unused where positions are given, as here."""
+        return self.plan.num_read if self.plan else 0
+
+    def get_max_length(self) -> int:
+        """Positions of a row."""
+        return self.num_positions
+
+    def _zeros_like(self, states: Tensor) -> Tensor:
+        shape = (self.num_slots, states.shape[1], self.num_positions, states.shape[3])
+        if states.device.type != "cpu":
+            return torch.zeros(shape, dtype=states.dtype, device=states.device)
+        # calloc: the system commits a page when it is first written, so a long context costs nothing until it is used.
+        # torch.zeros would touch all of it.
+        return torch.from_numpy(np.zeros(math.prod(shape) * states.itemsize, np.uint8)).view(states.dtype).view(shape)
+
+
+class SlotCache(Cache):
+    """All layers' slots, and the mask of what each row may attend to."""
+
+    def __init__(
+        self, *, num_layers: int, num_slots: int, context_length: int, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        """`dtype` is the model's: its attention wants an additive mask of the same."""
+        self.num_slots = num_slots
+        self.num_positions = _round_up(context_length)
+        self.slot_layers = [SlotLayer(num_slots=num_slots, num_positions=self.num_positions) for _ in range(num_layers)]
+        super().__init__(layers=list(self.slot_layers))
+        # 0 where a decoding row attends, -inf elsewhere; one element a row is written in a step.
+        self._mask_ST = torch.full((num_slots, self.num_positions), -torch.inf, dtype=dtype, device=device)
+        self._positions_T = torch.arange(self.num_positions, device=device)
+        self._rows_S = torch.arange(num_slots, device=device)
+        # No row was ever written beyond; `clear` must not commit the rest of the memory.
+        self._num_touched = 0
+
+    def plan_decode(self, positions_B: Tensor, *, longest: int) -> Tensor:
+        """Let the next forward add one token to each of the first B rows, at `positions_B`; `longest` counts them in.
+
+        Shapes     positions_B (B,) int64; returns the mask (B, 1, 1, L).
+        Invariant  each row was opened by `open_row` at its own position.
+        """
+        num_rows, num_read = positions_B.shape[0], _round_up(longest)
+        rows_B = self._rows_S[:num_rows]
+        self._mask_ST[rows_B, positions_B] = 0.0
+        self._set_plan(DecodePlan(rows_B=rows_B, positions_B=positions_B, num_rows=num_rows, num_read=num_read))
+        return self._mask_ST[:num_rows, None, None, :num_read]
+
+    def plan_prefill(self, row: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Let the next forward write the tokens [begin, end) of one row.
+
+        Shapes  returns positions (1, Q) int64 and the causal mask (1, 1, Q, L), Q = end - begin.
+        """
+        num_read = _round_up(end)
+        positions_Q = self._positions_T[begin:end]
+        allowed_QL = self._positions_T[:num_read] <= positions_Q[:, None]
+        mask_QL = torch.full(allowed_QL.shape, -torch.inf, dtype=self._mask_ST.dtype, device=self._mask_ST.device)
+        mask_QL.masked_fill_(allowed_QL, 0.0)
+        self._set_plan(PrefillPlan(row=row, begin=begin, end=end, num_read=num_read))
+        return positions_Q[None], mask_QL[None, None]
+
+    def open_row(self, row: int, length: int) -> None:
+        """Let a row of `length` written positions attend to them when it decodes."""
+        self._mask_ST[row, :length] = 0.0
+        self._mask_ST[row, length:] = -torch.inf
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a row's first `length` positions over those of another row, and open that."""
+        for layer in self.slot_layers:
+            if layer.is_initialized:
+                assert layer.keys is not None and layer.values is not None
+                layer.keys[target, :, :length] = layer.keys[source, :, :length]
+                layer.values[target, :, :length] = layer.values[source, :, :length]
+        self.open_row(target, length)
+
+    def clear(self, rows: Sequence[int]) -> None:
+        """Zero rows that may hold what isn't finite."""
+        for layer in self.slot_layers:
+            if layer.is_initialized:
+                assert layer.keys is not None and layer.values is not None
+                for row in rows:
+                    layer.keys[row, :, : self._num_touched].zero_()
+                    layer.values[row, :, : self._num_touched].zero_()
+
+    def _set_plan(self, plan: DecodePlan | PrefillPlan) -> None:
+        self._num_touched = max(self._num_touched, plan.num_read)
+        for layer in self.slot_layers:
+            layer.plan = plan
+
+
+def require_full_attention(model: PreTrainedModel) -> None:
+    """Refuse what a row of keys and values, written once and read whole, doesn't describe.
+
+    Raises  ConfigError for encoder-decoders, sliding-window, chunked, linear, hybrid and shared caches, ALiBi, and
+            models that take no positions.
+    """
+    # get_text_config: of a model that also sees images, the part that writes text.
+    config = model.config.get_text_config(decoder=True)
+    expected = f"Expected a causal model with full attention in every layer, found {config.model_type} with"
+    advice = "Serve it with another engine."
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ConfigError(f"{expected} an encoder. {advice}")
+    kinds = sorted(set(get_layer_types_and_kwargs(config)[0]) - {"full_attention"})
+    if kinds:
+        raise ConfigError(f"{expected} {', '.join(kinds)} layers. {advice}")
+    if getattr(config, "alibi", False):
+        raise ConfigError(f"{expected} ALiBi, which reads its positions out of a two-dimensional mask. {advice}")
+    parameters = inspect.signature(model.forward).parameters
+    missing = sorted({"position_ids", "past_key_values", "attention_mask"} - set(parameters))
+    if missing:
+        raise ConfigError(f"{expected} a forward that takes no {', '.join(missing)}. {advice}")
+
+
+def _round_up(length: int) -> int:
+    return -(-length // READ_MULTIPLE) * READ_MULTIPLE

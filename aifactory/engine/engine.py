@@ -1,0 +1,236 @@
+"""TorchEngine: one worker thread that serves many requests at once on one model.
+
+    any thread    submit ─▶ _waiting (bounded)            cancel ─▶ a flag on the answer
+    its thread    _run:  admit to free slots ─▶ Scheduler.step() ─▶ deltas to the callbacks, again and again
+
+Law      no request can end or hold up another: what fails is answered alone, and the loop goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from aifactory.engine.answer import Answer
+from aifactory.engine.cache import SlotCache, require_full_attention
+from aifactory.engine.load import load_model, read_context_length, read_eos_ids
+from aifactory.engine.parity import check_cached_forward
+from aifactory.engine.protocol import GenerationRequest, OnDelta
+from aifactory.engine.scheduler import Scheduler
+from aifactory.errors import BadRequestError, CapacityError, ConfigError, TokenizerMismatchError
+from aifactory.text.tokenizer import TextTokenizer, load_tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+class TorchEngine:
+    """The `Engine` protocol over a Hugging Face model's own forward."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: TextTokenizer,
+        *,
+        num_slots: int = 16,
+        max_queued: int = 256,
+        prefill_chunk: int = 256,
+        device: str = "cpu",
+        num_threads: int | None = None,
+        context_length: int | None = None,
+    ) -> None:
+        """Check the model, allocate the cache, start the thread. The model belongs to the engine from here on.
+
+        num_slots       requests that decode at once; each has a row of `context_length` in the cache
+        max_queued      requests that wait for a slot; one more raises CapacityError
+        prefill_chunk   most prompt tokens between two tokens of the others
+        num_threads     torch threads of the worker; None leaves the process's setting. One per CPU of the replica:
+                        more of them on a shared machine cost a factor.
+        context_length  None: the model's own
+        Raises          ConfigError, ParityError if this engine can't serve the architecture; TokenizerMismatchError.
+        """
+        for name, value in (("num_slots", num_slots), ("max_queued", max_queued), ("prefill_chunk", prefill_chunk)):
+            if value < 1:
+                raise ConfigError(f"Expected {name} of at least 1, found {value}.")
+        require_full_attention(model)
+        self._context_length = read_context_length(model.config, context_length)
+        embedding = model.get_input_embeddings().weight
+        assert isinstance(embedding, torch.Tensor)
+        self._vocab_size: int = embedding.shape[0]
+        if tokenizer.vocab_size > self._vocab_size:
+            raise TokenizerMismatchError(
+                f"Expected a tokenizer of at most {self._vocab_size} tokens, the rows of the model's embedding, found "
+                f"{tokenizer.vocab_size}. Load the tokenizer that was saved with this model."
+            )
+        self._tokenizer = tokenizer
+        self._eos_ids = read_eos_ids(model) | {tokenizer.eos_id}
+        self._max_queued = max_queued
+        self._num_threads = num_threads
+
+        model = model.to(torch.device(device)).eval()  # type: ignore[arg-type]
+        cache = SlotCache(
+            num_layers=model.config.get_text_config(decoder=True).num_hidden_layers,
+            num_slots=num_slots,
+            context_length=self._context_length,
+            dtype=model.dtype,
+            device=device,
+        )
+        with torch.inference_mode():
+            check_cached_forward(model, cache, vocab_size=self._vocab_size, context_length=self._context_length)
+        self._scheduler: Scheduler | None = Scheduler(
+            model, cache, prefill_chunk=prefill_chunk, device=device, on_finished=self._forget
+        )
+
+        # Guards everything below; notified when there is work, when a request ends, and at close.
+        self._changed = threading.Condition()
+        self._waiting: deque[Answer] = deque()
+        self._unfinished: dict[str, Answer] = {}
+        self._cancels_waiting = False
+        self._closing = False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        num_slots: int = 16,
+        max_queued: int = 256,
+        prefill_chunk: int = 256,
+        num_threads: int | None = None,
+        context_length: int | None = None,
+    ) -> TorchEngine:
+        """The engine of a model folder with its tokenizer.
+
+        Raises  UnsafeModelError, and as the constructor.
+        """
+        return cls(
+            load_model(folder, device=device, dtype=dtype),
+            load_tokenizer(folder),
+            num_slots=num_slots,
+            max_queued=max_queued,
+            prefill_chunk=prefill_chunk,
+            device=device,
+            num_threads=num_threads,
+            context_length=context_length,
+        )
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its answer together."""
+        return self._context_length
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that were accepted and have not ended."""
+        with self._changed:
+            return len(self._unfinished)
+
+    def submit(self, request: GenerationRequest, on_delta: OnDelta) -> None:
+        """Accept a request and return; see `Engine.submit`."""
+        self._check(request)
+        answer = Answer(request, on_delta, self._tokenizer, self._eos_ids)
+        with self._changed:
+            if self._closing:
+                raise CapacityError("The engine is closing and accepts no more requests. Send it again.")
+            if request.id in self._unfinished:
+                raise BadRequestError(f"Expected an id not in use, found {request.id!r} in flight.", field="id")
+            if len(self._waiting) >= self._max_queued:
+                raise CapacityError(
+                    f"Expected fewer than {self._max_queued} waiting requests, found the queue full. Send it again later."
+                )
+            self._unfinished[request.id] = answer
+            self._waiting.append(answer)
+            self._changed.notify_all()
+
+    def cancel(self, request_id: str) -> None:
+        """End a request soon; see `Engine.cancel`."""
+        with self._changed:
+            answer = self._unfinished.get(request_id)
+            if answer is not None:
+                answer.cancelled = True
+                self._cancels_waiting = True
+                self._changed.notify_all()
+
+    def close(self, drain_timeout_s: float) -> None:
+        """Drain, cancel what is left, stop the thread, free model and cache. A second call does nothing more."""
+        is_worker = threading.current_thread() is self._thread
+        with self._changed:
+            self._closing = True
+            if not is_worker:
+                self._changed.wait_for(lambda: not self._unfinished, timeout=max(drain_timeout_s, 0.0))
+            for answer in self._unfinished.values():
+                answer.cancelled = True
+            self._cancels_waiting = True
+            self._stopping = True
+            self._changed.notify_all()
+        # From a callback: the thread frees everything itself when the callback has returned.
+        if not is_worker:
+            self._thread.join()
+
+    def _check(self, request: GenerationRequest) -> None:
+        num_prompt, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
+        if num_prompt == 0:
+            raise BadRequestError("Expected a prompt of at least one token, found none.", field="prompt_ids")
+        if num_prompt + max_tokens > self._context_length:
+            raise BadRequestError(
+                f"Expected prompt and max_tokens within the context of {self._context_length} tokens, found "
+                f"{num_prompt} + {max_tokens} = {num_prompt + max_tokens}. Shorten the prompt or lower max_tokens.",
+                # A prompt that leaves no room for a single token is itself at fault.
+                field="prompt_ids" if num_prompt >= self._context_length else "max_tokens",
+            )
+        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self._vocab_size:
+            raise BadRequestError(
+                f"Expected token ids from 0 to {self._vocab_size - 1}, found {min(request.prompt_ids)} to "
+                f"{max(request.prompt_ids)}.",
+                field="prompt_ids",
+            )
+
+    def _run(self) -> None:
+        if self._num_threads is not None:
+            torch.set_num_threads(self._num_threads)
+        scheduler = self._scheduler
+        assert scheduler is not None
+        # inference_mode belongs to a thread.
+        with torch.inference_mode():
+            while self._admit(scheduler):
+                try:
+                    scheduler.step()
+                except Exception as error:  # noqa: BLE001 - the loop must go on
+                    _log.exception("step failed")
+                    scheduler.fail_all(f"{type(error).__name__}: {error}")
+        # The cache and, unless its owner keeps it, the model go with the scheduler.
+        self._scheduler = None
+
+    def _admit(self, scheduler: Scheduler) -> bool:
+        """Wait for work and put waiting requests into free slots; False when the engine has stopped."""
+        cancelled: list[Answer] = []
+        with self._changed:
+            while scheduler.is_idle and not self._waiting:
+                if self._stopping:
+                    return False
+                self._changed.wait()
+            if self._cancels_waiting:
+                self._cancels_waiting = False
+                cancelled = [answer for answer in self._waiting if answer.cancelled]
+                self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
+            for _ in range(min(scheduler.num_free_slots, len(self._waiting))):
+                scheduler.add(self._waiting.popleft())
+        # Outside the lock: a callback may submit.
+        for answer in cancelled:
+            self._forget(answer)
+            answer.deliver(answer.end("cancelled"))
+        return True
+
+    def _forget(self, answer: Answer) -> None:
+        with self._changed:
+            self._unfinished.pop(answer.request.id, None)
+            self._changed.notify_all()

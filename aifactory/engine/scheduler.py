@@ -1,0 +1,239 @@
+"""Scheduler: which request advances, tick by tick, in one thread. No threads, locks or queues here.
+
+    step():  end what was cancelled ─▶ prefill up to `prefill_chunk` tokens ─▶ one token for every decoding row
+
+A prompt is prefilled in chunks and others decode between them, so a long prompt delays each token of others by at most
+one chunk. A forward that raises ends the requests that were in it, and no others.
+
+Shapes   B rows that decode, Q tokens of a chunk, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from aifactory.engine.answer import Answer
+from aifactory.engine.cache import SlotCache
+from aifactory.engine.protocol import FinishReason
+from aifactory.engine.sampling import NOT_FINITE, Draws, SamplingBatch
+
+_log = logging.getLogger(__name__)
+
+_NOT_FINITE_ERROR = "the model's logits are not finite numbers"
+
+
+class _Slot:
+    """A request with a row of the cache. While it decodes, the row is its place in `Scheduler._decoding`."""
+
+    __slots__ = ("answer", "draws", "length", "next_id", "row")
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.draws = Draws(answer.request.sampling.seed)
+        self.length = 0
+        """Positions of the row that are written."""
+        self.row = -1
+        """-1 until its prefill begins."""
+        self.next_id = -1
+        """The last sampled token, which the next step feeds."""
+
+
+class Scheduler:
+    """Requests in slots, and the step that advances all of them."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: SlotCache,
+        *,
+        prefill_chunk: int,
+        device: torch.device | str,
+        on_finished: Callable[[Answer], None],
+    ) -> None:
+        """`on_finished` hears of each request that leaves, just before its last delta is delivered."""
+        self._model = model
+        self._cache = cache
+        self._prefill_chunk = prefill_chunk
+        self._device = device
+        self._on_finished = on_finished
+        self._decoding: list[_Slot] = []
+        self._prefilling: deque[_Slot] = deque()
+        # What the next decode step is fed; None when rows came or went since the last one.
+        self._batch: SamplingBatch | None = None
+        self._ids_B1: Tensor | None = None
+        self._positions_B: Tensor | None = None
+        # The head is the largest matrix of a small model: compute it for the last position only, where the model can.
+        takes_last = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._forward_options = {"use_cache": True, **({"logits_to_keep": 1} if takes_last else {})}
+
+    @property
+    def num_free_slots(self) -> int:
+        """Requests that `add` may still take."""
+        return self._cache.num_slots - len(self._decoding) - len(self._prefilling)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is in a slot."""
+        return not self._decoding and not self._prefilling
+
+    def add(self, answer: Answer) -> None:
+        """Take a request into a free slot."""
+        assert self.num_free_slots > 0, "no free slot"
+        self._prefilling.append(_Slot(answer))
+
+    def step(self) -> None:
+        """Advance: at most one chunk of prompts, and one token of every decoding request."""
+        self._end_cancelled()
+        self._prefill()
+        self._decode()
+
+    def fail_all(self, error: str) -> None:
+        """End every request in a slot, after a failure that can't be laid at the door of one of them."""
+        slots = [*self._decoding, *self._prefilling]
+        self._decoding.clear()
+        self._prefilling.clear()
+        self._batch = None
+        self._cache.clear(range(self._cache.num_slots))
+        for slot in slots:
+            self._end(slot, "error", error)
+
+    def _prefill(self) -> None:
+        budget = self._prefill_chunk
+        while self._prefilling and budget > 0:
+            slot = self._prefilling[0]
+            if slot.row < 0:
+                # Nothing joins the decoding rows before this one does, so the row after them stays free for it.
+                slot.row = len(self._decoding)
+            prompt_ids = slot.answer.request.prompt_ids
+            begin, end = slot.length, min(slot.length + budget, len(prompt_ids))
+            try:
+                ids_1Q = torch.tensor([prompt_ids[begin:end]], device=self._device)
+                positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
+                logits_1V = self._forward(ids_1Q, positions_1Q, mask_11QL)
+                is_last = end == len(prompt_ids)
+                token_id = self._choose_first(slot, logits_1V) if is_last else None
+            except Exception as error:  # noqa: BLE001 - it ends this request, not the loop
+                _log.exception("prefill failed request=%s", slot.answer.request.id)
+                self._prefilling.popleft()
+                self._cache.clear([slot.row])
+                self._end(slot, "error", _describe(error))
+                continue
+            slot.length = end
+            budget -= end - begin
+            if token_id is not None:
+                self._prefilling.popleft()
+                self._take(slot, token_id)
+                if not slot.answer.finished:
+                    self._join_decoding(slot)
+
+    def _choose_first(self, slot: _Slot, logits_1V: Tensor) -> int:
+        batch = SamplingBatch([slot.answer.request.sampling], [slot.draws], device=self._device)
+        return int(batch.choose(logits_1V).item())
+
+    def _join_decoding(self, slot: _Slot) -> None:
+        row = len(self._decoding)
+        if slot.row != row:
+            self._cache.move(slot.row, row, slot.length)
+            slot.row = row
+        else:
+            self._cache.open_row(row, slot.length)
+        self._decoding.append(slot)
+        self._batch = None
+
+    def _decode(self) -> None:
+        if not self._decoding:
+            return
+        try:
+            if self._batch is None:
+                self._batch = self._gather()
+            assert self._ids_B1 is not None and self._positions_B is not None
+            longest = 1 + max([slot.length for slot in self._decoding])
+            mask_B11L = self._cache.plan_decode(self._positions_B, longest=longest)
+            logits_BV = self._forward(self._ids_B1, self._positions_B[:, None], mask_B11L)
+            ids_B = self._batch.choose(logits_BV)
+            # The one wait for the device in a step.
+            token_ids: list[int] = ids_B.tolist()
+        except Exception as error:  # noqa: BLE001 - it ends these requests, not the loop
+            _log.exception("decode failed requests=%d", len(self._decoding))
+            slots, self._decoding, self._batch = self._decoding, [], None
+            self._cache.clear(range(len(slots)))
+            for slot in slots:
+                self._end(slot, "error", _describe(error))
+            return
+        self._ids_B1 = ids_B[:, None]
+        self._positions_B += 1
+        for slot, token_id in zip(self._decoding, token_ids, strict=True):
+            slot.length += 1
+            self._take(slot, token_id)
+        self._drop_finished()
+
+    def _gather(self) -> SamplingBatch:
+        slots = self._decoding
+        self._ids_B1 = torch.tensor([[slot.next_id] for slot in slots], device=self._device)
+        self._positions_B = torch.tensor([slot.length for slot in slots], device=self._device)
+        return SamplingBatch(
+            [slot.answer.request.sampling for slot in slots], [slot.draws for slot in slots], device=self._device
+        )
+
+    def _forward(self, ids_BQ: Tensor, positions_BQ: Tensor, mask_B1QL: Tensor) -> Tensor:
+        """Logits (B, V) after the last token of each row."""
+        output = self._model(
+            input_ids=ids_BQ,
+            position_ids=positions_BQ,
+            attention_mask=mask_B1QL,
+            past_key_values=self._cache,
+            **self._forward_options,
+        )
+        logits_BV: Tensor = output.logits[:, -1]
+        return logits_BV
+
+    def _take(self, slot: _Slot, token_id: int) -> None:
+        if token_id == NOT_FINITE:
+            # A nan that stays in the row would reach its next owner through the masked positions.
+            self._cache.clear([slot.row])
+            self._end(slot, "error", _NOT_FINITE_ERROR)
+            return
+        slot.next_id = token_id
+        delta = slot.answer.push(token_id)
+        if delta is None:
+            return
+        if slot.answer.finished:
+            self._on_finished(slot.answer)
+        slot.answer.deliver(delta)
+
+    def _end(self, slot: _Slot, reason: FinishReason, error: str | None = None) -> None:
+        delta = slot.answer.end(reason, error)
+        self._on_finished(slot.answer)
+        slot.answer.deliver(delta)
+
+    def _end_cancelled(self) -> None:
+        cancelled = [slot for slot in (*self._decoding, *self._prefilling) if slot.answer.cancelled]
+        if not cancelled:
+            return
+        for slot in cancelled:
+            self._end(slot, "cancelled")
+        self._prefilling = deque(slot for slot in self._prefilling if not slot.answer.finished)
+        self._drop_finished()
+
+    def _drop_finished(self) -> None:
+        # From the last row down, so that the row that fills a hole is one that stays.
+        for row in range(len(self._decoding) - 1, -1, -1):
+            if not self._decoding[row].answer.finished:
+                continue
+            last = self._decoding.pop()
+            if row < len(self._decoding):
+                self._cache.move(last.row, row, last.length)
+                last.row = row
+                self._decoding[row] = last
+            self._batch = None
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]

@@ -1,0 +1,136 @@
+"""The gate: from the figures of a scorecard to `Promote` or `Reject`, with reasons. Pure.
+
+In this order, each with its figures: integrity, parity, baseline, no regression, superiority. All are looked at, so that
+a rejected candidate's reasons are complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aifactory.evaluate.statistics import Interval
+
+if TYPE_CHECKING:
+    from aifactory.config import PromoteGate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A candidate on one set of tasks, in bits per byte; a difference below zero is in its favour."""
+
+    name: str
+    candidate: Interval
+    champion: Interval | None = None
+    over_champion: Interval | None = None
+    """Candidate minus the release in production, paired."""
+    over_unigram: Interval | None = None
+    """Candidate minus a model of token frequencies, paired."""
+    prompt_gain: Interval | None = None
+    """What answers cost more after another task's prompt than after their own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All that the gate looks at."""
+
+    fixed: Comparison
+    """The holdout of the sources."""
+    target: Comparison | None
+    """The holdout of the feedback; none where there is no feedback."""
+    parity_error: float
+    """Largest difference of a log-probability between trainer and server, nats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promote:
+    """The candidate may be released."""
+
+    reasons: Sequence[str] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        return {"decision": "promote", "reasons": list(self.reasons)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """The candidate may not be released."""
+
+    reasons: Sequence[str] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        return {"decision": "reject", "reasons": list(self.reasons)}
+
+
+Verdict = Promote | Reject
+
+
+def judge(evidence: Evidence, gate: PromoteGate) -> Verdict:
+    """Promote if and only if every check passes; the reasons say what was found in each."""
+    checks = [check for check in _checks(evidence, gate) if check is not None]
+    reasons = tuple(("passed: " if passed else "failed: ") + text for passed, text in checks)
+    return Promote(reasons=reasons) if all(passed for passed, _ in checks) else Reject(reasons=reasons)
+
+
+def _checks(evidence: Evidence, gate: PromoteGate) -> list[tuple[bool, str] | None]:
+    deciding = evidence.target or evidence.fixed
+    return [
+        _sample_size(evidence.fixed, gate),
+        _sample_size(evidence.target, gate) if evidence.target else None,
+        _answers_belong_to_prompts(deciding),
+        _parity(evidence.parity_error, gate),
+        _beats_unigram(evidence.fixed),
+        _no_regression(evidence.fixed, gate) if evidence.target else None,
+        _superiority(deciding),
+    ]
+
+
+def _sample_size(on: Comparison, gate: PromoteGate) -> tuple[bool, str]:
+    found = on.candidate
+    passed = found.num_examples >= gate.min_tasks and found.num_clusters >= gate.min_clusters
+    return passed, (
+        f"sample: {found.num_examples} tasks of {found.num_clusters} independent rows or users on {on.name}, at least "
+        f"{gate.min_tasks} of {gate.min_clusters} are needed"
+    )
+
+
+def _answers_belong_to_prompts(on: Comparison) -> tuple[bool, str] | None:
+    if on.prompt_gain is None:
+        return None
+    return on.prompt_gain.low > 0, (
+        f"integrity: after another task's prompt the answers of {on.name} cost {on.prompt_gain} bits per byte more than "
+        "after their own; above 0 they belong to their prompts"
+    )
+
+
+def _parity(error: float, gate: PromoteGate) -> tuple[bool, str]:
+    return error <= gate.parity_tolerance, (
+        f"parity: served and trained log-probabilities differ by {error:.2g} nats, at most {gate.parity_tolerance:g} is "
+        "allowed"
+    )
+
+
+def _beats_unigram(on: Comparison) -> tuple[bool, str] | None:
+    if on.over_unigram is None:
+        return None
+    return on.over_unigram.high < 0, (
+        f"baseline: candidate minus unigram on {on.name} is {on.over_unigram} bits per byte, must be below 0"
+    )
+
+
+def _no_regression(on: Comparison, gate: PromoteGate) -> tuple[bool, str] | None:
+    if on.over_champion is None:
+        return None
+    return on.over_champion.high <= gate.non_inferiority_margin, (
+        f"no regression: candidate minus production on {on.name} is {on.over_champion} bits per byte, must not reach "
+        f"above {gate.non_inferiority_margin:g}"
+    )
+
+
+def _superiority(on: Comparison) -> tuple[bool, str] | None:
+    if on.over_champion is None:
+        return None
+    return on.over_champion.high < 0, (
+        f"superiority: candidate minus production on {on.name} is {on.over_champion} bits per byte, must be below 0"
+    )

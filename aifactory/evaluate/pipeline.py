@@ -1,0 +1,303 @@
+"""Evaluate: Model, champion -> Scorecard.
+
+Reads    the holdouts of the corpora, a sample of the rows that trained, the candidate and the release in production
+Writes   scorecard/<fp>/examples.parquet   every task with the bits of each model
+         scorecard/<fp>/evidence.json      what the gate looks at
+Depends  on the recipe, the models and the corpora; never on the number of workers.
+
+Three sets of tasks: `holdout` (rows of the sources that never trained), `target` (feedback that never trained), and `known`
+(rows that did train): what the release answers about those is its standard for live answers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import count
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute  # noqa: F401  (pa.compute)
+import pyarrow.parquet as pq
+
+from aifactory.cluster.tasks import RunTasks
+from aifactory.config import Evaluate
+from aifactory.errors import EmptyCorpusError
+from aifactory.evaluate.gate import Comparison, Evidence
+from aifactory.evaluate.statistics import Interval, ratio_interval
+from aifactory.records.artifacts import ArtifactStore, Corpus, Model
+from aifactory.records.identity import share_of
+from aifactory.records.rows import read_corpus
+from aifactory.records.storage import Storage, StoredFile
+from aifactory.text.tasks import Task, cut_tasks
+
+CODE_VERSION = 1
+EXAMPLES_SCHEMA = pa.schema(
+    [
+        ("set", pa.string()),
+        ("row", pa.string()),
+        ("number", pa.int64()),
+        ("cluster", pa.string()),
+        ("bytes", pa.int64()),
+        ("candidate", pa.float64()),
+        ("champion", pa.float64()),
+        ("unigram", pa.float64()),
+        ("gzip", pa.float64()),
+        ("mispaired", pa.float64()),
+    ]
+)
+_CHUNK_TASKS = 150
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One task and where it came from."""
+
+    set: str
+    row: str
+    number: int
+    """Which task of its row."""
+    cluster: str
+    task: Task
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.task.answer.encode())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """What was written and found."""
+
+    files: list[StoredFile]
+    evidence: Evidence
+    figures: dict[str, Any]
+
+
+def evaluate_model(
+    *,
+    candidate: Model,
+    champion: Model | None,
+    sources: Corpus,
+    feedback: Sequence[Corpus],
+    recipe: Evaluate,
+    store: ArtifactStore,
+    target: tuple[str, ...],
+    run: RunTasks,
+) -> Evaluated:
+    """Score the candidate, and the champion on the same tasks, and write the scorecard to the directory `target`."""
+    storage = store.storage
+    holdout = _tasks_of([sources], "holdout", "holdout", recipe, storage)
+    known = _tasks_of([sources], "known", "train", recipe, storage)
+    wanted = _tasks_of(feedback, "target", "holdout", recipe, storage)
+    if not holdout or (feedback and not wanted):
+        which = "sources" if not holdout else "feedback"
+        raise EmptyCorpusError(
+            f"expected tasks in the holdout of the {which}, found none long enough; add data, raise the holdout's share, "
+            "or lower evaluate.prompt_bytes and evaluate.answer_bytes."
+        )
+    examples = holdout + known + wanted
+    chunks = [examples[i : i + _CHUNK_TASKS] for i in range(0, len(examples), _CHUNK_TASKS)]
+    mispaired = _mispaired(wanted or holdout)
+    swapped_chunks = [mispaired[i : i + _CHUNK_TASKS] for i in range(0, len(mispaired), _CHUNK_TASKS)]
+
+    (parity_error,) = run(_parity, [(store, candidate)])
+    jobs = [(store, candidate, [e.task for e in chunk]) for chunk in chunks]
+    if champion is not None:
+        jobs += [(store, champion, [e.task for e in chunk if e.set != "known"]) for chunk in chunks]
+    jobs += [(store, candidate, chunk) for chunk in swapped_chunks]
+    scored = run(score_tasks, jobs)
+    candidate_bits = _flat(scored[: len(chunks)])
+    champion_found = iter(_flat(scored[len(chunks) : 2 * len(chunks)])) if champion is not None else None
+    swapped = iter(_flat(scored[len(scored) - len(swapped_chunks) :]))
+    (baselines,) = run(_baselines, [(store, candidate, sources, [e.task for e in examples])])
+
+    deciding = "target" if wanted else "holdout"
+    table = pa.Table.from_pylist(
+        [
+            {
+                "set": e.set,
+                "row": e.row,
+                "number": e.number,
+                "cluster": e.cluster,
+                "bytes": e.num_bytes,
+                "candidate": bits,
+                "champion": next(champion_found) if champion_found is not None and e.set != "known" else None,
+                "unigram": unigram,
+                "gzip": gzip,
+                "mispaired": next(swapped) if e.set == deciding else None,
+            }
+            for e, bits, (unigram, gzip) in zip(examples, candidate_bits, baselines, strict=True)
+        ],
+        schema=EXAMPLES_SCHEMA,
+    )
+    comparisons = {name: _compare(table, name, recipe) for name in ("holdout", "known", "target")}
+    fixed, reference = comparisons["holdout"], comparisons["known"]
+    assert fixed is not None
+    evidence = Evidence(fixed=fixed, target=comparisons["target"], parity_error=parity_error)
+    figures = {
+        "holdout": asdict(fixed),
+        "known": None if reference is None else asdict(reference),
+        "target": None if comparisons["target"] is None else asdict(comparisons["target"]),
+        "parity_error": parity_error,
+        "gzip_bits_per_byte": _ratio(table, "holdout", "gzip"),
+        "unigram_bits_per_byte": _ratio(table, "holdout", "unigram"),
+    }
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    files = [
+        storage.write_bytes(sink.getvalue(), *target, "examples.parquet"),
+        storage.write_bytes(json.dumps(figures, indent=1).encode(), *target, "evidence.json"),
+    ]
+    return Evaluated(files=files, evidence=evidence, figures=figures)
+
+
+def evidence_of(figures: Any) -> Evidence:
+    """The evidence as a scorecard's record keeps it."""
+    fixed = _comparison(figures["holdout"])
+    assert fixed is not None
+    return Evidence(fixed=fixed, target=_comparison(figures["target"]), parity_error=figures["parity_error"])
+
+
+def score_tasks(store: ArtifactStore, model: Model, tasks: Sequence[Task]) -> list[float]:
+    """Bits of each answer under a model; the model stays loaded for the next call."""
+    from aifactory.evaluate.scoring import answer_bits
+
+    loaded, tokenizer = _loaded(store.storage, model.id, model.digest)
+    return answer_bits(loaded, tokenizer, tasks)
+
+
+# ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _tasks_of(corpora: Sequence[Corpus], name: str, side: str, recipe: Evaluate, storage: Storage) -> list[Example]:
+    """At most `max_tasks` tasks of the rows on one side, those with the lowest hash of their ids."""
+    chosen: list[tuple[float, int, Example]] = []  # a heap; the highest hash, negated, comes first
+    order = count()
+    columns = ["id", "cluster", "side", "prompt", "text"]
+    for corpus in corpora:
+        for _, table in read_corpus(storage, corpus, columns=columns):
+            rows = table.filter(pa.compute.equal(table["side"], side))
+            for i, row in enumerate(rows["id"].to_pylist()):
+                hashes = [share_of(f"{row}/{n}", salt=name) for n in range(recipe.max_tasks_per_row)]
+                if len(chosen) == recipe.max_tasks and min(hashes) >= -chosen[0][0]:
+                    continue  # none of its tasks would be among the lowest: it need not be cut
+                for number, task in enumerate(_cut(rows["prompt"][i].as_py(), rows["text"][i].as_py(), recipe)):
+                    cluster = rows["cluster"][i].as_py()
+                    example = Example(set=name, row=row, number=number, cluster=cluster, task=task)
+                    heapq.heappush(chosen, (-hashes[number], next(order), example))
+                    if len(chosen) > recipe.max_tasks:
+                        heapq.heappop(chosen)
+    return [example for _, _, example in sorted(chosen, key=lambda entry: (-entry[0], entry[1]))]
+
+
+def _cut(prompt: str, text: str, recipe: Evaluate) -> list[Task]:
+    if prompt:
+        return [Task(prompt, text)]
+    return cut_tasks(
+        text,
+        prompt_bytes=recipe.prompt_bytes,
+        answer_bytes=recipe.answer_bytes,
+        max_tasks=recipe.max_tasks_per_row,
+    )
+
+
+def _mispaired(examples: Sequence[Example]) -> list[Task]:
+    """Each answer after the prompt of a task of another cluster, as far as there is one."""
+    number = len(examples)
+    tasks = []
+    for i, example in enumerate(examples):
+        others = (examples[(i + step) % number] for step in range(1, number))
+        other = next((o for o in others if o.cluster != example.cluster), examples[(i + 1) % number])
+        tasks.append(Task(other.task.prompt, example.task.answer))
+    return tasks
+
+
+# ── tasks on the cluster ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@lru_cache(maxsize=2)
+def _loaded(storage: Storage, model_id: str, digest: str) -> tuple[Any, Any]:
+    del digest  # in the cache's key: another rebuild of the same model is another one
+    import torch
+
+    from aifactory.engine.load import load_model
+    from aifactory.text.tokenizer import load_tokenizer
+
+    store = ArtifactStore(storage)
+    folder = store.fetch(store.get(Model, model_id))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_model(folder, device=device, dtype=torch.float32), load_tokenizer(folder)
+
+
+def _parity(store: ArtifactStore, model: Model) -> float:
+    from aifactory.engine.golden import check_golden_answers
+
+    loaded, tokenizer = _loaded(store.storage, model.id, model.digest)
+    # The gate judges the size of the difference; a token that differs is an error at once.
+    return check_golden_answers(store.fetch(model), loaded, tokenizer, tolerance=float("inf"))
+
+
+def _baselines(store: ArtifactStore, model: Model, corpus: Corpus, tasks: Sequence[Task]) -> list[tuple[float, float]]:
+    from aifactory.evaluate.scoring import Unigram, deflate_bits
+    from aifactory.text.tokenizer import load_tokenizer
+
+    texts = (
+        row["text"]
+        for _, table in read_corpus(store.storage, corpus, columns=["side", "text"])
+        for row in table.to_pylist()
+        if row["side"] == "train"
+    )
+    unigram = Unigram(load_tokenizer(store.fetch(model)), texts)
+    return [(unigram.bits(task), deflate_bits(task)) for task in tasks]
+
+
+# ── comparisons ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _compare(table: pa.Table, name: str, recipe: Evaluate) -> Comparison | None:
+    rows = table.filter(pa.compute.equal(table["set"], name)).to_pylist()
+    if not rows:
+        return None
+
+    def interval(plus: str, minus: str | None = None) -> Interval | None:
+        if any(row[plus] is None or (minus is not None and row[minus] is None) for row in rows):
+            return None
+        return ratio_interval(
+            [row[plus] - (row[minus] if minus is not None else 0.0) for row in rows],
+            [row["bytes"] for row in rows],
+            [row["cluster"] for row in rows],
+            confidence=recipe.confidence,
+            samples=recipe.bootstrap_samples,
+        )
+
+    candidate = interval("candidate")
+    assert candidate is not None
+    return Comparison(
+        name=name,
+        candidate=candidate,
+        champion=interval("champion"),
+        over_champion=interval("candidate", "champion"),
+        over_unigram=interval("candidate", "unigram"),
+        prompt_gain=interval("mispaired", "candidate"),
+    )
+
+
+def _comparison(values: Any) -> Comparison | None:
+    if values is None:
+        return None
+    intervals = {k: Interval(**v) if isinstance(v, dict) else v for k, v in values.items() if k != "name"}
+    return Comparison(name=values["name"], **intervals)
+
+
+def _ratio(table: pa.Table, name: str, column: str) -> float:
+    rows = table.filter(pa.compute.equal(table["set"], name))
+    return float(pa.compute.sum(rows[column]).as_py() / pa.compute.sum(rows["bytes"]).as_py())
+
+
+def _flat(lists: Sequence[Sequence[float]]) -> list[float]:
+    return [value for values in lists for value in values]

@@ -1,0 +1,119 @@
+"""Scoring: the bits that a model needs for an answer, given its prompt. Pure torch.
+
+Units    bits; a byte of the answer is a byte of its UTF-8.
+Legend   B answers, T tokens of the longest, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from aifactory.engine.load import read_context_length
+from aifactory.text.documents import prompt_tokens
+from aifactory.text.tasks import Task
+from aifactory.text.tokenizer import TextTokenizer
+
+_BATCH_TOKENS = 8192
+_BATCH_LOGITS = 2**26
+"""256 MB in fp32: a large vocabulary makes smaller batches."""
+_ENCODE_TEXTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """A stretch of token ids of which those from `first` on are scored."""
+
+    task: int
+    ids: list[int]
+    first: int
+
+
+@torch.inference_mode()
+def answer_bits(model: PreTrainedModel, tokenizer: TextTokenizer, tasks: Sequence[Task]) -> list[float]:
+    """The bits of each answer after its prompt, without the end token.
+
+    An answer that does not fit the model's context is scored in windows that overlap by half of it.
+    """
+    context = read_context_length(model.config)
+    windows = [
+        window
+        for index, task in enumerate(tasks)
+        for window in _windows(index, prompt_tokens(tokenizer, task.prompt), tokenizer.encode(task.answer), context)
+    ]
+    bits = [0.0] * len(tasks)
+    for batch in _batches(windows, min(_BATCH_TOKENS, _BATCH_LOGITS // tokenizer.vocab_size)):
+        longest = max(len(window.ids) for window in batch)
+        # Padding stands on the right, where no token that is scored can see it.
+        ids_BT = torch.full((len(batch), longest), tokenizer.eos_id, dtype=torch.long)
+        for row, window in enumerate(batch):
+            ids_BT[row, : len(window.ids)] = torch.tensor(window.ids)
+        ids_BT = ids_BT.to(model.device)
+        logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+        nats_BT = functional.cross_entropy(
+            logits_BTV[:, :-1].float().flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none"
+        ).view(len(batch), longest - 1)
+        for row, window in enumerate(batch):
+            scored = nats_BT[row, window.first - 1 : len(window.ids) - 1]
+            bits[window.task] += float(scored.double().sum()) / math.log(2)
+    return bits
+
+
+def deflate_bits(task: Task) -> float:
+    """The bits of the answer by gzip's algorithm (DEFLATE, level 9) that has read the prompt.
+
+    Source   RFC 1951; a raw stream, so that no header is counted.
+    """
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=task.prompt.encode()[-32768:])
+    return 8.0 * len(packer.compress(task.answer.encode()) + packer.flush())
+
+
+class Unigram:
+    """A model that knows how frequent each token is, and nothing else."""
+
+    def __init__(self, tokenizer: TextTokenizer, texts: Iterable[str]) -> None:
+        self._tokenizer = tokenizer
+        self._counts: Counter[int] = Counter()
+        remaining = iter(texts)
+        while some := list(islice(remaining, _ENCODE_TEXTS)):
+            self._counts.update(chain.from_iterable(tokenizer.encode_batch(some)))
+        # One more of each token than was seen: none is impossible.
+        self._total = sum(self._counts.values()) + tokenizer.vocab_size
+
+    def bits(self, task: Task) -> float:
+        """The bits of the answer; the prompt tells it nothing."""
+        return sum(math.log2(self._total / (self._counts[token] + 1)) for token in self._tokenizer.encode(task.answer))
+
+
+def _windows(task: int, prompt: list[int], answer: list[int], context: int) -> list[_Window]:
+    ids = prompt + answer
+    if len(ids) <= context:
+        return [_Window(task, ids, len(prompt))] if answer else []
+    windows = []
+    scored = len(prompt)
+    while scored < len(ids):
+        start = max(0, scored - context // 2)
+        end = min(len(ids), start + context)
+        windows.append(_Window(task, ids[start:end], scored - start))
+        scored = end
+    return windows
+
+
+def _batches(windows: Sequence[_Window], most_tokens: int) -> Iterable[list[_Window]]:
+    """Windows of like length together, at most so many tokens with padding, or one window."""
+    batch: list[_Window] = []
+    for window in sorted(windows, key=lambda w: (-len(w.ids), w.task, w.first)):
+        if batch and (len(batch) + 1) * len(batch[0].ids) > most_tokens:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch

@@ -1,0 +1,381 @@
+"""The factory: one turn of the loop, top to bottom, and a method for each verb.
+
+     sources ─ingest─▶ Corpus ─tokenize─▶ TokenSet ─train─▶ Model ─evaluate─▶ Scorecard ─promote─▶ Release ─serve─▶ answers
+        ▲                                                     ▲                                                      │
+        │                                                     └─ parent: the release in production            scores, feedback
+        └──────────── the feedback log is a source like any other ◀── decide: Wait | Retrain ◀── improve ◀────────────┘
+
+Every stage looks for its record first and returns it: a crash is healed by the same command, and a run in which nothing
+changed does nothing. What a cycle reads is bound when it begins.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from aifactory.cluster.placement import (
+    asked_for_data,
+    asked_for_serving,
+    asked_for_training,
+    cluster_hosts,
+    cluster_nodes,
+    require_placement,
+    require_shared_state,
+)
+from aifactory.cluster.session import connect, disconnect
+from aifactory.cluster.tasks import RunTasks, ray_data_tasks
+from aifactory.config import Config, Train
+from aifactory.errors import StateError
+from aifactory.evaluate.gate import Promote, Reject, judge
+from aifactory.evaluate.pipeline import evidence_of
+from aifactory.ingest.sources import SourceFile, digest_of_files, list_files
+from aifactory.observe.events import log_event, log_to_stderr
+from aifactory.records.artifacts import Corpus, FeedbackBatch, Model, Scorecard, TokenSet
+from aifactory.records.books import Books
+from aifactory.records.identity import fingerprint
+from aifactory.records.journal import Bound, Cycle
+from aifactory.records.registry import Release
+from aifactory.workshop import Workshop
+
+if TYPE_CHECKING:
+    from aifactory.improve.decision import Decision
+    from aifactory.records.lineage import LineageNode
+    from aifactory.report import Report
+    from aifactory.serve.app import Endpoint
+
+RUN_SECTIONS = ("ingest", "tokenize", "model", "train", "evaluate", "promote")
+"""What these say, and what the sources hold, identifies the cycle that `run` asks for."""
+FROM_PRODUCTION = "registry:production"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What a cycle trains and is judged on, oldest first: the sources' corpus, then one for each feedback batch."""
+
+    corpora: Sequence[Corpus]
+    token_sets: Sequence[TokenSet]
+
+    @property
+    def sources(self) -> Corpus:
+        return self.corpora[0]
+
+    @property
+    def feedback(self) -> Sequence[Corpus]:
+        return self.corpora[1:]
+
+
+class Factory:
+    """An AI factory: its configuration, its books, and the verbs of the loop.
+
+    Every verb may be called alone: it first sees to what it needs, which costs nothing where that is there already.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.books = Books(config)
+        self._workshop = Workshop(config, self.books, run_tasks=self._run_tasks)
+        self._started_ray = False
+        self._connected = False
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Self:
+        """A factory from a configuration file and dotted overrides such as `train.max_steps=10`."""
+        return cls(Config.from_yaml(path, overrides))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the books, and end a Ray that was started here with all that runs in it."""
+        if self._started_ray:
+            disconnect()
+            self._started_ray = self._connected = False
+        self.books.close()
+
+    # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def turn(self, cycle: Cycle) -> Release | Reject:
+        """One turn of the loop, from what the cycle is bound to, to a release or to the reasons why there is none."""
+        cycle = self.books.journal.claim(cycle)
+        log_event("turning", cycle=cycle.number, trigger=cycle.trigger, attempt=cycle.attempt)
+        corpora = self._ingest(cycle)
+        material = self._tokenize(cycle, corpora)
+        model = self._train(cycle, material)
+        scorecard = self._evaluate(cycle, material, model)
+        return self._promote(cycle, model, scorecard)
+
+    def run(self) -> Report:
+        """The main job: a cycle over the sources; with `traffic`, on until simulated users have closed the loop."""
+        from aifactory.report import Report
+
+        cycle = self.cycle()
+        if cycle.state == "running":
+            self.turn(cycle)
+        if self.config.traffic is not None:
+            from aifactory.rehearsal import rehearse
+
+            rehearse(self)
+        return Report.of(self.books)
+
+    def turn_begun(self, trigger: str) -> Release | Reject:
+        """Turn a cycle that somebody began, if it has not ended."""
+        cycle = self.books.journal.cycle(trigger)
+        if cycle is None:
+            raise StateError(f"expected the cycle {trigger}, found none in the factory {self.config.name}.")
+        return self.turn(cycle) if cycle.state == "running" else self.outcome(cycle)
+
+    # ── the verbs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def ingest(self) -> Corpus:
+        """Sources to a corpus."""
+        return self._ingest(self.cycle())[0]
+
+    def tokenize(self) -> TokenSet:
+        """Corpus to a token set."""
+        cycle = self.cycle()
+        return self._tokenize(cycle, self._ingest(cycle)).token_sets[0]
+
+    def train(self) -> Model:
+        """Token set to a model."""
+        cycle = self.cycle()
+        return self._train(cycle, self._tokenize(cycle, self._ingest(cycle)))
+
+    def evaluate(self) -> Scorecard:
+        """Model to a scorecard."""
+        cycle = self.cycle()
+        material = self._tokenize(cycle, self._ingest(cycle))
+        return self._evaluate(cycle, material, self._train(cycle, material))
+
+    def promote(self) -> Release | Reject:
+        """Scorecard to a release, if the gate lets it pass. What was decided before stays decided."""
+        cycle = self.cycle()
+        if cycle.state == "running":
+            return self.turn(cycle)
+        return self.outcome(cycle)
+
+    def rollback(self, *, to: int | None = None, reason: str = "asked for") -> Release:
+        """Serve an older release again: the one before, or the one of this number."""
+        release = self.books.registry.rollback(to=to, reason=reason)
+        log_event("rolled_back", release=release.name, reason=reason)
+        return release
+
+    def serve(self) -> Endpoint:
+        """Serve the release in production; returns when it answers. It follows every promotion by itself."""
+        from aifactory.serve.app import start
+
+        if self.books.registry.production() is None:
+            raise StateError(
+                f"expected a release of the factory {self.config.name} in production, found none; run a cycle first: "
+                "aifactory run CONFIG."
+            )
+        self._connect()
+        return start(self.books)
+
+    def improve(self) -> None:
+        """Start the evaluation actor: it scores what is served, decides, and starts cycles by itself."""
+        from aifactory.evaluate.pipeline import score_tasks
+        from aifactory.improve.evaluator import start
+
+        self._connect()
+        start(self.books, score=score_tasks, turn=turn_begun)
+
+    def wait(self) -> None:
+        """Stay until interrupted; then end what was started here."""
+        import threading
+
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            log_event("stopping", factory=self.config.name)
+
+    def look(self) -> Decision:
+        """One look of the evaluation actor, here and now: what it would decide."""
+        from aifactory.improve.evaluation import decide_now
+
+        return decide_now(self.books)
+
+    def status(self) -> Report:
+        """What there is: cycles, releases, feedback, joules."""
+        from aifactory.report import Report
+
+        return Report.of(self.books)
+
+    def lineage(self, subject: str) -> LineageNode:
+        """What an answer, a release or an artifact was made from, down to the feedback batches and the corpora."""
+        from aifactory.report import lineage_of
+
+        return lineage_of(self.books, subject)
+
+    # ── cycles ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def _files(self) -> list[SourceFile]:
+        return list_files(self.config.ingest.sources)
+
+    def cycle(self) -> Cycle:
+        """The cycle that this configuration and what its sources hold ask for; begun if it is new."""
+        recipe = self.config.recipe(*RUN_SECTIONS)
+        sources_digest = digest_of_files(self._files)
+        identity = fingerprint(stage="run", code_version=1, recipe=recipe, inputs=[sources_digest])
+        production = self.books.registry.production()
+        from_production = self.config.model.base == FROM_PRODUCTION
+        if from_production and production is None:
+            raise StateError(
+                f"expected a release in production for model.base {FROM_PRODUCTION}, found none; run a cycle with another "
+                "base first."
+            )
+        bound = Bound(
+            kind="run",
+            sources_digest=sources_digest,
+            parent=production.model if production is not None and from_production else None,
+            champion=None if production is None else production.number,
+        )
+        return self.books.journal.open_cycle(f"run-{identity[:16]}", recipe=recipe, bound=bound)
+
+    def outcome(self, cycle: Cycle) -> Release | Reject:
+        """How a cycle ended. Raises StateError while it runs."""
+        if cycle.decision is None:
+            raise StateError(f"expected the cycle {cycle.trigger} to have ended, found it {cycle.state}.")
+        for release in self.books.registry.releases():
+            if release.trigger == cycle.trigger:
+                return release
+        return Reject(reasons=tuple(cycle.decision["reasons"]))
+
+    # ── the stages of a cycle ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _ingest(self, cycle: Cycle) -> list[Corpus]:
+        """The corpora of the parent first: what it has trained on is replayed. Then what is new."""
+        artifacts = self.books.artifacts
+        parent = self._parent(cycle)
+        corpora = [] if parent is None or cycle.bound.kind == "run" else self._corpora_of(parent)
+        if not corpora:
+            corpora = [self._workshop.ingest_sources(cycle, self._files)]
+        known = {input_id for corpus in corpora for input_id in corpus.record.inputs}
+        for batch_id in cycle.bound.batches:
+            if batch_id not in known:
+                batch = artifacts.get(FeedbackBatch, batch_id)
+                self.books.lineage.add(batch)
+                corpora.append(self._workshop.ingest_batch(cycle, batch, corpora))
+        return corpora
+
+    def _tokenize(self, cycle: Cycle, corpora: Sequence[Corpus]) -> Material:
+        tokenizer: Model | Path | None = self._parent(cycle) or self._base_folder()
+        if tokenizer is None and self.config.tokenize.tokenizer != "train":
+            tokenizer = Path(self.config.tokenize.tokenizer).expanduser()
+        earlier = {} if not isinstance(tokenizer, Model) else self._token_sets_of(tokenizer)
+        token_sets = [
+            earlier.get(corpus.id) or self._workshop.tokenize(cycle, corpus, tokenizer=tokenizer) for corpus in corpora
+        ]
+        return Material(corpora=corpora, token_sets=token_sets)
+
+    def _train(self, cycle: Cycle, material: Material) -> Model:
+        recipe, shares = self._recipe_of(cycle, material)
+        base = self._parent(cycle) or self._base_folder()
+        return self._workshop.train(cycle, material.token_sets, recipe=recipe, shares=shares, base=base)
+
+    def _evaluate(self, cycle: Cycle, material: Material, model: Model) -> Scorecard:
+        champion = None
+        if cycle.bound.champion is not None:
+            release = self.books.registry.release(cycle.bound.champion)
+            assert release is not None, cycle.bound
+            champion = self.books.artifacts.get(Model, release.model)
+        return self._workshop.evaluate(
+            cycle, model, champion=champion, sources=material.sources, feedback=material.feedback
+        )
+
+    def _promote(self, cycle: Cycle, model: Model, scorecard: Scorecard) -> Release | Reject:
+        """Judge, then apply the verdict in one transaction."""
+        verdict = judge(evidence_of(scorecard.figures), self.config.promote)
+        decision = verdict.to_json()
+        if isinstance(verdict, Promote):
+            release = self.books.registry.promote(cycle, model=model.id, scorecard=scorecard.id, decision=decision)
+            log_event("promoted", cycle=cycle.number, release=release.name)
+            return release
+        self.books.registry.reject(cycle, scorecard=scorecard.id, decision=decision)
+        log_event("rejected", cycle=cycle.number, reasons="; ".join(verdict.reasons))
+        return verdict
+
+    # ── what a cycle starts from ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _parent(self, cycle: Cycle) -> Model | None:
+        return None if cycle.bound.parent is None else self.books.artifacts.get(Model, cycle.bound.parent)
+
+    def _base_folder(self) -> Path | None:
+        base = self.config.model.base
+        if base is None or base == FROM_PRODUCTION:
+            return None
+        from aifactory.train.base import resolve_base
+
+        return resolve_base(base)
+
+    def _token_sets_of(self, model: Model) -> dict[str, TokenSet]:
+        """The token sets that a model was trained on, by the id of their corpus."""
+        ids = [input_id for input_id in model.record.inputs if input_id.startswith("tokens/")]
+        token_sets = [self.books.artifacts.get(TokenSet, token_id) for token_id in ids]
+        return {tokens.record.inputs[0]: tokens for tokens in token_sets}
+
+    def _corpora_of(self, model: Model) -> list[Corpus]:
+        return [self.books.artifacts.get(Corpus, corpus_id) for corpus_id in self._token_sets_of(model)]
+
+    def _recipe_of(self, cycle: Cycle, material: Material) -> tuple[Train, list[float]]:
+        """The recipe of training and the share of each token set in a batch."""
+        recipe = self.config.train
+        feedback = material.token_sets[1:]
+        if not feedback:
+            return recipe, [1.0]
+        retrain = self.config.improve.retrain
+        recipe = recipe.model_copy(
+            update={
+                "max_steps": retrain.max_steps,
+                "learning_rate": retrain.learning_rate,
+                # Another order than that of the parent's first steps, or the replay would repeat just those.
+                "seed": recipe.seed + len(feedback),
+            }
+        )
+        rows = sum(tokens.num_rows for tokens in feedback)
+        shares = [retrain.feedback_share * tokens.num_rows / rows for tokens in feedback]
+        return recipe, [1 - retrain.feedback_share, *shares]
+
+    # ── the cluster ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _run_tasks(self) -> RunTasks:
+        self._connect()
+        runtime = self.config.runtime
+        return ray_data_tasks(concurrency=runtime.data_tasks, cpus_per_task=runtime.cpus_per_worker)
+
+    def _connect(self) -> None:
+        """Connect to the cluster once, and see that what will run at the same time fits on it.
+
+        Raises   PlacementError.
+        """
+        if self._connected:
+            return
+        self._started_ray = connect(self.config.name)
+        beside = asked_for_serving(self.config) if self._serves_too() else []
+        for stage in (asked_for_data(self.config), asked_for_training(self.config)):
+            require_placement([*beside, *stage], cluster_nodes())
+        require_shared_state(
+            cluster_hosts(), sqlite=self.books.database.is_sqlite, local_storage=self.books.storage.is_local
+        )
+        self._connected = True
+
+    def _serves_too(self) -> bool:
+        """Whether a replica runs beside the stages: it will (traffic), or it does."""
+        from aifactory.serve.app import is_running
+
+        return self.config.traffic is not None or is_running(self.config.name)
+
+
+def turn_begun(config: Config, trigger: str) -> None:
+    """Turn the cycle of this trigger: what the evaluation actor starts, as a Ray job or in the same cluster."""
+    log_to_stderr()
+    with Factory(config) as factory:
+        factory.turn_begun(trigger)

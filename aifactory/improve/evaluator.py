@@ -1,0 +1,133 @@
+"""Improve: completions and feedback -> the next cycle. The rim that knows Ray: the evaluation actor.
+
+The actor is named and detached, and holds nothing that is not in the books: it may be killed at any time, Ray starts it
+again, and it goes on. A retrain is a Ray job where there is a job server, else a task in the same cluster.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aifactory.cluster.session import namespace
+from aifactory.config import Config
+from aifactory.improve.evaluation import Evaluation, ScoreTasks
+from aifactory.observe.events import log_event, log_to_stderr
+from aifactory.records.books import Books
+from aifactory.records.journal import Cycle
+
+ACTOR_NAME = "evaluator"
+Turn = Callable[[Config, str], None]
+
+
+class Evaluator:
+    """The body of the actor: a thread that ticks."""
+
+    def __init__(self, books: Books, score: ScoreTasks, turn: Turn) -> None:
+        log_to_stderr()
+        self._books = books
+        self._evaluation = Evaluation(books, score=score, launcher=_launcher(books.resolved_config(), turn))
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._tick_for_ever, name="evaluation", daemon=True)
+        self._thread.start()
+
+    def pid(self) -> int:
+        """The process of the actor."""
+        import os
+
+        return os.getpid()
+
+    def stop(self) -> None:
+        """End after the tick that is under way."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _tick_for_ever(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        while not self._stopped.wait(self._books.config.runtime.tick_s):
+            try:
+                self._evaluation.tick()
+            except Exception as error:  # a database that is away for a while must not end the watch
+                log_event("ticked", error=f"{type(error).__name__}: {error}")
+
+
+class TaskLauncher:
+    """Turns cycles as tasks of this cluster; they end with the actor that started them, and it starts them again."""
+
+    def __init__(self, config: Config, turn: Turn) -> None:
+        self._config = config
+        self._turn = turn
+        self._started: dict[str, Any] = {}
+
+    def is_turning(self, cycle: Cycle) -> bool:
+        import ray
+
+        reference = self._started.get(cycle.trigger)
+        if reference is None:
+            return False
+        ready, _ = ray.wait([reference], timeout=0)
+        if not ready:
+            return True
+        del self._started[cycle.trigger]
+        try:
+            ray.get(reference)
+        except Exception as error:
+            log_event("failed", cycle=cycle.number, attempt=cycle.attempt, error=f"{type(error).__name__}: {error}")
+        return False
+
+    def turn(self, cycle: Cycle) -> None:
+        import ray
+
+        # It waits for the tasks and workers that it starts, and needs no CPU of its own.
+        task = ray.remote(num_cpus=0, max_retries=0)(self._turn)
+        self._started[cycle.trigger] = task.remote(self._config, cycle.trigger)
+
+
+def start(books: Books, *, score: ScoreTasks, turn: Turn) -> Any:
+    """Start the evaluation actor of a factory on the connected cluster, or find the one that runs."""
+    import ray
+
+    actor = (
+        ray.remote(Evaluator)
+        .options(
+            name=ACTOR_NAME,
+            namespace=namespace(books.config.name),
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_task_retries=-1,
+            num_cpus=0,
+        )
+        .remote(books, score, turn)
+    )
+    ray.get(actor.pid.remote())
+    return actor
+
+
+def stop(factory: str) -> None:
+    """End the evaluation actor of a factory, if there is one. A cycle that it began is gone on with when it starts."""
+    import ray
+
+    try:
+        actor = ray.get_actor(ACTOR_NAME, namespace=namespace(factory))
+    except ValueError:
+        return
+    ray.kill(actor)
+    # The name is free only when the actor is gone.
+    for _ in range(100):
+        try:
+            ray.get_actor(ACTOR_NAME, namespace=namespace(factory))
+        except ValueError:
+            return
+        time.sleep(0.05)
+
+
+def _launcher(config: Config, turn: Turn) -> Any:
+    from aifactory.cluster.jobs import JobLauncher, job_server
+
+    server = job_server()
+    return TaskLauncher(config, turn) if server is None else JobLauncher(server, config)

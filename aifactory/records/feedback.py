@@ -1,0 +1,353 @@
+"""Completions and feedback: acknowledged when they are durable, counted once, sealed into batches.
+
+A batch is sealed by count (or age) in one transaction; its rows never change afterwards. It is published as an artifact
+of its own (`rows.parquet`), which ingestion reads like any other source; its fingerprint is that of its contents alone,
+so the same corrections give the same cycle however and whenever they came.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from aifactory.errors import BadRequestError
+from aifactory.records.artifacts import ArtifactStore, FeedbackBatch, Record, digest_of
+from aifactory.records.identity import fingerprint, hash_parts
+from aifactory.records.journal import Journal
+from aifactory.records.tables import batches, completions, feedback, scores
+
+BATCH_CODE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """An answer that was given."""
+
+    id: str
+    release: int
+    prompt: str
+    """As the model saw it."""
+    answer: str
+    request: str
+    """The rest of the request, JSON."""
+    finish_reason: str
+    prompt_tokens: int
+    answer_tokens: int
+    user: str | None = None
+    at: float = 0.0
+    key_id: str = "anonymous"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """What somebody said of an answer."""
+
+    completion: str
+    idempotency_key: str
+    score: float | None = None
+    correction: str | None = None
+    comment: str | None = None
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """A completion with the answer that it should have been."""
+
+    feedback: int
+    completion: str
+    release: int
+    prompt: str
+    answer: str
+    correction: str
+    user: str
+    """Who corrected it; the completion's id where nobody said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One metric of one answer."""
+
+    feedback: int
+    metric: str
+    release: int
+    value: float
+    weight: float
+
+
+class FeedbackLog:
+    """The completions, the feedback and the scores of one factory."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.database = journal.database
+        self.factory = journal.factory
+
+    # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def log_completion(self, completion: Completion) -> None:
+        """Keep an answer; durable when this returns.
+
+        NUL and lone surrogates, which PostgreSQL and UTF-8 can't hold, are kept as U+FFFD in what the model said.
+        Raises   BadRequestError if a name is longer than its column.
+        """
+        values = asdict(completion) | {"at": self.journal.clock(), "key_id": self.journal.key_id}
+        values |= {name: _storable(values[name]) for name in ("prompt", "answer", "request")}
+        _check_texts(values, completions)
+        with self.database.write() as connection:
+            connection.execute(completions.insert().values(factory=self.factory, **values))
+
+    def record(self, entry: Feedback) -> bool:
+        """Keep feedback; durable when this returns. False if this idempotency key had been counted before.
+
+        Raises   BadRequestError if no such completion was given, if the key was used for another one, or if a value
+                 can't be kept as it is.
+        """
+        _check_texts(asdict(entry), feedback)
+        if entry.score is not None and not 0 <= entry.score <= 1:
+            raise BadRequestError(f"expected a score from 0 to 1, found {entry.score}.", field="score")
+        mine = feedback.c.factory == self.factory
+        with self.database.write(serialize=True) as connection:
+            earlier = connection.scalar(
+                sa.select(feedback.c.completion).where(mine, feedback.c.idempotency_key == entry.idempotency_key)
+            )
+            if earlier is not None:
+                if earlier != entry.completion:
+                    raise BadRequestError(
+                        f"expected an idempotency key of its own for each feedback, found {entry.idempotency_key!r} "
+                        f"already used for {earlier!r}.",
+                        field="idempotency_key",
+                    )
+                return False
+            known = connection.scalar(
+                sa.select(completions.c.id).where(
+                    completions.c.factory == self.factory, completions.c.id == entry.completion
+                )
+            )
+            if known is None:
+                raise BadRequestError(
+                    f"expected the id of a completion that was given, found {entry.completion!r}.", field="completion"
+                )
+            connection.execute(
+                feedback.insert().values(
+                    factory=self.factory,
+                    at=self.journal.clock(),
+                    key_id=self.journal.key_id,
+                    **asdict(entry),
+                )
+            )
+            return True
+
+    def add_scores(self, entries: Sequence[Score]) -> None:
+        """Keep scores; one that is there already stays as it is."""
+        with self.database.write(serialize=True) as connection:
+            for entry in entries:
+                known = connection.scalar(
+                    sa.select(scores.c.at).where(
+                        scores.c.factory == self.factory,
+                        scores.c.feedback == entry.feedback,
+                        scores.c.metric == entry.metric,
+                        scores.c.release == entry.release,
+                    )
+                )
+                if known is None:
+                    connection.execute(
+                        scores.insert().values(factory=self.factory, at=self.journal.clock(), **asdict(entry))
+                    )
+
+    # ── sealing ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def seal(self, *, batch_rows: int, batch_after_s: float | None) -> int | None:
+        """Seal the oldest corrections into a batch if there are `batch_rows` of them or the oldest is old enough.
+
+        Returns the number of the batch; None where nothing was due. Call it until it returns None.
+        """
+        with self.database.write(serialize=True) as connection:
+            waiting = connection.execute(
+                sa.select(feedback.c.seq, feedback.c.at)
+                .where(feedback.c.factory == self.factory, feedback.c.batch.is_(None))
+                .where(feedback.c.correction.is_not(None))
+                .order_by(feedback.c.seq)
+                .limit(batch_rows)
+            ).all()
+            if not waiting:
+                return None
+            aged = batch_after_s is not None and self.journal.clock() - waiting[0].at >= batch_after_s
+            if len(waiting) < batch_rows and not aged:
+                return None
+            last = connection.scalar(sa.select(sa.func.max(batches.c.number)).where(batches.c.factory == self.factory))
+            number = (last or 0) + 1
+            # By range, not by list: PostgreSQL binds 65,535 values at most. No row is added in between.
+            due = (feedback.c.factory == self.factory, feedback.c.batch.is_(None), feedback.c.correction.is_not(None))
+            connection.execute(feedback.update().where(*due, feedback.c.seq <= waiting[-1].seq).values(batch=number))
+            connection.execute(
+                batches.insert().values(
+                    factory=self.factory, number=number, rows=len(waiting), sealed_at=self.journal.clock()
+                )
+            )
+            self.journal.write_within(connection, "sealed", subject=f"batch {number}", detail={"rows": len(waiting)})
+            return number
+
+    def sealed(self) -> list[int]:
+        """Numbers of the sealed batches, oldest first."""
+        with self.database.read() as connection:
+            query = sa.select(batches.c.number).where(batches.c.factory == self.factory)
+            return [int(number) for number in connection.scalars(query.order_by(batches.c.number))]
+
+    def publish(self, number: int, artifacts: ArtifactStore) -> FeedbackBatch:
+        """The sealed batch as an artifact; the same contents give the same one."""
+        rows = sorted(self.corrections(batch=number), key=_contents)
+        contents = [_contents(row) for row in rows]
+        identity = fingerprint(stage="batch", code_version=BATCH_CODE_VERSION, recipe={"rows": contents}, inputs=[])
+        existing = artifacts.find(FeedbackBatch, identity)
+        if existing is not None:
+            return existing
+        table = pa.table(
+            {
+                "user": [_contributor(row) for row in rows],
+                "prompt": [row.prompt for row in rows],
+                "text": [row.correction for row in rows],
+                "completion": [row.completion for row in rows],
+                "feedback": [row.feedback for row in rows],
+            }
+        )
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        file = artifacts.storage.write_bytes(sink.getvalue(), *artifacts.folder("batch", identity), "rows.parquet")
+        record = Record(
+            kind="batch",
+            fingerprint=identity,
+            digest=digest_of([file]),
+            code_version=BATCH_CODE_VERSION,
+            recipe={},
+            inputs=[],
+            files=[file],
+            figures={"rows": len(rows), "number": number},
+            created_at=self.journal.clock(),
+        )
+        return artifacts.publish(FeedbackBatch, record)
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def completion(self, completion_id: str) -> Completion | None:
+        """The completion of this id."""
+        with self.database.read() as connection:
+            query = sa.select(completions).where(
+                completions.c.factory == self.factory, completions.c.id == completion_id
+            )
+            row = connection.execute(query).mappings().one_or_none()
+            return None if row is None else Completion(**{k: v for k, v in row.items() if k != "factory"})
+
+    def corrections(
+        self,
+        *,
+        batch: int | None = None,
+        unscored_by: str | None = None,
+        release: int | None = None,
+        limit: int | None = None,
+    ) -> list[Correction]:
+        """Corrections in the order in which they came: of a batch, of a release, or without a score by a metric."""
+        query = (
+            sa.select(
+                feedback.c.seq.label("feedback"),
+                completions.c.id.label("completion"),
+                completions.c.release,
+                completions.c.prompt,
+                completions.c.answer,
+                feedback.c.correction,
+                sa.func.coalesce(feedback.c.user, completions.c.user, completions.c.id).label("user"),
+            )
+            .join(
+                completions,
+                sa.and_(completions.c.factory == feedback.c.factory, completions.c.id == feedback.c.completion),
+            )
+            .where(feedback.c.factory == self.factory, feedback.c.correction.is_not(None))
+            .order_by(feedback.c.seq)
+        )
+        if batch is not None:
+            query = query.where(feedback.c.batch == batch)
+        if release is not None:
+            query = query.where(completions.c.release == release)
+        if unscored_by is not None:
+            scored = sa.select(scores.c.feedback).where(
+                scores.c.factory == self.factory,
+                scores.c.feedback == feedback.c.seq,
+                scores.c.metric == unscored_by,
+            )
+            query = query.where(~scored.exists())
+        with self.database.read() as connection:
+            return [Correction(**row) for row in connection.execute(query.limit(limit)).mappings()]
+
+    def scores(self, *, metric: str, release: int) -> list[Score]:
+        """The scores of a release by one metric, in the order of the feedback."""
+        query = (
+            sa.select(scores.c.feedback, scores.c.metric, scores.c.release, scores.c.value, scores.c.weight)
+            .where(scores.c.factory == self.factory, scores.c.metric == metric, scores.c.release == release)
+            .order_by(scores.c.feedback)
+        )
+        with self.database.read() as connection:
+            return [Score(**row) for row in connection.execute(query).mappings()]
+
+    def counts(self) -> dict[str, int]:
+        """How many completions, feedback rows, corrections that wait for a batch, and batches there are."""
+        with self.database.read() as connection:
+            return {
+                "completions": self._count(connection, completions),
+                "feedback": self._count(connection, feedback),
+                "waiting": self._count(
+                    connection, feedback, feedback.c.batch.is_(None), feedback.c.correction.is_not(None)
+                ),
+                "batches": self._count(connection, batches),
+            }
+
+    def feedback_keys(self) -> set[str]:
+        """The idempotency keys of all feedback that was counted."""
+        with self.database.read() as connection:
+            query = sa.select(feedback.c.idempotency_key).where(feedback.c.factory == self.factory)
+            return set(connection.scalars(query))
+
+    def completions_by_release(self) -> dict[int, int]:
+        """How many answers each release gave."""
+        with self.database.read() as connection:
+            query = (
+                sa.select(completions.c.release, sa.func.count())
+                .where(completions.c.factory == self.factory)
+                .group_by(completions.c.release)
+            )
+            return {int(release): int(number) for release, number in connection.execute(query)}
+
+    def _count(self, connection: Connection, table: sa.Table, *conditions: sa.ColumnElement[bool]) -> int:
+        query = sa.select(sa.func.count()).select_from(table).where(table.c.factory == self.factory, *conditions)
+        return int(connection.scalar(query) or 0)
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
+
+
+def _check_texts(values: Mapping[str, Any], table: sa.Table) -> None:
+    """Refuse what only one of the databases would keep."""
+    for name, value in values.items():
+        if not isinstance(value, str):
+            continue
+        if value != _storable(value):
+            raise BadRequestError(f"expected text without NUL and lone surrogates in {name}, found one.", field=name)
+        limit = getattr(table.c[name].type, "length", None)
+        if limit is not None and len(value) > limit:
+            raise BadRequestError(f"expected {name} of at most {limit} characters, found {len(value)}.", field=name)
+
+
+def _contributor(row: Correction) -> str:
+    """Who corrected it; where nobody said, a name made of the contents, since the completion's id is chance."""
+    return row.user if row.user != row.completion else f"nobody-{hash_parts(row.prompt, row.correction)[:16]}"
+
+
+def _contents(row: Correction) -> str:
+    return hash_parts(_contributor(row), row.prompt, row.correction)

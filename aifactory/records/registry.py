@@ -1,0 +1,216 @@
+"""The registry: releases, and which of them a channel serves.
+
+A promotion is a monotonic number; what holds is the highest. A rollback is a new entry. A promotion, the end of its
+cycle, its journal line and its audit line are one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from aifactory.errors import StateError
+from aifactory.records.identity import canonical_json
+from aifactory.records.journal import Cycle, Journal
+from aifactory.records.tables import promotions, releases
+
+PRODUCTION = "production"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A model that was found fit to serve."""
+
+    factory: str
+    number: int
+    model: str
+    """Id of the model artifact."""
+    scorecard: str
+    """Id of the scorecard on which it was promoted."""
+    trigger: str
+    """The cycle that made it."""
+    created_at: float
+
+    @property
+    def name(self) -> str:
+        """What answers call it (`model` in OpenAI's interface)."""
+        return f"{self.factory}-r{self.number}"
+
+    @property
+    def fingerprint(self) -> str:
+        """What answers carry as `system_fingerprint`: it changes if and only if the model does."""
+        return "fp_" + self.model.partition("/")[2][:12]
+
+
+class Registry:
+    """The releases of one factory."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.database = journal.database
+        self.factory = journal.factory
+
+    def production(self, channel: str = PRODUCTION) -> Release | None:
+        """The release that the channel serves; None before the first."""
+        with self.database.read() as connection:
+            current = self._current(connection, channel)
+            return None if current is None else self._release(connection, current[1])
+
+    def release(self, number: int) -> Release | None:
+        """The release of this number."""
+        with self.database.read() as connection:
+            return self._release(connection, number)
+
+    def releases(self) -> list[Release]:
+        """All releases, oldest first."""
+        with self.database.read() as connection:
+            query = sa.select(releases).where(releases.c.factory == self.factory).order_by(releases.c.number)
+            return [Release(**row) for row in connection.execute(query).mappings()]
+
+    def promotions(self, channel: str = PRODUCTION) -> list[Mapping[str, Any]]:
+        """The channel's history, oldest first."""
+        with self.database.read() as connection:
+            query = (
+                sa.select(promotions)
+                .where(promotions.c.factory == self.factory, promotions.c.channel == channel)
+                .order_by(promotions.c.number)
+            )
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def promote(
+        self, cycle: Cycle, *, model: str, scorecard: str, decision: Mapping[str, Any], channel: str = PRODUCTION
+    ) -> Release:
+        """Make the cycle's model a release and let the channel serve it: compare and swap.
+
+        Raises   FencedError if a newer attempt has taken the cycle over; StateError if another release went into
+                 production since the cycle began: the candidate was never compared with that one.
+        """
+        with self.database.write(serialize=True) as connection:
+            self.journal.close_cycle(connection, cycle, "promoted", decision=decision)
+            current = self._current(connection, channel)
+            serving = None if current is None else current[1]
+            if serving != cycle.bound.champion:
+                raise StateError(
+                    f"expected release {cycle.bound.champion} on the channel {channel}, with which the candidate was "
+                    f"compared, found {serving}. Begin a new cycle."
+                )
+            last = connection.scalar(
+                sa.select(sa.func.max(releases.c.number)).where(releases.c.factory == self.factory)
+            )
+            release = Release(
+                factory=self.factory,
+                number=(last or 0) + 1,
+                model=model,
+                scorecard=scorecard,
+                trigger=cycle.trigger,
+                created_at=self.journal.clock(),
+            )
+            connection.execute(
+                releases.insert().values(
+                    factory=release.factory,
+                    number=release.number,
+                    model=model,
+                    scorecard=scorecard,
+                    trigger=cycle.trigger,
+                    created_at=release.created_at,
+                )
+            )
+            self._point(connection, channel, current, release.number, "promote", decision, cycle)
+            return release
+
+    def reject(self, cycle: Cycle, *, scorecard: str, decision: Mapping[str, Any]) -> None:
+        """End the cycle without a release. Raises FencedError as `promote` does."""
+        with self.database.write(serialize=True) as connection:
+            self.journal.close_cycle(connection, cycle, "rejected", decision=decision)
+            self.journal.write_within(
+                connection,
+                "rejected",
+                cycle=cycle.trigger,
+                attempt=cycle.attempt,
+                subject=scorecard,
+                detail=decision,
+            )
+
+    def rollback(self, *, to: int | None = None, reason: str, channel: str = PRODUCTION) -> Release:
+        """Serve an older release again: the one before the current, or the one that is named.
+
+        Raises   StateError if there is none.
+        """
+        with self.database.write(serialize=True) as connection:
+            current = self._current(connection, channel)
+            if current is None:
+                raise StateError(f"expected a release on the channel {channel}, found none yet; run a cycle first.")
+            target = to if to is not None else self._before(connection, channel, current[1])
+            release = None if target is None else self._release(connection, target)
+            if release is None or release.number == current[1]:
+                raise StateError(
+                    f"expected an older release to go back to, found {target}; the channel {channel} serves "
+                    f"{current[1]}. `aifactory status` lists the releases."
+                )
+            self._point(connection, channel, current, release.number, "rollback", {"reason": reason}, None)
+            return release
+
+    # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _point(
+        self,
+        connection: Connection,
+        channel: str,
+        current: tuple[int, int] | None,
+        release: int,
+        action: str,
+        reason: Mapping[str, Any],
+        cycle: Cycle | None,
+    ) -> None:
+        connection.execute(
+            promotions.insert().values(
+                factory=self.factory,
+                channel=channel,
+                number=1 if current is None else current[0] + 1,
+                release=release,
+                previous=None if current is None else current[1],
+                action=action,
+                reason=canonical_json(dict(reason)),
+                at=self.journal.clock(),
+                key_id=self.journal.key_id,
+            )
+        )
+        name = f"{self.factory}-r{release}"
+        past_tense = {"promote": "promoted", "rollback": "rolled_back"}[action]
+        self.journal.write_within(
+            connection,
+            past_tense,
+            cycle=None if cycle is None else cycle.trigger,
+            attempt=None if cycle is None else cycle.attempt,
+            subject=name,
+            detail=reason,
+        )
+        self.journal.audit_within(connection, action, subject=name, detail={"channel": channel, **reason})
+
+    def _current(self, connection: Connection, channel: str) -> tuple[int, int] | None:
+        row = connection.execute(
+            sa.select(promotions.c.number, promotions.c.release)
+            .where(promotions.c.factory == self.factory, promotions.c.channel == channel)
+            .order_by(promotions.c.number.desc())
+            .limit(1)
+        ).one_or_none()
+        return None if row is None else (row[0], row[1])
+
+    def _before(self, connection: Connection, channel: str, current: int) -> int | None:
+        # What served when the current release was promoted: another rollback then goes further back, never forward to
+        # a release that was rolled back.
+        value = connection.scalar(
+            sa.select(promotions.c.previous)
+            .where(promotions.c.factory == self.factory, promotions.c.channel == channel)
+            .where(promotions.c.release == current, promotions.c.action == "promote")
+        )
+        return None if value is None else int(value)
+
+    def _release(self, connection: Connection, number: int) -> Release | None:
+        query = sa.select(releases).where(releases.c.factory == self.factory, releases.c.number == number)
+        row = connection.execute(query).mappings().one_or_none()
+        return None if row is None else Release(**row)

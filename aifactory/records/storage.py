@@ -1,0 +1,225 @@
+"""The storage root: where artifacts lie, on a local path or any filesystem that pyarrow or fsspec opens.
+
+Layout    <root>/<kind>/<fingerprint, 16 digits>/{files…, record.json}      one artifact
+          <root>/runs/<fingerprint, 16 digits>/…                            checkpoints of a training run
+Law       The record is written last and atomically; without it there is no artifact, and a stage that was killed
+          writes the same files again under the same names. Every file appears whole or not at all: it is written
+          beside its name and renamed (local), or put in one request (object stores).
+Raises    StorageError.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from aifactory.errors import StorageError
+
+RECORD_NAME = "record.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """One file of an artifact."""
+
+    name: str
+    """Path below the artifact's directory, with forward slashes."""
+    num_bytes: int
+    sha256: str
+
+
+class Storage:
+    """One storage root. Cheap to pickle: it holds the URI alone and opens the filesystem where it is used."""
+
+    def __init__(self, root: str) -> None:
+        scheme, separator, rest = root.partition("://")
+        self.root = scheme + separator + rest.rstrip("/") if separator else str(Path(root).expanduser().absolute())
+        self._opened: tuple[pafs.FileSystem, str] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Storage) and other.root == self.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
+        return Storage, (self.root,)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the root is a path of this machine (or one that is mounted into it)."""
+        return "://" not in self.root or self.root.startswith("file://")
+
+    def path(self, *parts: str) -> str:
+        """The URI or local path of something below the root."""
+        root = self.root.removeprefix("file://") if self.is_local else self.root
+        return "/".join([root, *parts])
+
+    # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def read_bytes(self, *parts: str) -> bytes | None:
+        """The content of one file; None where there is none."""
+        filesystem, base = self._filesystem()
+        try:
+            with filesystem.open_input_stream("/".join([base, *parts])) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"expected to read {self.path(*parts)}, found: {error}.") from error
+
+    def write_bytes(self, data: bytes, *parts: str) -> StoredFile:
+        """Write one file so that it appears whole or not at all; on a local path it is on disk when this returns."""
+        with self._explained(*parts):
+            if self.is_local:
+                _write_durably(Path(self.path(*parts)), data)
+            else:
+                filesystem, base = self._filesystem()
+                target = "/".join([base, *parts])
+                try:
+                    stream = filesystem.open_output_stream(target)
+                except FileNotFoundError:  # not an object store: the folder must be there first
+                    filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+                    stream = filesystem.open_output_stream(target)
+                with stream:
+                    stream.write(data)
+        return StoredFile(name=parts[-1], num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def upload(self, folder: Path, *parts: str) -> list[StoredFile]:
+        """Write every file below a local folder to a directory of the root, in order of their names."""
+        files = []
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name = file.relative_to(folder).as_posix()
+            stored = self.write_bytes(file.read_bytes(), *parts, *name.split("/"))
+            files.append(StoredFile(name=name, num_bytes=stored.num_bytes, sha256=stored.sha256))
+        return files
+
+    def fetch(self, names: list[str], *parts: str, version: str = "") -> Path:
+        """A local folder that holds the named files of a directory: itself if it is local, else a cached copy.
+
+        `version` tells apart what lay in the same directory at different times.
+        """
+        if self.is_local:
+            return Path(self.path(*parts))
+        cache = (
+            Path(tempfile.gettempdir())
+            / f"aifactory-cache-{os.getuid()}"
+            / hashlib.sha256(f"{self.path(*parts)}@{version}".encode()).hexdigest()[:16]
+        )
+        for name in names:
+            target = cache / name
+            if not target.exists():
+                data = self.read_bytes(*parts, *name.split("/"))
+                if data is None:
+                    raise StorageError(f"expected {self.path(*parts, name)}, found no such file; publish it again.")
+                _write_durably(target, data)
+        return cache
+
+    def names(self, *parts: str) -> list[str]:
+        """Names directly below a directory, sorted, without partial files; empty where there is none."""
+        filesystem, base = self._filesystem()
+        selector = pafs.FileSelector("/".join([base, *parts]), allow_not_found=True)
+        found = (info.base_name for info in filesystem.get_file_info(selector))
+        return sorted(name for name in found if not name.startswith("."))
+
+    def delete(self, *parts: str) -> None:
+        """Delete a directory with all that is in it; nothing happens where there is none."""
+        filesystem, base = self._filesystem()
+        with suppress(FileNotFoundError):
+            filesystem.delete_dir("/".join([base, *parts]))
+
+    def delete_file(self, *parts: str) -> None:
+        """Delete one file; nothing happens where there is none."""
+        filesystem, base = self._filesystem()
+        with suppress(FileNotFoundError):
+            filesystem.delete_file("/".join([base, *parts]))
+
+    def make_folder(self, *parts: str) -> str:
+        """Create a directory (a no-op on object stores) and return its path."""
+        if self.is_local:
+            with self._explained(*parts):
+                Path(self.path(*parts)).mkdir(parents=True, exist_ok=True)
+        return self.path(*parts)
+
+    # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _filesystem(self) -> tuple[pafs.FileSystem, str]:
+        if self._opened is None:
+            self._opened = (pafs.LocalFileSystem(), self.path()) if self.is_local else _open(self.root)
+        return self._opened
+
+    @contextmanager
+    def _explained(self, *parts: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageError(
+                    f"expected room for {self.path(*parts)}, found the disk or the quota full; what was published is "
+                    "intact: free some room and run the same command again."
+                ) from error
+            raise StorageError(f"expected to write {self.path(*parts)}, found: {error}.") from error
+
+
+def _open(root: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(root)
+        return filesystem, path
+    except (ValueError, OSError) as arrow_error:
+        try:
+            import fsspec
+
+            filesystem, path = fsspec.core.url_to_fs(root)
+        except (ImportError, ValueError) as error:
+            raise StorageError(
+                f"expected a path or a URI that pyarrow or fsspec opens, found {root!r}: {arrow_error}; {error}."
+            ) from error
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def _write_durably(target: Path, data: bytes) -> None:
+    new_folders = [folder for folder in target.parents if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+    try:
+        with open(partial, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    for folder in [target.parent, *(folder.parent for folder in new_folders)]:
+        sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a local folder durable; without it a rename may be forgotten by a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a local scratch folder, whatever is in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe(value: Any) -> str:
+    """A short form of a value for error messages."""
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

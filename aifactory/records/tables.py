@@ -1,0 +1,190 @@
+"""The tables of the state database: cycles, journal, audit, artifacts, releases, completions, feedback, scores.
+
+Every row carries the factory's name: two factories share a database without meeting. Times are seconds since 1970, UTC.
+Documents (recipes, decisions, requests) are JSON text, so that SQLite and PostgreSQL keep the very same bytes.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData()
+
+# SQLite counts rows up only in a column that is its INTEGER primary key.
+_sequence = BigInteger().with_variant(Integer, "sqlite")
+
+cycles = Table(
+    "cycles",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("trigger", String(64), nullable=False, doc="What asked for the cycle; its identity."),
+    Column("number", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False, doc="Raised by whoever takes the cycle up; older attempts are fenced."),
+    Column("state", String(16), nullable=False, doc="running, promoted, rejected, failed"),
+    Column("recipe", Text, nullable=False),
+    Column("bound", Text, nullable=False, doc="What the cycle reads: fixed when it begins."),
+    Column("decision", Text),
+    Column("opened_at", Float, nullable=False),
+    Column("closed_at", Float),
+    PrimaryKeyConstraint("factory", "trigger"),
+    UniqueConstraint("factory", "number", name="cycles_number"),
+)
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("seq", _sequence, primary_key=True, autoincrement=True),
+    Column("factory", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("event", String(32), nullable=False, doc="A verb of the loop in its past tense."),
+    Column("trigger", String(64), doc="The cycle, where there is one."),
+    Column("attempt", Integer),
+    Column("subject", String(128), doc="The artifact, release or batch that it is about."),
+    Column("detail", Text, nullable=False),
+    Column("seconds", Float),
+    Column("joules", Float),
+    Column("joules_source", String(16), doc="rapl, nvml, estimate"),
+    Column("key_id", String(64), nullable=False),
+    Index("journal_by_factory", "factory", "event"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", _sequence, primary_key=True, autoincrement=True),
+    Column("factory", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("key_id", String(64), nullable=False, doc="The key that asked; `anonymous` where there are none."),
+    Column("action", String(32), nullable=False),
+    Column("subject", String(128), nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("id", String(128), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    PrimaryKeyConstraint("factory", "id"),
+)
+
+lineage = Table(
+    "lineage",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("child", String(128), nullable=False),
+    Column("parent", String(128), nullable=False),
+    PrimaryKeyConstraint("factory", "child", "parent"),
+    ForeignKeyConstraint(["factory", "child"], ["artifacts.factory", "artifacts.id"]),
+)
+
+releases = Table(
+    "releases",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("model", String(128), nullable=False),
+    Column("scorecard", String(128), nullable=False),
+    Column("trigger", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    PrimaryKeyConstraint("factory", "number"),
+    UniqueConstraint("factory", "trigger", name="releases_one_per_cycle"),
+)
+
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("channel", String(32), nullable=False),
+    Column("number", Integer, nullable=False, doc="Monotonic; the highest is what holds. A rollback is a new entry."),
+    Column("release", Integer, nullable=False),
+    Column("previous", Integer),
+    Column("action", String(16), nullable=False, doc="promote, rollback"),
+    Column("reason", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("key_id", String(64), nullable=False),
+    PrimaryKeyConstraint("factory", "channel", "number"),
+    ForeignKeyConstraint(["factory", "release"], ["releases.factory", "releases.number"]),
+)
+
+completions = Table(
+    "completions",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("id", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("release", Integer, nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("user", String(256)),
+    Column("prompt", Text, nullable=False, doc="As the model saw it: a chat is rendered."),
+    Column("answer", Text, nullable=False),
+    Column("request", Text, nullable=False, doc="Sampling and the rest of the request, JSON."),
+    Column("finish_reason", String(16), nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("answer_tokens", Integer, nullable=False),
+    PrimaryKeyConstraint("factory", "id"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("sealed_at", Float, nullable=False),
+    PrimaryKeyConstraint("factory", "number"),
+)
+
+# Scores without a correction, the most of all feedback, never enter a batch.
+_corrected = text("correction IS NOT NULL")
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("seq", _sequence, primary_key=True, autoincrement=True),
+    Column("factory", String(64), nullable=False),
+    Column("idempotency_key", String(128), nullable=False),
+    Column("completion", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("user", String(256)),
+    Column("score", Float, doc="0 is worst, 1 is best."),
+    Column("correction", Text, doc="The answer as it should have been."),
+    Column("comment", Text),
+    Column("batch", Integer, doc="The sealed batch that holds it; none yet where empty."),
+    UniqueConstraint("factory", "idempotency_key", name="feedback_once"),
+    ForeignKeyConstraint(["factory", "completion"], ["completions.factory", "completions.id"]),
+    Index("feedback_by_batch", "factory", "batch", "seq", postgresql_where=_corrected, sqlite_where=_corrected),
+)
+
+scores = Table(
+    "scores",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("feedback", _sequence, nullable=False, doc="The feedback that says what the answer should have been."),
+    Column("metric", String(32), nullable=False),
+    Column("release", Integer, nullable=False),
+    Column("value", Float, nullable=False),
+    Column("weight", Float, nullable=False, doc="Bytes of the reference; what the value is averaged by."),
+    Column("at", Float, nullable=False),
+    PrimaryKeyConstraint("factory", "feedback", "metric", "release"),
+)

@@ -1,0 +1,181 @@
+"""Reports: what there is and what happened, from the books alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from aifactory.errors import StateError
+from aifactory.records.artifacts import Artifact, Corpus, Model, Scorecard, TokenSet
+from aifactory.records.books import Books
+from aifactory.records.journal import Cycle
+from aifactory.records.lineage import LineageNode
+
+_STAGES = ("ingested", "tokenized", "trained", "evaluated")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CycleReport:
+    """One cycle: what it made, what it found, what was decided and why."""
+
+    number: int
+    trigger: str
+    state: str
+    rows_kept: int
+    rows_rejected: int
+    rejected_by_rule: Mapping[str, int]
+    tokens: int
+    tokens_per_s: float | None
+    seconds: float
+    joules: float
+    joules_source: str
+    scores: Mapping[str, Any]
+    """By set of tasks: bits per byte of the candidate, the release before and the baselines, with intervals."""
+    reasons: Sequence[str]
+    artifacts: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A factory at a glance."""
+
+    factory: str
+    storage: str
+    production: str | None
+    releases: Sequence[str]
+    cycles: Sequence[CycleReport]
+    feedback: Mapping[str, int]
+    decisions: Sequence[Mapping[str, Any]]
+    rehearsals: Sequence[Mapping[str, Any]]
+    joules: float
+    joules_source: str
+
+    @classmethod
+    def of(cls, books: Books) -> Report:
+        """Read the books."""
+        production = books.registry.production()
+        cycles = [_cycle_report(books, cycle) for cycle in books.journal.cycles()]
+        sources = {cycle.joules_source for cycle in cycles if cycle.joules}
+        return cls(
+            factory=books.config.name,
+            storage=books.storage.root,
+            production=None if production is None else production.name,
+            releases=[release.name for release in books.registry.releases()],
+            cycles=cycles,
+            feedback=books.feedback.counts(),
+            decisions=[event.detail for event in books.journal.events(event="decided")],
+            rehearsals=[event.detail for event in books.journal.events(event="rehearsed")],
+            joules=sum(cycle.joules for cycle in cycles),
+            joules_source="+".join(sorted(sources)) or "estimate",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        lines = [f"Factory {self.factory}: {self.production or 'no release yet'} in production. Books: {self.storage}"]
+        for cycle in self.cycles:
+            lines += _cycle_lines(cycle)
+        for rehearsal in self.rehearsals:
+            answered = ", ".join(f"{number} by {name}" for name, number in rehearsal["answered_by"].items())
+            lines.append(
+                f"Traffic: {rehearsal['requests']} requests, {rehearsal['failed']} failed; answered {answered}; "
+                f"{rehearsal['corrections']} corrections."
+            )
+        for decision in self.decisions:
+            lines.append(f"The evaluation actor decided to {decision['decision']}: " + "; ".join(decision["reasons"]))
+        lines.append(
+            f"Feedback: {self.feedback['feedback']} on {self.feedback['completions']} answers, "
+            f"{self.feedback['batches']} batches sealed. Energy of the stages: {self.joules:,.0f} J ({self.joules_source})."
+        )
+        return lines
+
+
+def lineage_of(books: Books, subject: str) -> LineageNode:
+    """The lineage of an artifact, a release or an answer, by its id or name.
+
+    Raises   StateError if nothing has that id.
+    """
+    if subject.startswith(("cmpl-", "chatcmpl-")):
+        completion = books.feedback.completion(subject)
+        if completion is not None:
+            return _node(subject, "completion", lineage_of(books, f"{books.config.name}-r{completion.release}"))
+    for release in books.registry.releases():
+        if release.name == subject:
+            parents = [tree for tree in map(books.lineage.tree, (release.model, release.scorecard)) if tree is not None]
+            return _node(subject, "release", *parents)
+    tree = books.lineage.tree(subject)
+    if tree is None:
+        raise StateError(
+            f"expected the id of an answer, a release or an artifact of the factory {books.config.name}, found {subject!r}; "
+            "`aifactory status` names them."
+        )
+    return tree
+
+
+def _node(subject: str, kind: str, *parents: LineageNode) -> LineageNode:
+    return LineageNode(id=subject, kind=kind, digest=None, uri=None, parents=parents)
+
+
+def _cycle_report(books: Books, cycle: Cycle) -> CycleReport:
+    events = [event for event in books.journal.events(cycle=cycle.trigger) if event.event in _STAGES]
+    nouns: dict[str, type[Artifact]] = {noun.kind: noun for noun in (Corpus, TokenSet, Model, Scorecard)}
+    made = [
+        books.artifacts.get(nouns[event.subject.partition("/")[0]], event.subject) for event in events if event.subject
+    ]
+    corpora = [artifact for artifact in made if isinstance(artifact, Corpus)]
+    models = [artifact for artifact in made if isinstance(artifact, Model)]
+    rules: dict[str, int] = {}
+    for corpus in corpora:
+        for rule, number in corpus.figures["rejected_by_rule"].items():
+            rules[rule] = rules.get(rule, 0) + number
+    return CycleReport(
+        number=cycle.number,
+        trigger=cycle.trigger,
+        state=cycle.state,
+        rows_kept=sum(corpus.rows_kept for corpus in corpora),
+        rows_rejected=sum(corpus.rows_rejected for corpus in corpora),
+        rejected_by_rule=rules,
+        tokens=sum(artifact.num_tokens for artifact in made if isinstance(artifact, TokenSet)),
+        tokens_per_s=float(models[-1].figures["tokens_per_s"]) if models else None,
+        seconds=sum(artifact.record.seconds for artifact in made),
+        joules=sum(artifact.record.joules for artifact in made),
+        joules_source="+".join(sorted({artifact.record.joules_source for artifact in made})) or "estimate",
+        scores=next((dict(a.figures) for a in reversed(made) if isinstance(a, Scorecard)), {}),
+        reasons=[] if cycle.decision is None else list(cycle.decision["reasons"]),
+        artifacts=[artifact.id for artifact in made],
+    )
+
+
+def _cycle_lines(cycle: CycleReport) -> list[str]:
+    rules = ", ".join(f"{number} {rule}" for rule, number in sorted(cycle.rejected_by_rule.items()))
+    rate = "" if cycle.tokens_per_s is None else f", trained at {cycle.tokens_per_s:,.0f} tokens/s"
+    lines = [
+        f"Cycle {cycle.number} ({cycle.trigger}): {cycle.state}",
+        f"  rows        {cycle.rows_kept:,} kept, {cycle.rows_rejected:,} rejected" + (f" ({rules})" if rules else ""),
+        f"  tokens      {cycle.tokens:,}{rate}",
+        f"  cost        {cycle.seconds:.0f} s in the stages, {cycle.joules:,.0f} J ({cycle.joules_source})",
+    ]
+    for name in ("holdout", "target", "known"):
+        comparison = cycle.scores.get(name)
+        if comparison:
+            lines.append(f"  {name:<11} {_comparison(comparison)}")
+    if cycle.scores:
+        lines.append(
+            f"  baselines   on the holdout: unigram {cycle.scores['unigram_bits_per_byte']:.3f}, gzip "
+            f"{cycle.scores['gzip_bits_per_byte']:.3f} bits per byte"
+        )
+    return lines + [f"  {reason}" for reason in cycle.reasons]
+
+
+def _comparison(comparison: Mapping[str, Any]) -> str:
+    parts = [f"{_interval(comparison['candidate'])} bits per byte"]
+    if comparison["champion"]:
+        parts.append(f"before {_interval(comparison['champion'])}, change {_interval(comparison['over_champion'])}")
+    return ", ".join(parts) + f", {comparison['candidate']['num_examples']} tasks"
+
+
+def _interval(values: Mapping[str, float]) -> str:
+    return f"{values['estimate']:.3f} [{values['low']:.3f}, {values['high']:.3f}]"

@@ -1,0 +1,164 @@
+"""Serve: Release -> OpenAI-compatible HTTP. The rim that knows Ray Serve: one hop, the engine is in the replica."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aifactory.cluster.session import app_name
+from aifactory.errors import PlacementError
+from aifactory.observe.events import log_event
+from aifactory.records.books import Books
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where a factory answers."""
+
+    url: str
+    """Base URL for OpenAI clients is this and `/v1`."""
+    model: str
+
+
+class Replica:
+    """One replica: the gateway over the releases that it follows."""
+
+    def __init__(self, books: Books) -> None:
+        from aifactory.serve.gateway import Gateway
+        from aifactory.serve.releases import Releases
+
+        self._endpoint = books.config.runtime.endpoint
+        self._releases = Releases(books, self._load)
+        self._tolerance = books.config.promote.parity_tolerance
+        self._releases.load_first()
+        self._gateway = Gateway(books, self._releases, books.config.serve)
+        self._follower: asyncio.Task[None] | None = None
+
+    async def __call__(self, request: Any) -> Any:
+        if self._follower is None:
+            self._follow()
+        return await self._gateway.handle(request)
+
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds; also what starts the watch on a replica that nobody asks anything."""
+        if self._follower is None or self._follower.done():
+            self._follow()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_releases"):
+            self._releases.close(self._endpoint.drain_timeout_s)
+
+    def _follow(self) -> None:
+        follow = self._releases.follow(self._endpoint.poll_s, self._endpoint.drain_timeout_s)
+        self._follower = asyncio.create_task(follow)
+
+    def _load(self, folder: Path) -> Any:
+        import torch
+
+        from aifactory.engine.engine import TorchEngine
+        from aifactory.engine.golden import check_golden_answers
+        from aifactory.engine.load import load_model
+        from aifactory.text.tokenizer import load_tokenizer
+
+        device = "cuda" if self._endpoint.gpus_per_replica else "cpu"
+        threads = max(1, int(self._endpoint.cpus_per_replica))
+        torch.set_num_threads(threads)
+        model, tokenizer = load_model(folder, device=device, dtype=torch.float32), load_tokenizer(folder)
+        check_golden_answers(folder, model, tokenizer, tolerance=self._tolerance)
+        engine = TorchEngine(
+            model,
+            tokenizer,
+            num_slots=self._endpoint.slots,
+            max_queued=self._endpoint.max_queued,
+            device=device,
+            num_threads=threads,
+        )
+        return engine, tokenizer
+
+
+def start(books: Books) -> Endpoint:
+    """Serve the factory on the connected cluster; returns when the first replica answers.
+
+    A factory that is served already stays as it is: its replicas follow the registry.
+    """
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+    from ray.serve.schema import LoggingConfig
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    config = books.config
+    wanted = config.runtime.endpoint
+    name = app_name(config.name)
+    if not is_running(config.name):
+        if not _is_started():
+            serve.start(http_options=HTTPOptions(host=wanted.host, port=wanted.port or _free_port(wanted.host)))
+        replica = serve.deployment(
+            name="replica",
+            num_replicas=wanted.replicas,
+            ray_actor_options={"num_cpus": wanted.cpus_per_replica, "num_gpus": wanted.gpus_per_replica},
+            # The engine bounds its queue itself and says 429; Serve's own limits must not come first.
+            max_ongoing_requests=2 * (wanted.slots + wanted.max_queued),
+            graceful_shutdown_timeout_s=wanted.drain_timeout_s,
+            health_check_period_s=2,
+            logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+        )(Replica)
+        try:
+            serve.run(replica.bind(books), name=name, route_prefix=wanted.route_prefix)
+        except (RuntimeError, ValueError) as error:
+            raise PlacementError(f"expected the factory {config.name} to be served, found: {error}") from error
+    endpoint = Endpoint(url=_url(wanted.route_prefix), model=config.name)
+    log_event("served", url=endpoint.url, model=endpoint.model)
+    return endpoint
+
+
+def stop(factory: str) -> None:
+    """End the factory's replicas, after their last answers; other factories' stay."""
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if is_running(factory):
+        serve.delete(app_name(factory))
+
+
+def is_running(factory: str) -> bool:
+    """Whether the connected cluster serves the factory."""
+    if "ray" not in sys.modules or not _is_started():
+        return False
+    from ray import serve
+    from ray.serve.schema import ApplicationStatus
+
+    status = serve.status().applications.get(app_name(factory))
+    return status is not None and status.status == ApplicationStatus.RUNNING
+
+
+def _is_started() -> bool:
+    import ray
+    from ray.exceptions import RayActorError
+    from ray.serve.context import _get_global_client
+    from ray.serve.exceptions import RayServeException
+
+    if not ray.is_initialized():
+        return False
+    try:
+        return _get_global_client(raise_if_no_controller_running=True) is not None
+    except (RayServeException, RayActorError):
+        return False
+
+
+def _url(route_prefix: str) -> str:
+    from ray.serve.context import _get_global_client
+
+    options = _get_global_client().http_config
+    host = "127.0.0.1" if options.host in ("0.0.0.0", None) else options.host
+    return f"http://{host}:{options.port}{route_prefix.rstrip('/')}"
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,8 @@
+"""`aifactory run` as the entry point of a Ray job: ray job submit --working-dir . -- python jobs/run.py CONFIG."""
+
+import sys
+
+from aifactory.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", *sys.argv[1:]]))

@@ -1,0 +1,85 @@
+"""Laws of placement: what does not fit is refused at once, with what is asked and what is there."""
+
+from __future__ import annotations
+
+import pytest
+
+from aifactory.cluster.placement import (
+    Asked,
+    asked_for_data,
+    asked_for_serving,
+    asked_for_training,
+    require_placement,
+    require_shared_state,
+)
+from aifactory.cluster.tasks import run_here
+from aifactory.config import Config
+from aifactory.errors import PlacementError
+
+SMALL = {"CPU": 2.0, "GPU": 0.0}
+
+
+def config(**runtime):
+    source = {"name": "docs", "kind": "text", "path": "docs"}
+    return Config.model_validate({"name": "alpha", "ingest": {"sources": [source]}, "runtime": runtime})
+
+
+def test_what_fits_is_accepted():
+    asked = config(workers=2, cpus_per_worker=0.5, endpoint={"replicas": 2, "cpus_per_replica": 0.5})
+
+    require_placement([*asked_for_training(asked), *asked_for_serving(asked)], [SMALL])
+    require_placement(asked_for_data(asked), [SMALL])
+    require_placement([Asked(what="x", number=20, each={"CPU": 0.1})], [SMALL])
+    require_placement([], [])
+
+
+def test_what_does_not_fit_is_refused_with_what_is_asked_and_what_is_there():
+    asked = config(workers=2, endpoint={"replicas": 1, "cpus_per_replica": 0.1})
+
+    with pytest.raises(PlacementError) as refused:
+        require_placement([*asked_for_training(asked), *asked_for_serving(asked)], [SMALL])
+
+    said = str(refused.value)
+    assert "2 training workers (runtime.workers) of 1 CPU each" in said
+    assert "1 replicas (runtime.endpoint.replicas) of 0.1 CPU each" in said
+    assert "nodes with 2 CPU," in said
+    assert "--set runtime.cpus_per_worker=0.5" in said
+
+
+def test_one_unit_must_fit_on_one_node():
+    asked = [Asked(what="workers", number=1, each={"CPU": 3.0})]
+
+    with pytest.raises(PlacementError, match="2 CPU; 2 CPU"):
+        require_placement(asked, [SMALL, SMALL])
+    require_placement(asked, [SMALL, {"CPU": 3.0}])
+
+
+def test_gpus_are_counted():
+    asked = asked_for_training(config(workers=2, gpus_per_worker=1))
+
+    with pytest.raises(PlacementError, match="1 CPU and 1 GPU each; found nodes with 8 CPU and 1 GPU"):
+        require_placement(asked, [{"CPU": 8.0, "GPU": 1.0}])
+    require_placement(asked, [{"CPU": 8.0, "GPU": 1.0}] * 2)
+
+
+def test_large_units_find_their_place_beside_small_ones():
+    asked = [Asked(what="small", number=2, each={"CPU": 0.5}), Asked(what="large", number=1, each={"CPU": 1.5})]
+
+    require_placement(asked, [{"CPU": 1.5}, {"CPU": 1.0}])
+
+
+def test_no_node_holds_nothing():
+    with pytest.raises(PlacementError, match="no node"):
+        require_placement(asked_for_data(config()), [])
+
+
+def test_several_machines_need_a_database_that_is_no_file():
+    with pytest.raises(PlacementError, match=r"\['a', 'b'\].*runtime\.state_url"):
+        require_shared_state({"a", "b"}, sqlite=True, local_storage=False)
+    require_shared_state({"a", "b"}, sqlite=False, local_storage=True)
+    require_shared_state({"a"}, sqlite=True, local_storage=True)
+
+
+def test_tasks_in_this_process_keep_their_order():
+    assert run_here(divmod, [(7, 2), (9, 4)]) == [(3, 1), (2, 1)]
+    assert run_here(divmod, []) == []

@@ -1,0 +1,140 @@
+"""Tiny models and a tokenizer, made in the test run, seeded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from aifactory.engine.engine import TorchEngine
+from aifactory.engine.protocol import Delta, GenerationRequest, Sampling
+from aifactory.text.tokenizer import TextTokenizer
+
+LINES = ["the quick brown fox jumps over the lazy dog", "a bird in the hand is worth two in the bush"] * 4
+CONTEXT = 160
+
+
+class Collected:
+    """The deltas of one request, and a way to wait for the last."""
+
+    def __init__(self, on_each: Callable[[Delta], None] | None = None) -> None:
+        self.deltas: list[Delta] = []
+        self._on_each = on_each
+        self._done = threading.Event()
+
+    def __call__(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+        if self._on_each is not None:
+            self._on_each(delta)
+        if delta.finish_reason is not None:
+            self._done.set()
+
+    def wait(self) -> Collected:
+        assert self._done.wait(60), f"no last delta, only {self.deltas}"
+        return self
+
+    @property
+    def ids(self) -> list[int]:
+        return [token_id for delta in self.deltas for token_id in delta.token_ids]
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.deltas)
+
+    @property
+    def reason(self) -> str | None:
+        return self.deltas[-1].finish_reason
+
+
+def request(name: str, prompt_ids: list[int], **sampling: object) -> GenerationRequest:
+    return GenerationRequest(id=name, prompt_ids=tuple(prompt_ids), sampling=Sampling(**sampling))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> TextTokenizer:
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(LINES, trainer)
+    return TextTokenizer(trained.to_str().encode())
+
+
+def make_model(kind: str, vocab_size: int) -> PreTrainedModel:
+    torch.manual_seed(7)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    # A wide initialisation keeps the logits apart, so that no tie hides behind the order of summation.
+    ids = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3}
+    if kind == "llama":
+        config = LlamaConfig(**sizes, **ids, num_key_value_heads=2, max_position_embeddings=CONTEXT)
+        return LlamaForCausalLM(config).eval()
+    if kind == "qwen2":
+        config = Qwen2Config(**sizes, **ids, num_key_value_heads=1, max_position_embeddings=CONTEXT)
+        return Qwen2ForCausalLM(config).eval()
+    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, **ids)).eval()
+
+
+@pytest.fixture(scope="session", params=["llama", "gpt2", "qwen2"])
+def any_model(request: pytest.FixtureRequest, tokenizer: TextTokenizer) -> PreTrainedModel:
+    return make_model(request.param, tokenizer.vocab_size)
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer: TextTokenizer) -> PreTrainedModel:
+    return make_model("llama", tokenizer.vocab_size)
+
+
+@pytest.fixture(scope="session")
+def make_request() -> Callable[..., GenerationRequest]:
+    return request
+
+
+@pytest.fixture(scope="session")
+def collected() -> type[Collected]:
+    return Collected
+
+
+@pytest.fixture
+def start(tokenizer: TextTokenizer) -> Iterator[Callable[..., TorchEngine]]:
+    """Start engines that the test's end closes."""
+    engines: list[TorchEngine] = []
+
+    def start_engine(model: PreTrainedModel, **options: object) -> TorchEngine:
+        engine = TorchEngine(model, tokenizer, **{"num_slots": 4, "prefill_chunk": 16, **options})  # type: ignore[arg-type]
+        engines.append(engine)
+        return engine
+
+    yield start_engine
+    for engine in engines:
+        engine.close(0.0)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, model: PreTrainedModel, tokenizer: TextTokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(tokenizer.__reduce__()[1][0])
+    return folder

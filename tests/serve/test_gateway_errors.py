@@ -1,0 +1,323 @@
+"""Laws of what the gateway refuses: OpenAI's envelope, the right status, the field by name, and nobody else is harmed."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+
+import httpx
+import openai
+import pytest
+
+from aifactory.serve.releases import Releases
+
+MESSAGES = [{"role": "user", "content": "hello"}]
+COMPLETE = {"model": "alpha", "prompt": "hello", "max_tokens": 2}
+CHAT = {"model": "alpha", "messages": MESSAGES, "max_tokens": 2}
+
+
+def post(endpoint, path, body, **options):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(f"{endpoint.url}{path}", content=content, timeout=20, **options)
+
+
+def error_of(response, status):
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    return error
+
+
+WRONG_VALUES = [
+    ("n", 2),
+    ("echo", True),
+    ("logprobs", 1),
+    ("logprobs", 0),
+    ("best_of", 2),
+    ("suffix", "x"),
+    ("logit_bias", {"5": 1}),
+    ("presence_penalty", 0.5),
+    ("frequency_penalty", -1),
+    ("tools", [{"type": "function"}]),
+    ("functions", [{}]),
+    ("response_format", {"type": "json_object"}),
+    ("top_k", 5),
+    ("temprature", 0.5),
+    ("temperature", -0.1),
+    ("temperature", "hot"),
+    ("temperature", True),
+    ("top_p", 0),
+    ("top_p", 1.5),
+    ("seed", 1.5),
+    ("seed", 2**70),
+    ("stop", ["a", 5]),
+    ("stop", ""),
+    ("stop", ["x"] * 17),
+    ("stream", "yes"),
+    ("stream_options", {"include_usage": True}),
+    ("max_tokens", 0),
+    ("max_tokens", -1),
+    ("max_tokens", 101),
+    ("max_tokens", 2.0),
+    ("max_tokens", "2"),
+    ("user", "x" * 257),
+    ("user", "a\0b"),
+    ("user", 5),
+    ("model", 5),
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(("name", "value"), WRONG_VALUES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_not_supported_is_refused_by_name(endpoint, path, name, value, stream):
+    body = {**(COMPLETE if path == "/v1/completions" else CHAT), "stream": stream, name: value}
+    if name == "stream_options":
+        body["stream"] = False
+
+    error = error_of(post(endpoint, path, body), 400)
+
+    assert error["type"] == "invalid_request_error"
+    assert error["param"].partition("[")[0] == name
+    assert name in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "field"),
+    [
+        (5, "prompt"),
+        (None, "prompt"),
+        ({}, "prompt"),
+        ([], "prompt"),
+        ([1, "a"], "prompt[1]"),
+        ([1, True], "prompt[1]"),
+        ([-1], "prompt"),
+        ([100_000], "prompt"),
+        (["one", "two"], "prompt"),
+        ([[1], [2]], "prompt"),
+        ("half \ud83d", "prompt"),
+        ("word " * 1000, "prompt"),
+        ([5] * 160, "prompt"),
+        ([5] * 159, "max_tokens"),
+    ],
+)
+def test_a_wrong_prompt_is_named(endpoint, prompt, field):
+    error = error_of(post(endpoint, "/v1/completions", {**COMPLETE, "prompt": prompt}), 400)
+
+    assert error["param"] == field
+
+
+@pytest.mark.parametrize(
+    ("messages", "field"),
+    [
+        ([], "messages"),
+        ("hello", "messages"),
+        (["hello"], "messages[0]"),
+        ([{"role": "robot", "content": "x"}], "messages[0].role"),
+        ([{"content": "x"}], "messages[0].role"),
+        ([{"role": ["user"], "content": "x"}], "messages[0].role"),
+        ([*MESSAGES, {"role": "user"}], "messages[1].content"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": "half \udc00"}], "messages"),
+        ([{"role": "user", "content": "word " * 1000}], "messages"),
+    ],
+)
+def test_wrong_messages_are_named(endpoint, messages, field):
+    error = error_of(post(endpoint, "/v1/chat/completions", {**CHAT, "messages": messages}), 400)
+
+    assert error["param"] == field
+
+
+def test_a_missing_field_is_named(endpoint):
+    assert error_of(post(endpoint, "/v1/completions", {"model": "alpha"}), 400)["param"] == "prompt"
+    assert error_of(post(endpoint, "/v1/completions", {"prompt": "x"}), 400)["param"] == "model"
+    assert error_of(post(endpoint, "/v1/chat/completions", {"model": "alpha"}), 400)["param"] == "messages"
+    assert error_of(post(endpoint, "/v1/feedback", {"score": 1}), 400)["param"] == "completion"
+
+
+def test_an_unknown_field_inside_an_option_is_named_with_its_place(endpoint):
+    body = {**COMPLETE, "stream": True, "stream_options": {"include_obfuscation": True}}
+
+    error = error_of(post(endpoint, "/v1/completions", body), 400)
+
+    assert error["param"] == "stream_options.include_obfuscation"
+    assert "(include_usage)" in error["message"]
+
+
+def test_the_newer_name_of_the_length_is_the_one_that_is_named(endpoint):
+    body = {"model": "alpha", "messages": MESSAGES, "max_completion_tokens": 101}
+
+    assert error_of(post(endpoint, "/v1/chat/completions", body), 400)["param"] == "max_completion_tokens"
+
+
+def test_a_prompt_beyond_the_context_has_openais_code(endpoint):
+    with pytest.raises(openai.BadRequestError) as refused:
+        endpoint.client.chat.completions.create(
+            model="alpha", messages=[{"role": "user", "content": "word " * 1000}], max_tokens=5
+        )
+
+    assert refused.value.code == "context_length_exceeded"
+    assert "160" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"hello",
+        b"{",
+        b"[]",
+        b'"text"',
+        b"null",
+        b"5",
+        b'{"model": "alpha", "prompt": "\xff\xfe"}',
+        '{"model": "alpha", "prompt": "x"}'.encode("utf-16"),
+        b'{"model": "alpha", "prompt": "x", "seed": ' + b"9" * 5000 + b"}",
+        b'{"model": "alpha", "prompt": "x", "temperature": NaN}',
+        b'{"model": "alpha", "prompt": "x", "temperature": Infinity}',
+        b'{"model": "alpha", "prompt": "x", "top_p": 1e999}',
+        b'{"model": "alpha", "prompt": ' + b"[" * 9000 + b"]" * 9000 + b"}",
+        b'{"model": "alpha", "prompt": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"model": "alpha", "messages": [' + b'{"a":' * 900 + b"1" + b"}" * 900 + b"]}",
+        b'{"model": "alpha", "prompt": "x", "\\ud800": 1}',
+        b'{"\\udc00": "\\ud800"}',
+        b'{"a": "\\ud800", "b": ' + b"[" * 900 + b"]" * 900 + b"}",
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/feedback"])
+def test_a_malformed_body_is_refused(endpoint, path, body):
+    assert error_of(post(endpoint, path, body), 400)["type"] == "invalid_request_error"
+
+
+def test_a_deeply_nested_message_breaks_no_template(lasting_factory, answer_on, load, tmp_path):
+    def with_template(folder):
+        engine, tokenizer = load(folder)
+        template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+        return engine, type(tokenizer)(tokenizer.__reduce__()[1][0], chat_template=template)
+
+    releases = Releases(lasting_factory.books, with_template)
+    releases.load_first()
+    with answer_on(lasting_factory, releases) as endpoint:
+        said = endpoint.client.chat.completions.create(model="alpha", messages=MESSAGES, max_tokens=2)
+        for depth in (100, 300, 450, 900):
+            message = b'{"role": "user", "content": "x", "name": ' + b"[" * depth + b"]" * depth + b"}"
+            response = post(
+                endpoint, "/v1/chat/completions", b'{"model": "alpha", "max_tokens": 2, "messages": [%s]}' % message
+            )
+            assert response.status_code in (200, 400), response.text
+
+    assert lasting_factory.books.feedback.completion(said.id).prompt == "hello<|endoftext|>"
+
+
+def test_a_body_that_is_too_large_is_refused_with_413(endpoint):
+    error_of(post(endpoint, "/v1/completions", {**COMPLETE, "prompt": "x" * 30_000}), 413)
+
+    with pytest.raises(openai.APIStatusError) as refused:
+        endpoint.client.completions.create(model="alpha", prompt="x" * 3_000_000)
+
+    assert refused.value.status_code == 413
+
+
+def test_an_unknown_model_is_404_by_its_name(endpoint):
+    with pytest.raises(openai.NotFoundError) as refused:
+        endpoint.client.completions.create(model="gpt-5", prompt="x")
+
+    assert refused.value.code == "model_not_found"
+    assert refused.value.param == "model"
+    assert "gpt-5" in refused.value.message
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/embeddings", "/v2/completions", "/healthzz", "/v1/models/a/b", "/%ff"])
+def test_an_unknown_path_is_404(endpoint, path):
+    error_of(httpx.get(f"{endpoint.url}{path}"), 404)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/completions", "POST"),
+        ("PUT", "/v1/chat/completions", "POST"),
+        ("DELETE", "/v1/models/alpha-r1", "GET"),
+        ("OPTIONS", "/v1/feedback", "POST"),
+        ("POST", "/healthz", "GET"),
+    ],
+)
+def test_another_method_is_405_and_says_which_is_allowed(endpoint, method, path, allowed):
+    response = httpx.request(method, f"{endpoint.url}{path}")
+
+    error_of(response, 405)
+    assert response.headers["allow"] == allowed
+
+
+def test_health_answers_get_and_head_and_a_slash_at_the_end(endpoint):
+    assert httpx.get(f"{endpoint.url}/healthz").json() == {"status": "ok", "model": "alpha-r1"}
+    assert httpx.head(f"{endpoint.url}/healthz").status_code == 200
+    assert httpx.get(f"{endpoint.url}/v1/models/").status_code == 200
+
+
+def test_a_malformed_host_harms_nothing(endpoint):
+    host, port = endpoint.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: [::bad\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_without_a_release_everything_is_503(factory, answer_on, load):
+    releases = Releases(factory.books, load)
+    releases.load_first()
+    with answer_on(factory, releases) as endpoint:
+        assert httpx.get(f"{endpoint.url}/healthz").status_code == 503
+        with pytest.raises(openai.InternalServerError) as refused:
+            endpoint.client.models.list()
+        with pytest.raises(openai.InternalServerError):
+            endpoint.client.completions.create(model="alpha", prompt="x", stream=True)
+
+    assert refused.value.status_code == 503
+
+
+@pytest.mark.parametrize("prefix", ["/alpha", "/a/b"])
+def test_below_a_prefix_it_is_the_same(factory, answer_on, load, prefix):
+    factory.promote(factory.publish(1))
+    releases = Releases(factory.books, load)
+    releases.load_first()
+    with answer_on(factory, releases, prefix=prefix) as endpoint:
+        assert endpoint.client.completions.create(model="alpha", prompt="x").model == "alpha-r1"
+        assert endpoint.client.models.retrieve("alpha").id == "alpha"
+        assert httpx.get(f"{endpoint.url}/healthz").status_code == 200
+        error = error_of(httpx.get(f"{endpoint.url}/v1/nothing"), 404)
+
+    assert prefix not in error["message"]
+
+
+def test_no_malformed_request_harms_an_answer_beside_it(endpoint):
+    ask = {"model": "alpha", "prompt": "the lazy ", "max_tokens": 90, "temperature": 0, "stop": ["never"]}
+    expected = endpoint.client.completions.create(**ask).choices[0].text
+    ended = threading.Event()
+    statuses = set()
+
+    def misbehave():
+        while not ended.is_set():
+            for name, value in (("n", 2), ("prompt", "word " * 1000), ("prompt", [[]]), ("max_tokens", 0)):
+                statuses.add(post(endpoint, "/v1/completions", {**COMPLETE, name: value}).status_code)
+            statuses.add(post(endpoint, "/v1/chat/completions", b"{").status_code)
+
+    troublemaker = threading.Thread(target=misbehave)
+    troublemaker.start()
+    try:
+        texts = set()
+        for _ in range(8):
+            texts.add(endpoint.client.completions.create(**ask).choices[0].text)
+            texts.add("".join(c.choices[0].text for c in endpoint.client.completions.create(**ask, stream=True)))
+    finally:
+        ended.set()
+        troublemaker.join()
+
+    assert texts == {expected}
+    assert statuses == {400}
+    assert endpoint.engine.num_unfinished == 0
