@@ -33,7 +33,7 @@ from aifactory.config import Config, Train
 from aifactory.errors import StateError
 from aifactory.evaluate.gate import Promote, Reject, judge
 from aifactory.evaluate.pipeline import evidence_of
-from aifactory.ingest.sources import SourceFile, digest_of_files, list_files
+from aifactory.ingest.sources import RawRow, SourceFile, digest_of_files, list_files, read_rows
 from aifactory.observe.events import log_event, log_to_stderr
 from aifactory.records.artifacts import Corpus, FeedbackBatch, Model, Scorecard, TokenSet
 from aifactory.records.books import Books
@@ -120,9 +120,9 @@ class Factory:
         if cycle.state == "running":
             self.turn(cycle)
         if self.config.traffic is not None:
-            from aifactory.rehearsal import rehearse
+            from aifactory.traffic.rehearsal import rehearse
 
-            rehearse(self)
+            rehearse(self.books, _ServedLoop(self), self._user_texts)
         return Report.of(self.books)
 
     def turn_begun(self, trigger: str) -> Release | Reject:
@@ -344,6 +344,16 @@ class Factory:
         shares = [retrain.feedback_share * tokens.num_rows / rows for tokens in feedback]
         return recipe, [1 - retrain.feedback_share, *shares]
 
+    def _user_texts(self) -> list[tuple[str, str]]:
+        """What the simulated users know, a user for each text."""
+        assert self.config.traffic is not None
+        return [
+            (f"{file.source}:{row.cluster or file.origin}", row.text)
+            for file in list_files([self.config.traffic.source])
+            for row in read_rows(file)
+            if isinstance(row, RawRow)
+        ]
+
     # ── the cluster ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _run_tasks(self) -> RunTasks:
@@ -372,6 +382,32 @@ class Factory:
         from aifactory.serve.app import is_running
 
         return self.config.traffic is not None or is_running(self.config.name)
+
+
+class _ServedLoop:
+    """The loop of a factory as simulated users see it."""
+
+    def __init__(self, factory: Factory) -> None:
+        self._factory = factory
+
+    def open(self) -> tuple[str, str]:
+        endpoint = self._factory.serve()
+        self._factory.improve()
+        return endpoint.url, endpoint.model
+
+    def is_settled(self) -> bool:
+        from aifactory.improve.decision import Wait
+        from aifactory.improve.evaluation import BITS
+
+        unscored = self._factory.books.feedback.corrections(unscored_by=BITS, limit=1)
+        return not unscored and isinstance(self._factory.look(), Wait)
+
+    def close(self) -> None:
+        from aifactory.improve.evaluator import stop as stop_evaluator
+        from aifactory.serve.app import stop as stop_serving
+
+        stop_evaluator(self._factory.config.name)
+        stop_serving(self._factory.config.name)
 
 
 def turn_begun(config: Config, trigger: str) -> None:

@@ -14,11 +14,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from corpora import write_topics  # noqa: E402
+from corpora import write_topics
 
 KNOWN = range(0, 6)
 """Topics that a small factory is taught."""
-UNKNOWN = range(6, 10)
+UNKNOWN = range(6, 14)
 """Topics that it hears of from its users alone."""
 
 
@@ -36,9 +36,9 @@ def small_config(folder: Path, *, name: str = "small", **sections: Any) -> dict[
         "evaluate": {"prompt_bytes": 150, "answer_bytes": 300, "max_tasks": 80, "bootstrap_samples": 500},
         "promote": {"min_tasks": 10, "min_clusters": 4},
         "improve": {
-            "min_scored": 20,
-            "batch_rows": 60,
-            "retrain": {"max_steps": 40, "learning_rate": 0.01},
+            "min_scored": 50,
+            "batch_rows": 150,
+            "retrain": {"max_steps": 60, "learning_rate": 0.01},
         },
         "runtime": {
             "storage": str(folder / "storage"),
@@ -60,7 +60,7 @@ def unknown_traffic(folder: Path, **values: Any) -> dict[str, Any]:
         write_topics(source, UNKNOWN, documents=8)
     traffic = {
         "source": {"name": "unknown", "kind": "text", "path": str(source)},
-        "requests": 60,
+        "requests": 150,
         "max_tokens": 8,
         "timeout_s": 240,
     }

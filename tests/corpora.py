@@ -21,14 +21,14 @@ def topic_words(topic: int, *, count: int = 24) -> list[str]:
 
 
 def document(topic: int, number: int, *, lines: int = 30) -> str:
-    """A text of one topic: lines of six of its words in a fixed order that begins anywhere."""
+    """A text of one topic: runs of six of its words, each in a fixed order that begins anywhere, with no line between."""
     generator = random.Random(topic * 100_003 + number)
     words = topic_words(topic)
     text = []
     for _ in range(lines):
         start = generator.randrange(len(words))
         text.append(" ".join(words[(start + i) % len(words)] for i in range(6)) + ".")
-    return "\n".join(text) + "\n"
+    return " ".join(text)
 
 
 def write_topics(folder: Path, topics: Sequence[int], *, documents: int, lines: int = 30) -> Path:

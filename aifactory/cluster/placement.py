@@ -76,8 +76,8 @@ def require_shared_state(config_hosts: set[str], *, sqlite: bool, local_storage:
     """Raise PlacementError where state lies on one machine's disk and the cluster has several."""
     if len(config_hosts) > 1 and sqlite:
         raise PlacementError(
-            f"expected a database that all machines of the cluster can write to, found SQLite, a file of one machine, and "
-            f"the machines {sorted(config_hosts)}. Set runtime.state_url to a PostgreSQL URL."
+            "expected a database that all machines of the cluster can write to, found SQLite, a file of one machine, "
+            f"and the machines {sorted(config_hosts)}. Set runtime.state_url to a PostgreSQL URL."
         )
     if len(config_hosts) > 1 and local_storage:
         from aifactory.observe.events import log_event

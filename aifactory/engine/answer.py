@@ -94,7 +94,7 @@ class Answer:
         """Hand a delta over. A callback that raises is called no more, and its request is cancelled."""
         try:
             self._on_delta(delta)
-        except Exception:  # noqa: BLE001 - whatever it is, it is this request's own
+        except Exception:
             _log.exception("delivery failed request=%s", self.request.id)
             self._on_delta = _ignore
             self.cancelled = True

@@ -204,7 +204,7 @@ class TorchEngine:
             while self._admit(scheduler):
                 try:
                     scheduler.step()
-                except Exception as error:  # noqa: BLE001 - the loop must go on
+                except Exception as error:
                     _log.exception("step failed")
                     scheduler.fail_all(f"{type(error).__name__}: {error}")
         # The cache and, unless its owner keeps it, the model go with the scheduler.

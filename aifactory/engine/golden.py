@@ -72,5 +72,6 @@ def check_golden_answers(folder: Path, model: PreTrainedModel, tokenizer: TextTo
 
 
 def _next_log_probs(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
-    logits_V = model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False).logits[0, -1]
+    ids_1T = torch.tensor([list(ids)], device=model.device)
+    logits_V: torch.Tensor = model(input_ids=ids_1T, use_cache=False).logits[0, -1]
     return logits_V.float().log_softmax(-1)

@@ -119,7 +119,7 @@ class Scheduler:
                 logits_1V = self._forward(ids_1Q, positions_1Q, mask_11QL)
                 is_last = end == len(prompt_ids)
                 token_id = self._choose_first(slot, logits_1V) if is_last else None
-            except Exception as error:  # noqa: BLE001 - it ends this request, not the loop
+            except Exception as error:
                 _log.exception("prefill failed request=%s", slot.answer.request.id)
                 self._prefilling.popleft()
                 self._cache.clear([slot.row])
@@ -160,7 +160,7 @@ class Scheduler:
             ids_B = self._batch.choose(logits_BV)
             # The one wait for the device in a step.
             token_ids: list[int] = ids_B.tolist()
-        except Exception as error:  # noqa: BLE001 - it ends these requests, not the loop
+        except Exception as error:
             _log.exception("decode failed requests=%d", len(self._decoding))
             slots, self._decoding, self._batch = self._decoding, [], None
             self._cache.clear(range(len(slots)))

@@ -28,7 +28,7 @@ class Comparison:
     over_unigram: Interval | None = None
     """Candidate minus a model of token frequencies, paired."""
     prompt_gain: Interval | None = None
-    """What answers cost more after another task's prompt than after their own."""
+    """Of feedback: what the beginnings of answers cost more after another task's prompt than after their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ def _checks(evidence: Evidence, gate: PromoteGate) -> list[tuple[bool, str] | No
     return [
         _sample_size(evidence.fixed, gate),
         _sample_size(evidence.target, gate) if evidence.target else None,
-        _answers_belong_to_prompts(deciding),
+        _answers_belong_to_prompts(evidence.target) if evidence.target else None,
         _parity(evidence.parity_error, gate),
         _beats_unigram(evidence.fixed),
         _no_regression(evidence.fixed, gate) if evidence.target else None,
@@ -99,8 +99,8 @@ def _answers_belong_to_prompts(on: Comparison) -> tuple[bool, str] | None:
     if on.prompt_gain is None:
         return None
     return on.prompt_gain.low > 0, (
-        f"integrity: after another task's prompt the answers of {on.name} cost {on.prompt_gain} bits per byte more than "
-        "after their own; above 0 they belong to their prompts"
+        f"integrity: after another task's prompt the answers of {on.name} begin at a cost of {on.prompt_gain} bits per byte "
+        "more than after their own; above 0 they belong to their prompts"
     )
 
 

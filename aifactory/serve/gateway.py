@@ -208,6 +208,12 @@ class Gateway:
             choice = {"index": 0, "finish_reason": finish_reason, "logprobs": None, **part}
             return event(head | {"choices": [choice]})
 
+        def part(content: str) -> dict[str, Any]:
+            return {"delta": {"content": content}} if question.chat else {"text": content}
+
+        # Chunks of text differ in it alone: the rest is put into JSON once. No other value holds a NUL.
+        before, after = chunk(part("\0")).split(json.dumps("\0").encode())
+
         async with aclosing(deltas):
             try:
                 if question.chat:
@@ -217,7 +223,7 @@ class Gateway:
                     text += delta.text
                     answer_tokens += len(delta.token_ids)
                     if delta.text:
-                        yield chunk({"delta": {"content": delta.text}} if question.chat else {"text": delta.text})
+                        yield before + json.dumps(delta.text).encode() + after
                     if delta.finish_reason is not None:
                         await self._log(question, text, answer_tokens, delta.finish_reason)
                         # Alone, as OpenAI's: there are clients that read no text where they read a reason.
@@ -249,6 +255,9 @@ class Gateway:
         try:
             while not finished:
                 delta = await arrived.get()
+                # What came while the reader was behind goes on together: each message has its price.
+                while not arrived.empty():
+                    delta = _joined(delta, arrived.get_nowait())
                 finished = delta.finish_reason is not None
                 if delta.finish_reason in ("error", "cancelled"):
                     raise _StatusError(
@@ -379,6 +388,10 @@ async def _watch(request: Request, question: Question) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
     question.served.engine.cancel(question.id)
+
+
+def _joined(first: Delta, second: Delta) -> Delta:
+    return replace(second, text=first.text + second.text, token_ids=first.token_ids + second.token_ids)
 
 
 def _read_prompt(served: Served, prompt: str | Sequence[int]) -> tuple[str, Sequence[int]]:

@@ -57,7 +57,7 @@ def require_fit(model: PreTrainedModel, *, vocab_size: int, row_len: int) -> Non
 
     Raises   TokenizerMismatchError if it has fewer tokens than the tokenizer; ConfigError if its context is too short.
     """
-    known = model.get_input_embeddings().weight.shape[0]
+    known = model.get_input_embeddings().get_parameter("weight").shape[0]
     if known < vocab_size:
         raise TokenizerMismatchError(
             f"expected a model that knows the {vocab_size} tokens of the tokenizer, found {known} at model.base; set "

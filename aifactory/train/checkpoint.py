@@ -48,11 +48,11 @@ class Checkpoints:
 
     def committed(self) -> list[int]:
         """The steps of all committed checkpoints, ascending."""
-        steps = []
-        for name in self.storage.names(*self.folder):
-            if name.startswith("step-") and self.storage.read_bytes(*self.folder, name, _MARKER) is not None:
-                steps.append(int(name.removeprefix("step-")))
-        return sorted(steps)
+        return sorted(
+            int(name.removeprefix("step-"))
+            for name in self.storage.names(*self.folder)
+            if name.startswith("step-") and self.storage.read_bytes(*self.folder, name, _MARKER) is not None
+        )
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:
         """Load the newest committed state; return its step and losses, 0 and none where there is none."""
@@ -63,7 +63,8 @@ class Checkpoints:
         weights = self._read(name, "model.safetensors")
         missing, unexpected = model.load_state_dict(load_tensors(weights), strict=False)
         tied = set(getattr(model, "_tied_weights_keys", None) or ())
-        assert not unexpected and set(missing) <= tied, (missing, unexpected)
+        assert not unexpected, unexpected
+        assert set(missing) <= tied, missing
         state: dict[str, Any] = torch.load(io.BytesIO(self._read(name, "optimizer.pt")), weights_only=True)
         optimizer.load_state_dict(state)
         marker = json.loads(self._read(name, _MARKER))

@@ -112,11 +112,11 @@ def train_model(
             torch.manual_seed(dropout_seed(recipe.seed, step, micro.start))
             here = slice(micro.start - mine.start, micro.stop - mine.start)
             tensors = (torch.from_numpy(values[here]).to(device) for values in batch)
-            must_wait = isinstance(wrapped, DistributedDataParallel) and micro is not micro_batches[-1]
-            with wrapped.no_sync() if must_wait else nullcontext():
+            is_last = micro is micro_batches[-1]
+            with nullcontext() if is_last or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync():
                 loss = summed_loss(wrapped, *tensors, precision=precision) / num_tokens
                 # DDP divides the summed gradients by the number of workers; this takes that back.
-                (loss * world_size).backward()
+                (loss * world_size).backward()  # type: ignore[no-untyped-call]
             own_loss += loss.detach()
         norm = update(model, optimizer, rate=learning_rate(recipe, step), grad_clip=recipe.grad_clip)
         if not np.isfinite(norm):

@@ -36,14 +36,13 @@ def train_on_ray(task: Work, *, name: str, runtime: Runtime) -> dict[str, Any]:
         finished = exported(task.storage, task.run_folder)
     if finished is None:
         raise TrainingError(
-            f"expected the run in {task.storage.path(*task.run_folder)} to export a model, found none; its checkpoints are "
-            "intact, run the same command again."
+            f"expected the run in {task.storage.path(*task.run_folder)} to export a model, found none; its checkpoints "
+            "are intact, run the same command again."
         )
     return finished
 
 
 def _fit(task: Work, name: str, runtime: Runtime) -> None:
-    import ray.exceptions
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError

@@ -164,7 +164,12 @@ def test_bad_tables_are_in_the_ledger_and_the_run_goes_on(write_files, ingest):
 
 
 def test_each_filter_rejects_with_its_rule_and_what_it_measured(write_files, ingest):
-    files = GOOD | {"short.txt": "hi", "long.txt": "a b " * 1000, "digits.txt": "1234 5678 ab, " * 5, "wide.txt": "ab " * 150}
+    files = GOOD | {
+        "short.txt": "hi",
+        "long.txt": "a b " * 1000,
+        "digits.txt": "1234 5678 ab, " * 5,
+        "wide.txt": "ab " * 150,
+    }
     made = ingest(
         write_files(files),
         recipe={
@@ -247,9 +252,11 @@ def test_of_copies_the_one_in_the_holdout_survives_then_the_first(write_files, i
 def test_rows_that_ancestors_trained_or_were_judged_on_are_rejected(write_files, ingest):
     before = ingest(write_files(GOOD))
     seen = {row["content_hash"]: row["side"] for row in before.kept}
-    again = write_files({f"renamed-{name}": text for name, text in GOOD.items()} | {
-        f"new-{i}.txt": text for i, text in enumerate(random_texts(9, 30))
-    }, folder="again")
+    again = write_files(
+        {f"renamed-{name}": text for name, text in GOOD.items()}
+        | {f"new-{i}.txt": text for i, text in enumerate(random_texts(9, 30))},
+        folder="again",
+    )
 
     made = ingest(again, seen=seen, fingerprint="f" * 16)
 

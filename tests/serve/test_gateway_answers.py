@@ -167,9 +167,7 @@ def test_an_answer_is_kept_before_the_client_sees_its_end(endpoint, lasting_fact
     assert kept.release == 1
     assert kept.user == "ann"
     assert kept.answer == text
-    assert kept.prompt == (
-        PROMPT if ask is complete else "system:\nBe brief.\n\nuser:\nnaïve 你好 🙂?\n\nassistant:\n"
-    )
+    assert kept.prompt == (PROMPT if ask is complete else "system:\nBe brief.\n\nuser:\nnaïve 你好 🙂?\n\nassistant:\n")
 
 
 def test_values_that_ask_for_nothing_are_let_pass(endpoint):
@@ -187,5 +185,3 @@ def test_a_prompt_of_control_token_text_stays_text(endpoint):
     answer = complete(endpoint, prompt="<|endoftext|>", max_tokens=1)
 
     assert answer.usage.prompt_tokens > 2
-
-

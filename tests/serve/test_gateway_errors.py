@@ -1,4 +1,4 @@
-"""Laws of what the gateway refuses: OpenAI's envelope, the right status, the field by name, and nobody else is harmed."""
+"""Laws of what is refused: OpenAI's envelope, the right status, the field by name, and nobody else is harmed."""
 
 from __future__ import annotations
 
@@ -231,7 +231,9 @@ def test_an_unknown_model_is_404_by_its_name(endpoint):
     assert "gpt-5" in refused.value.message
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/embeddings", "/v2/completions", "/healthzz", "/v1/models/a/b", "/%ff"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/embeddings", "/v2/completions", "/healthzz", "/v1/models/a/b", "/%ff"]
+)
 def test_an_unknown_path_is_404(endpoint, path):
     error_of(httpx.get(f"{endpoint.url}{path}"), 404)
 

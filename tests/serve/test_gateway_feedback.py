@@ -100,5 +100,3 @@ def test_a_key_in_the_header_that_is_too_long_is_named(endpoint, completion):
 
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "idempotency_key"
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
+from starlette.requests import Request
 
+from aifactory.serve.gateway import Gateway
 from aifactory.serve.releases import Releases
 from aifactory.text.tokenizer import load_tokenizer
 
@@ -31,17 +34,23 @@ def speak(engine, pieces, *, to=0, reason="stop"):
     engine.say("", reason, to=to)
 
 
-def lines_of(endpoint, path, body):
+def lines_of(endpoint, path, body, on_text=lambda: None):
+    """The lines of a stream; `on_text` is called at each chunk of text."""
+    lines = []
     with httpx.stream("POST", f"{endpoint.url}{path}", json={**body, "stream": True}, timeout=20) as response:
-        return response, list(response.iter_lines())
+        for line in response.iter_lines():
+            lines.append(line)
+            if line.startswith("data: {") and '"finish_reason": null' in line and '"role"' not in line:
+                on_text()
+    return response, lines
 
 
 def test_the_events_of_a_chat_are_those_of_openai(fake, pool):
     endpoint, engine = fake
-    asked = pool.submit(
-        lines_of, endpoint, "/v1/chat/completions", {**CHAT, "stream_options": {"include_usage": True}}
-    )
-    speak(engine, ["one", "two"])
+    rest = iter([("two", None), ("", "stop")])
+    body = {**CHAT, "stream_options": {"include_usage": True}}
+    asked = pool.submit(lines_of, endpoint, "/v1/chat/completions", body, lambda: engine.say(*next(rest)))
+    engine.say("one")
 
     response, lines = asked.result()
 
@@ -247,13 +256,7 @@ def test_an_answer_that_was_read_whole_is_not_cancelled(fake, pool):
     assert engine.cancelled == []
 
 
-def test_a_request_that_is_cancelled_by_the_server_frees_the_engine(fake, exported, factory, wait_until):
-    import asyncio
-
-    from starlette.requests import Request
-
-    from aifactory.serve.gateway import Gateway
-
+def test_a_request_that_is_cancelled_by_the_server_frees_the_engine(fake, factory, wait_until):
     _, engine = fake
     releases = Releases(factory.books, lambda folder: (engine, load_tokenizer(folder)))
     releases.load_first()
@@ -287,6 +290,24 @@ def test_a_request_that_is_cancelled_by_the_server_frees_the_engine(fake, export
     asyncio.run(serve_and_cancel(True))
 
     assert len(engine.cancelled) == 2
+
+
+def test_what_came_while_the_reader_was_behind_goes_on_together(fake, pool):
+    endpoint, engine = fake
+    asked = pool.submit(lambda: list(endpoint.client.completions.create(**COMPLETE, stream=True)))
+    engine.say("0 ")
+    blocked = threading.Event()
+    endpoint.loop.call_soon_threadsafe(blocked.wait, 10)
+    for number in range(1, 1000):
+        engine.say(f"{number} ")
+    engine.say("", "length")
+    blocked.set()
+
+    chunks = asked.result()
+
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "".join(f"{number} " for number in range(1000))
+    assert len(chunks) <= 4
+    assert chunks[-1].choices[0].finish_reason == "length"
 
 
 def test_a_stalled_reader_holds_up_no_other(fake, pool, wait_until):

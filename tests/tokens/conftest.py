@@ -22,7 +22,22 @@ from aifactory.text.shards import TokenRows
 from aifactory.text.tokenizer import load_tokenizer
 from aifactory.tokens.pipeline import shard_names, tokenize_corpus
 
-WORDS = ["the", "quick", "brown", "fox", "日本語", "größe", "naïve", "😀👩‍👩‍👧", "\n", "\t", "def f(x):", "<|endoftext|>", "\r\n", "0x1F"]
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "日本語",
+    "größe",
+    "naïve",
+    "😀👩‍👩‍👧",
+    "\n",
+    "\t",
+    "def f(x):",
+    "<|endoftext|>",
+    "\r\n",
+    "0x1F",
+]
 
 
 def random_document(rng: random.Random, longest: int) -> str:
@@ -67,9 +82,7 @@ def make_corpus(storage: Storage) -> Callable[..., tuple[Corpus, list[Row]]]:
         for part in range(3):
             sink = io.BytesIO()
             pq.write_table(pa.Table.from_pylist([asdict(r) for r in rows[part::3]], schema=CORPUS_SCHEMA), sink)
-            files.append(
-                storage.write_bytes(sink.getvalue(), "corpus", fingerprint[:16], f"part-{part:05d}.parquet")
-            )
+            files.append(storage.write_bytes(sink.getvalue(), "corpus", fingerprint[:16], f"part-{part:05d}.parquet"))
         record = Record(
             kind="corpus",
             fingerprint=fingerprint,

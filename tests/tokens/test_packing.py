@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_positions_restart_with_every_piece_and_with_the_padding(seed):
 
     for n, places in enumerate(packed.documents):
         ends = [*(place["start"] for place in places), sum(place["length"] for place in places), 16]
-        expected = [i for start, end in zip(ends, ends[1:], strict=False) for i in range(end - start)]
+        expected = [i for start, end in pairwise(ends) for i in range(end - start)]
         assert packed.positions_NT[n].tolist() == expected
 
 

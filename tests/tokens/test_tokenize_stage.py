@@ -22,7 +22,8 @@ def read_documents(tokens):
             here = slice(place["start"], place["start"] + place["length"])
             found.setdefault(place["row"], {})[place["offset"]] = (ids[here].tolist(), mask[here].tolist())
     return {
-        row: tuple(sum((pieces[at][i] for at in sorted(pieces)), []) for i in range(2)) for row, pieces in found.items()
+        row: tuple([value for at in sorted(pieces) for value in pieces[at][i]] for i in range(2))
+        for row, pieces in found.items()
     }
 
 
@@ -47,18 +48,16 @@ def test_the_shards_decode_to_every_training_document_exactly(make_corpus, token
 
 
 def test_no_row_of_the_holdout_is_in_a_shard_nor_in_the_vocabulary(make_corpus, tokenize):
-    pairs = [("", f"{i} abc") for i in range(80)]
-    corpus, rows = make_corpus(pairs=pairs)
-    secret = next(row for row in rows if row.side == "holdout")
-    pairs[rows.index(secret)] = ("", "zqzqzqzq " * 500)
+    _, rows = make_corpus(pairs=[("", f"{i} " + "zq" * 50 * (i % 2)) for i in range(80)])
+    # The rows that speak of zq are left in on the side of the holdout alone.
+    pairs = [(row.prompt, row.text) for row in rows if row.side == "holdout" or "zq" not in row.text]
     corpus, rows = make_corpus(seed=1, pairs=pairs)
     held_out = {row.id for row in rows if row.side == "holdout"}
     tokens = tokenize(corpus)
 
-    assert held_out
+    assert any("zq" in row.text for row in rows)
     assert held_out.isdisjoint(read_documents(tokens))
-    if any(row.side == "holdout" and "zq" in row.text for row in rows):
-        assert "zq" not in json.loads(tokens.bytes["tokenizer/tokenizer.json"])["model"]["vocab"]
+    assert "zq" not in json.loads(tokens.bytes["tokenizer/tokenizer.json"])["model"]["vocab"]
 
 
 def test_the_figures_count_what_is_there(make_corpus, tokenize):
@@ -121,10 +120,10 @@ def test_a_corpus_without_training_rows_is_an_error(make_corpus, tokenize):
 
 
 def test_a_vocabulary_depends_on_the_texts_and_the_size_alone():
-    texts = ["the quick brown fox " * 3, "größe 日本語 😀"] * 5
+    texts = ["the quick brown fox " * 9, "größe 日本語 😀"] * 5
 
     one = train_vocabulary(iter(texts), vocab_size=300)
 
     assert train_vocabulary(texts, vocab_size=300) == one
     assert train_vocabulary(texts, vocab_size=290) != one
-    assert train_vocabulary(texts[:2], vocab_size=300) != one
+    assert train_vocabulary(texts[::2], vocab_size=300) != one

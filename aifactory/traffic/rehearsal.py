@@ -10,102 +10,100 @@ through, and what has ended stays as it is.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+from aifactory.config import Config
 from aifactory.errors import AIFactoryError, ConfigError
-from aifactory.improve.decision import Wait
-from aifactory.improve.evaluation import BITS, decide_now
-from aifactory.improve.evaluator import stop as stop_evaluator
-from aifactory.ingest.sources import list_files, read_rows
 from aifactory.observe.events import log_event
 from aifactory.observe.progress import progress
+from aifactory.records.books import Books
 from aifactory.records.identity import canonical_json, hash_text
 from aifactory.records.journal import Cycle
-from aifactory.records.rows import Rejected
-from aifactory.serve.app import stop as stop_serving
 from aifactory.traffic.users import Asked, Seen, ask_and_correct, questions, steady_requests
-
-if TYPE_CHECKING:
-    from aifactory.factory import Factory
 
 REHEARSED = "rehearsed"
 _POLL_S = 0.5
 _ANSWERS_AFTER_SWAP = 5
 
 
-def rehearse(factory: Factory) -> None:
-    """Close the loop once with the configuration's simulated users; nothing happens if they have done so before."""
-    traffic = factory.config.traffic
+class Loop(Protocol):
+    """What the users need of a factory."""
+
+    def open(self) -> tuple[str, str]:
+        """Serve, and let the evaluation actor watch; the URL and the name of the model."""
+
+    def is_settled(self) -> bool:
+        """Whether all that was said was looked at and found to be no reason for a retrain."""
+
+    def close(self) -> None:
+        """End what `open` started."""
+
+
+def rehearse(books: Books, loop: Loop, texts: Callable[[], Sequence[tuple[str, str]]]) -> None:
+    """Close the loop once with the configuration's simulated users; nothing happens if they have done so before.
+
+    `texts` gives pairs of a user and the text that this user knows.
+    """
+    config = books.config
+    traffic = config.traffic
     assert traffic is not None
-    name = rehearsal_name(factory)
-    if any(event.subject == name for event in factory.books.journal.events(event=REHEARSED)):
+    name = rehearsal_name(config)
+    if any(event.subject == name for event in books.journal.events(event=REHEARSED)):
         return
-    if factory.books.registry.production() is None:
+    if books.registry.production() is None:
         return  # the first cycle was rejected: there is nothing to ask
-    asked = _questions(factory)
-    endpoint = factory.serve()
-    factory.improve()
+    asked = _questions(config, texts())
+    url, model = loop.open()
     try:
-        with steady_requests(endpoint.url, endpoint.model, asked, traffic) as steady:
-            done = factory.books.feedback.feedback_keys() & {question.key for question in asked}
+        with steady_requests(url, model, asked, traffic) as steady:
+            done = books.feedback.feedback_keys() & {question.key for question in asked}
             with progress("ask", total=len(asked)) as shown:
-                seen = ask_and_correct(endpoint.url, endpoint.model, asked, traffic, done=done, shown=shown)
+                seen = ask_and_correct(url, model, asked, traffic, done=done, shown=shown)
             log_event("asked", answers=sum(seen.answered.values()), corrected=len(seen.acknowledged) + len(done))
-            cycle = _wait_for_the_loop(factory, steady)
-        factory.books.journal.write(REHEARSED, subject=name, detail=_found(seen, steady, cycle, len(done)))
+            cycle = _wait_for_the_loop(books, loop, steady)
+        books.journal.write(REHEARSED, subject=name, detail=_found(seen, steady, cycle, len(done)))
     finally:
-        stop_evaluator(factory.config.name)
-        stop_serving(factory.config.name)
+        loop.close()
 
 
-def rehearsal_name(factory: Factory) -> str:
+def rehearsal_name(config: Config) -> str:
     """The identity of the rehearsal: what the users ask."""
-    assert factory.config.traffic is not None
-    plain = factory.config.traffic.model_dump(mode="json")
-    del plain["source"]["path"], plain["timeout_s"]
-    return hash_text(canonical_json(plain))[:16]
+    return hash_text(canonical_json(config.recipe("traffic")))[:16]
 
 
-def _questions(factory: Factory) -> list[Asked]:
-    traffic = factory.config.traffic
-    assert traffic is not None
-    texts = [
-        (f"{file.source}:{row.cluster or file.origin}", row.text)
-        for file in list_files([traffic.source])
-        for row in read_rows(file)
-        if not isinstance(row, Rejected)
-    ]
-    asked = questions(texts, traffic, factory.config.evaluate, factory=factory.config.name)
-    if len(asked) < factory.config.improve.min_scored:
+def _questions(config: Config, texts: Sequence[tuple[str, str]]) -> list[Asked]:
+    assert config.traffic is not None
+    asked = questions(texts, config.traffic, config.evaluate, factory=config.name)
+    if len(asked) < config.improve.min_scored:
         raise ConfigError(
-            f"expected the traffic's source to hold at least improve.min_scored = {factory.config.improve.min_scored} "
-            f"questions, found {len(asked)} in {len(texts)} texts; lower it, or let traffic.source hold more."
+            f"expected the traffic's source to hold at least improve.min_scored = {config.improve.min_scored} questions, "
+            f"found {len(asked)} in {len(texts)} texts; lower it, or let traffic.source hold more."
         )
     return asked
 
 
-def _wait_for_the_loop(factory: Factory, steady: Seen) -> Cycle | None:
+def _wait_for_the_loop(books: Books, loop: Loop, steady: Seen) -> Cycle | None:
     """The cycle that the evaluation actor began, ended and, if it was promoted, swapped in; None if it found no need.
 
     Raises   AIFactoryError after `traffic.timeout_s`.
     """
-    traffic = factory.config.traffic
+    traffic = books.config.traffic
     assert traffic is not None
     deadline = time.monotonic() + traffic.timeout_s
     said: str | None = None
     while time.monotonic() < deadline:
         time.sleep(_POLL_S)
-        cycle = next((c for c in reversed(factory.books.journal.cycles()) if c.bound.kind == "drift"), None)
+        cycle = next((c for c in reversed(books.journal.cycles()) if c.bound.kind == "drift"), None)
         state = "scoring" if cycle is None else f"cycle {cycle.number} {cycle.state}"
         if state != said:
             said = state
             log_event("waiting", state=state)
         if cycle is None:
-            unscored = factory.books.feedback.corrections(unscored_by=BITS, limit=1)
-            if not unscored and isinstance(decide_now(factory.books), Wait):
+            if loop.is_settled():
                 return None
         elif cycle.state == "promoted":
-            release = factory.books.registry.production()
+            release = books.registry.production()
             assert release is not None
             # Swapped in: answers have come from it.
             if steady.answered[release.name] >= _ANSWERS_AFTER_SWAP:

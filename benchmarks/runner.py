@@ -1,0 +1,83 @@
+"""Runs a benchmark and writes what it found: date, hardware, versions, command, raw numbers, and the figures by their keys.
+
+A benchmark is a function from `quick` to raw numbers (a list for each key) and figures. The last line on standard output is
+the figures as one JSON object; the whole result goes to `benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+_LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy", "sqlalchemy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a benchmark found."""
+
+    figures: Mapping[str, float | None]
+    """By the keys that are promised; None where something could not be measured."""
+    raw: Mapping[str, Sequence[float]]
+    """Every single measurement behind the figures."""
+    notes: Sequence[str] = ()
+
+
+def main(name: str, measure: Callable[[bool], Measured]) -> None:
+    """Run one benchmark as a program."""
+    parser = argparse.ArgumentParser(description=f"The benchmark of {name}.")
+    parser.add_argument("--quick", action="store_true", help="prove that it runs, in under 60 s; writes no result")
+    arguments = parser.parse_args()
+    found = measure(arguments.quick)
+    result = {"benchmark": name, "date": datetime.date.today().isoformat(), **_circumstances(), **asdict(found)}
+    if not arguments.quick:
+        RESULTS.mkdir(exist_ok=True)
+        file = RESULTS / f"{name}-{result['date']}.json"
+        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(f"written to {file.relative_to(Path(__file__).parent.parent)}", file=sys.stderr)
+    print(json.dumps(found.figures))
+
+
+def _circumstances() -> dict[str, object]:
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "hardware": {
+            "processor": _processor(),
+            "cpus": os.cpu_count(),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            "machine": platform.machine(),
+        },
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip()

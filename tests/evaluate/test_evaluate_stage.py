@@ -1,0 +1,221 @@
+"""Laws of a scorecard: every task is there with what each model needs for it, and it depends on nothing else."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from aifactory.cluster.tasks import run_here
+from aifactory.config import Evaluate, PromoteGate
+from aifactory.errors import EmptyCorpusError
+from aifactory.evaluate.gate import judge
+from aifactory.evaluate.pipeline import evaluate_model, evidence_of
+from aifactory.evaluate.scoring import answer_bits, deflate_bits
+from aifactory.evaluate.statistics import ratio_interval
+from aifactory.text.tasks import Task, cut_tasks
+
+RECIPE = Evaluate(
+    prompt_bytes=40, answer_bytes=60, max_tasks_per_row=3, max_tasks=50, bootstrap_samples=200, confidence=0.9
+)
+
+
+class Scored:
+    """A scorecard: what the stage returned, and the files that it wrote."""
+
+    def __init__(self, evaluated, storage, target):
+        self.evidence, self.figures = evaluated.evidence, evaluated.figures
+        self.bytes = {file.name: storage.read_bytes(*target, file.name) for file in evaluated.files}
+        self.examples = pq.read_table(io.BytesIO(self.bytes["examples.parquet"])).to_pylist()
+
+    def of(self, name):
+        return [example for example in self.examples if example["set"] == name]
+
+
+@pytest.fixture
+def candidate(publish_model, make_model):
+    return publish_model(1, make_model(1))
+
+
+@pytest.fixture
+def champion(publish_model, make_model):
+    return publish_model(2, make_model(2))
+
+
+@pytest.fixture
+def sources(publish_corpus):
+    return publish_corpus(10)
+
+
+@pytest.fixture
+def feedback(publish_corpus):
+    return publish_corpus(11, num_rows=30, users=6)
+
+
+@pytest.fixture
+def evaluate(store):
+    def run_stage(candidate, champion, sources, feedback=(), *, recipe=RECIPE, run=run_here, name="a"):
+        target = ("scorecard", name)
+        evaluated = evaluate_model(
+            candidate=candidate,
+            champion=champion,
+            sources=sources,
+            feedback=feedback,
+            recipe=recipe,
+            store=store,
+            target=target,
+            run=run,
+        )
+        return Scored(evaluated, store.storage, target)
+
+    return run_stage
+
+
+def cut(row):
+    if row.prompt:
+        return [Task(row.prompt, row.text)]
+    return cut_tasks(row.text, prompt_bytes=40, answer_bytes=60, max_tasks=3)
+
+
+def test_every_example_is_a_task_of_the_right_side_with_the_bits_of_each_model(
+    evaluate, candidate, champion, sources, feedback, make_model, tokenizer
+):
+    scored = evaluate(candidate, champion, sources[0], [feedback[0]])
+
+    rows = {row.id: row for row in [*sources[1], *feedback[1]]}
+    assert {(e["set"], rows[e["row"]].side, rows[e["row"]].source) for e in scored.examples} == {
+        ("holdout", "holdout", "docs"),
+        ("known", "train", "docs"),
+        ("target", "holdout", "feedback"),
+    }
+    tasks = [cut(rows[e["row"]])[e["number"]] for e in scored.examples]
+    assert [e["bytes"] for e in scored.examples] == [len(task.answer.encode()) for task in tasks]
+    assert [e["cluster"] for e in scored.examples] == [rows[e["row"]].cluster for e in scored.examples]
+    assert [e["gzip"] for e in scored.examples] == [deflate_bits(task) for task in tasks]
+    by_candidate = answer_bits(make_model(1), tokenizer, tasks)
+    by_champion = answer_bits(make_model(2), tokenizer, tasks)
+    assert [e["candidate"] for e in scored.examples] == pytest.approx(by_candidate, rel=1e-4)
+    for example, bits in zip(scored.examples, by_champion, strict=True):
+        assert example["champion"] == (None if example["set"] == "known" else pytest.approx(bits, rel=1e-4))
+    assert all(e["unigram"] > 0 for e in scored.examples)
+
+
+def test_no_task_is_there_twice_and_no_more_than_were_asked_for(evaluate, candidate, sources):
+    scored = evaluate(candidate, None, sources[0])
+
+    keys = [(e["set"], e["row"], e["number"]) for e in scored.examples]
+    assert len(keys) == len(set(keys))
+    for name, side in (("holdout", "holdout"), ("known", "train")):
+        possible = [task for row in sources[1] if row.side == side for task in cut(row)]
+        assert len(scored.of(name)) == min(50, len(possible))
+
+
+def test_fewer_tasks_are_the_first_of_more(evaluate, candidate, sources):
+    more = evaluate(candidate, None, sources[0])
+    fewer = evaluate(candidate, None, sources[0], recipe=RECIPE.model_copy(update={"max_tasks": 7}), name="b")
+
+    for name in ("holdout", "known"):
+        assert [(e["row"], e["number"]) for e in fewer.of(name)] == [(e["row"], e["number"]) for e in more.of(name)[:7]]
+
+
+def test_the_evidence_is_that_of_the_examples(evaluate, candidate, champion, sources, feedback):
+    scored = evaluate(candidate, champion, sources[0], [feedback[0]])
+
+    for name, found in (("holdout", scored.evidence.fixed), ("target", scored.evidence.target)):
+        examples = scored.of(name)
+        assert found.name == name
+        assert found.over_champion == ratio_interval(
+            [e["candidate"] - e["champion"] for e in examples],
+            [e["bytes"] for e in examples],
+            [e["cluster"] for e in examples],
+            confidence=0.9,
+            samples=200,
+        )
+        assert found.candidate.num_examples == len(examples)
+        assert found.candidate.num_clusters == len({e["cluster"] for e in examples})
+    assert scored.evidence.target.candidate.num_clusters > 3
+    assert scored.evidence.target.prompt_gain is not None
+    assert scored.evidence.fixed.prompt_gain is None
+    assert 0 <= scored.evidence.parity_error < 1e-4
+
+
+def test_the_evidence_survives_its_json(evaluate, candidate, champion, sources, feedback):
+    scored = evaluate(candidate, champion, sources[0], [feedback[0]])
+
+    assert evidence_of(json.loads(scored.bytes["evidence.json"])) == scored.evidence
+    assert evidence_of(scored.figures) == scored.evidence
+    json.dumps(scored.figures, allow_nan=False)
+
+
+def test_without_feedback_no_answer_is_mispaired(evaluate, candidate, champion, sources):
+    scored = evaluate(candidate, champion, sources[0])
+
+    assert scored.evidence.target is None
+    assert scored.evidence.fixed.prompt_gain is None
+    assert {e["beginning_mispaired"] for e in scored.examples} == {None}
+
+
+def beginning(text):
+    return text.encode()[:32].decode("utf-8", "ignore")
+
+
+def test_the_beginning_of_an_answer_follows_its_prompt_and_that_of_another_cluster(
+    evaluate, candidate, sources, feedback, make_model, tokenizer
+):
+    scored = evaluate(candidate, None, sources[0], [feedback[0]])
+    rows = {row.id: row for row in feedback[1]}
+    prompts = {}
+    for row in feedback[1]:
+        prompts.setdefault(row.cluster, []).append(row.prompt)
+
+    for example in scored.of("target"):
+        others = [p for cluster, some in prompts.items() if cluster != example["cluster"] for p in some]
+        row = rows[example["row"]]
+        own, *possible = answer_bits(
+            make_model(1), tokenizer, [Task(p, beginning(row.text)) for p in [row.prompt, *others]]
+        )
+        assert example["beginning_bytes"] == len(beginning(row.text).encode())
+        assert example["beginning"] == pytest.approx(own, rel=1e-4)
+        assert min(abs(bits - example["beginning_mispaired"]) for bits in possible) < 1e-3
+
+
+def test_without_a_champion_nothing_is_compared_with_it(evaluate, candidate, sources):
+    scored = evaluate(candidate, None, sources[0])
+
+    assert scored.evidence.fixed.champion is None
+    assert scored.evidence.fixed.over_champion is None
+    assert {e["champion"] for e in scored.examples} == {None}
+    assert evidence_of(json.loads(scored.bytes["evidence.json"])) == scored.evidence
+    assert not any("production" in reason for reason in judge(scored.evidence, PromoteGate()).reasons)
+
+
+def test_a_model_beside_itself_is_not_promoted(evaluate, candidate, sources):
+    scored = evaluate(candidate, candidate, sources[0])
+
+    assert scored.evidence.fixed.over_champion.high == 0.0
+    assert judge(scored.evidence, PromoteGate()).to_json()["decision"] == "reject"
+
+
+def test_the_order_of_tasks_changes_no_byte(evaluate, candidate, champion, sources, feedback):
+    recipe = RECIPE.model_copy(update={"max_tasks": 200, "max_tasks_per_row": 9})
+
+    def backwards(function, items):
+        return run_here(function, items[::-1])[::-1]
+
+    one = evaluate(candidate, champion, sources[0], [feedback[0]], recipe=recipe)
+    two = evaluate(candidate, champion, sources[0], [feedback[0]], recipe=recipe, run=backwards, name="b")
+
+    assert len(one.examples) > 150
+    assert one.bytes == two.bytes
+
+
+def test_a_holdout_without_a_task_is_an_error_that_says_which(evaluate, candidate, sources, publish_corpus):
+    short, _ = publish_corpus(12, num_lines=1)
+    nobody, _ = publish_corpus(13, num_rows=0, users=1)
+
+    with pytest.raises(EmptyCorpusError, match="holdout of the sources"):
+        evaluate(candidate, None, short)
+    with pytest.raises(EmptyCorpusError, match="holdout of the feedback"):
+        evaluate(candidate, None, sources[0], [nobody])

@@ -1,0 +1,125 @@
+"""Laws of the gate: every check can refuse alone, all reasons are told, and an equal model is hardly ever promoted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from aifactory.config import PromoteGate
+from aifactory.evaluate.gate import Comparison, Evidence, Promote, Reject, judge
+from aifactory.evaluate.statistics import Interval, ratio_interval
+
+GATE = PromoteGate(non_inferiority_margin=0.02, min_tasks=30, min_clusters=5, parity_tolerance=1e-3)
+
+
+def interval(low, high, *, examples=100, clusters=20):
+    return Interval(
+        estimate=(low + high) / 2, low=low, high=high, confidence=0.95, num_examples=examples, num_clusters=clusters
+    )
+
+
+def comparison(name, *, over_champion=(-0.2, -0.1), over_unigram=(-2.0, -1.0), prompt_gain=(0.1, 0.3), **sample):
+    return Comparison(
+        name=name,
+        candidate=interval(1.0, 1.2, **sample),
+        champion=interval(1.1, 1.3),
+        over_champion=interval(*over_champion),
+        over_unigram=interval(*over_unigram),
+        prompt_gain=interval(*prompt_gain) if prompt_gain else None,
+    )
+
+
+GOOD = Evidence(
+    fixed=comparison("holdout", over_champion=(-0.01, 0.016), prompt_gain=None),
+    target=comparison("target"),
+    parity_error=1e-5,
+)
+
+
+def test_a_good_candidate_is_promoted_with_a_reason_for_each_check_in_order():
+    verdict = judge(GOOD, GATE)
+
+    assert verdict == Promote(
+        reasons=(
+            "passed: sample: 100 tasks of 20 independent rows or users on holdout, at least 30 of 5 are needed",
+            "passed: sample: 100 tasks of 20 independent rows or users on target, at least 30 of 5 are needed",
+            "passed: integrity: after another task's prompt the answers of target begin at a cost of 0.200 [0.100, "
+            "0.300] bits per byte more than after their own; above 0 they belong to their prompts",
+            "passed: parity: served and trained log-probabilities differ by 1e-05 nats, at most 0.001 is allowed",
+            "passed: baseline: candidate minus unigram on holdout is -1.500 [-2.000, -1.000] bits per byte, must be "
+            "below 0",
+            "passed: no regression: candidate minus production on holdout is 0.003 [-0.010, 0.016] bits per byte, must "
+            "not reach above 0.02",
+            "passed: superiority: candidate minus production on target is -0.150 [-0.200, -0.100] bits per byte, must "
+            "be below 0",
+        )
+    )
+    assert verdict.to_json() == {"decision": "promote", "reasons": list(verdict.reasons)}
+
+
+@pytest.mark.parametrize(
+    ("which", "evidence"),
+    [
+        (0, replace(GOOD, fixed=comparison("holdout", examples=29))),
+        (0, replace(GOOD, fixed=comparison("holdout", clusters=4))),
+        (1, replace(GOOD, target=comparison("target", examples=29))),
+        (1, replace(GOOD, target=comparison("target", clusters=4))),
+        (2, replace(GOOD, target=comparison("target", prompt_gain=(-0.01, 0.3)))),
+        (3, replace(GOOD, parity_error=2e-3)),
+        (3, replace(GOOD, parity_error=float("nan"))),
+        (4, replace(GOOD, fixed=comparison("holdout", over_unigram=(-1.0, 0.01)))),
+        (5, replace(GOOD, fixed=comparison("holdout", over_champion=(-0.01, 0.021)))),
+        (6, replace(GOOD, target=comparison("target", over_champion=(-0.2, 0.0)))),
+        (6, replace(GOOD, target=comparison("target", over_champion=(float("nan"), float("nan"))))),
+    ],
+)
+def test_each_check_refuses_alone(which, evidence):
+    verdict = judge(evidence, GATE)
+
+    assert isinstance(verdict, Reject)
+    assert [reason.partition(":")[0] for reason in verdict.reasons] == [
+        "failed" if i == which else "passed" for i in range(7)
+    ]
+    assert verdict.to_json()["decision"] == "reject"
+
+
+def test_without_feedback_the_holdout_decides():
+    better = Evidence(fixed=comparison("holdout"), target=None, parity_error=0.0)
+    equal = replace(better, fixed=comparison("holdout", over_champion=(-0.1, 0.01)))
+
+    assert isinstance(judge(better, GATE), Promote)
+    assert [reason.split(":")[1].strip() for reason in judge(better, GATE).reasons] == [
+        "sample",
+        "parity",
+        "baseline",
+        "superiority",
+    ]
+    assert judge(equal, GATE).reasons[-1].startswith("failed: superiority")
+
+
+def test_without_a_champion_the_first_model_is_promoted_if_it_is_any_good():
+    first = replace(comparison("holdout"), champion=None, over_champion=None)
+
+    assert isinstance(judge(Evidence(fixed=first, target=None, parity_error=0.0), GATE), Promote)
+    dumb = replace(first, over_unigram=interval(-0.1, 0.1))
+    assert isinstance(judge(Evidence(fixed=dumb, target=None, parity_error=0.0), GATE), Reject)
+
+
+@pytest.mark.parametrize("num_clusters", [5, 20, 60])
+def test_an_equal_model_is_hardly_ever_promoted(num_clusters):
+    rng = np.random.default_rng(num_clusters)
+    promoted = 0
+    for run in range(400):
+        cluster_of = np.repeat(np.arange(num_clusters), rng.integers(2, 10, num_clusters))
+        num_bytes = rng.integers(200, 1200, len(cluster_of))
+        differences = rng.normal(0, 0.05, num_clusters)[cluster_of] + rng.normal(0, 0.05, len(cluster_of))
+        over_champion = ratio_interval(
+            differences * num_bytes, num_bytes, cluster_of.astype(str), confidence=0.95, samples=400, seed=run
+        )
+        evidence = replace(GOOD, target=replace(comparison("target"), over_champion=over_champion))
+        promoted += isinstance(judge(evidence, GATE), Promote)
+
+    print(f"{num_clusters} clusters: an equal model is promoted in {promoted / 400:.3f}")
+    assert promoted / 400 < 0.05

@@ -1,0 +1,382 @@
+"""Laws of a run: resume equals uninterrupted to the bit, and how it runs changes nothing but the order of sums."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from aifactory.engine.load import load_model
+from aifactory.errors import ConfigError, TokenizerMismatchError, TrainingError, UnsafeModelError
+from aifactory.train.base import model_from_scratch, resolve_base
+from aifactory.train.checkpoint import Checkpoints
+from aifactory.train.step import make_optimizer
+from aifactory.train.worker import Stored, work
+
+GANG = Path(__file__).parent / "gang.py"
+
+
+def losses(runs, task):
+    """What the run wrote of its last tenth: at full precision, so equal only if every sum was made alike."""
+    return runs.figures(task)["final_loss"]
+
+
+# ── resume ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 6, 9, 10])
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(runs, uninterrupted, stopped, stop_after):
+    # Checkpoints are at 3, 6 and 9: before the first, exactly at one, just after it, after the last step.
+    task = runs.work(f"stopped-{stop_after}")
+    with pytest.raises(stopped):
+        runs.run(task, stop_after=stop_after)
+    assert not runs.folder(task).exists()
+    runs.run(task)
+
+    assert runs.files(task) == runs.files(uninterrupted)
+    assert losses(runs, task) == losses(runs, uninterrupted)
+    assert runs.figures(task)["resumed_from"] == min(9, stop_after // 3 * 3)
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bytes(runs, uninterrupted, stopped):
+    task = runs.work("often")
+    for stop_after in (4, 5, 7, 10):
+        with pytest.raises(stopped):
+            runs.run(task, stop_after=stop_after)
+    runs.run(task)
+
+    assert runs.files(task) == runs.files(uninterrupted)
+
+
+def test_dropout_is_at_work_in_these_tests(runs, uninterrupted, largest_difference):
+    task = runs.work("no-dropout", dropout=0.0)
+    runs.run(task)
+
+    assert largest_difference(task, uninterrupted) > 1e-3
+
+
+def test_a_finished_run_that_is_started_again_ends_with_the_same_bytes(runs, uninterrupted):
+    before = runs.files(uninterrupted)
+    runs.run(uninterrupted)
+
+    assert runs.files(uninterrupted) == before
+
+
+def test_a_checkpoint_without_its_marker_does_not_exist(runs, uninterrupted, stopped):
+    task = runs.work("unmarked")
+    with pytest.raises(stopped):
+        runs.run(task, stop_after=8)
+    folder = Path(runs.storage.path(*task.run_folder))
+    assert Checkpoints(runs.storage, *task.run_folder).committed() == [3, 6]
+    (folder / "step-00000006" / "COMMITTED").unlink()
+    (folder / "step-00000006" / "optimizer.pt").write_bytes(b"half of it")
+    assert Checkpoints(runs.storage, *task.run_folder).committed() == [3]
+    runs.run(task)
+
+    assert runs.figures(task)["resumed_from"] == 3
+    assert runs.files(task) == runs.files(uninterrupted)
+
+
+def tiny_model(runs, uninterrupted):
+    return model_from_scratch(
+        uninterrupted.architecture, vocab_size=runs.tokenizer.vocab_size, end_id=0, row_len=32, seed=1
+    )
+
+
+def test_the_newest_checkpoints_are_kept(runs, uninterrupted):
+    model = tiny_model(runs, uninterrupted)
+    optimizer = make_optimizer(model, uninterrupted.recipe)
+    checkpoints = Checkpoints(runs.storage, "runs", "kept", keep=2)
+    for step in (1, 2, 30):
+        checkpoints.save(step, model, optimizer)
+
+    assert checkpoints.committed() == [2, 30]
+    assert runs.storage.names("runs", "kept") == ["step-00000002", "step-00000030"]
+
+
+def test_the_state_of_the_optimizer_runs_no_code_when_it_is_read(runs, uninterrupted, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "exploded",)
+
+    model = tiny_model(runs, uninterrupted)
+    optimizer = make_optimizer(model, uninterrupted.recipe)
+    checkpoints = Checkpoints(runs.storage, "runs", "bomb")
+    checkpoints.save(1, model, optimizer)
+    folder = Path(runs.storage.path("runs", "bomb", "step-00000001"))
+    torch.load(folder / "optimizer.pt", weights_only=True)
+    torch.save({"state": Bomb()}, folder / "optimizer.pt")
+
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoints.restore(model, optimizer)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_no_checkpoint_is_step_zero(runs, uninterrupted):
+    model = tiny_model(runs, uninterrupted)
+
+    assert Checkpoints(runs.storage, "runs", "none").restore(model, make_optimizer(model, uninterrupted.recipe)) == (
+        0,
+        [],
+    )
+
+
+# ── several workers, micro-batches ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def gang(runs, tmp_path_factory):
+    """All runs in processes of their own, in one go: torch takes seconds to import."""
+    one_row = {"micro_batch_rows": 1}
+    tasks = {
+        "killed-1": (runs.work("killed-1"), 1, 7),
+        "killed-2": (runs.work("killed-2", changes=one_row), 2, 6),
+        "two": (runs.work("two"), 2, None),
+        "two-dropped": (runs.work("two-dropped", changes=one_row), 2, None),
+        "uneven-2": (runs.work("uneven-2", dropout=0.0, global_batch_rows=5), 2, None),
+        "uneven-3": (runs.work("uneven-3", dropout=0.0, global_batch_rows=5), 3, None),
+        "bf16": (runs.work("bf16-2", dropout=0.0, precision="bf16"), 2, None),
+    }
+    file = tmp_path_factory.mktemp("gang") / "jobs"
+    file.write_bytes(pickle.dumps(list(tasks.values())))
+    done = subprocess.run([sys.executable, GANG, file], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    codes = dict(zip(tasks, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    return {name: task for name, (task, _, _) in tasks.items()}, codes, done.stderr
+
+
+def test_a_run_that_was_killed_ends_with_the_same_bytes(runs, uninterrupted, gang):
+    tasks, codes, _ = gang
+
+    assert codes["killed-1"] == [-9]
+    assert not runs.folder(tasks["killed-1"]).exists()
+    runs.run(tasks["killed-1"])
+
+    assert runs.figures(tasks["killed-1"])["resumed_from"] == 6
+    assert runs.files(tasks["killed-1"]) == runs.files(uninterrupted)
+
+
+def test_a_run_of_two_workers_that_was_killed_can_be_ended_by_one(runs, gang, largest_difference):
+    tasks, codes, _ = gang
+
+    assert codes["killed-2"][0] == -9
+    assert codes["killed-2"][1] != 0
+    runs.run(tasks["killed-2"])
+
+    assert runs.figures(tasks["killed-2"])["resumed_from"] == 6
+    assert largest_difference(tasks["killed-2"], tasks["two-dropped"]) < 1e-5
+
+
+def test_two_workers_equal_one(runs, uninterrupted, gang, largest_difference):
+    tasks, codes, errors = gang
+    alone = runs.work("alone-dropped", changes={"micro_batch_rows": 1})
+    runs.run(alone)
+
+    assert codes["two"] == codes["two-dropped"] == [0, 0], errors
+    # Dropout is the same too, as its seeds are those of the slots.
+    assert largest_difference(tasks["two"], uninterrupted) < 1e-5
+    assert largest_difference(tasks["two-dropped"], alone) < 1e-5
+    assert losses(runs, tasks["two"]) == pytest.approx(losses(runs, uninterrupted), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["uneven-2", "uneven-3"])
+def test_workers_equal_one_where_the_rows_do_not_divide_evenly(runs, gang, largest_difference, name):
+    tasks, codes, errors = gang
+    alone = runs.work(f"alone-{name}", dropout=0.0, global_batch_rows=5)
+    runs.run(alone)
+
+    assert set(codes[name]) == {0}, errors
+    assert largest_difference(tasks[name], alone) < 1e-5
+    assert losses(runs, tasks[name]) == pytest.approx(losses(runs, alone), rel=1e-5)
+
+
+def test_more_workers_than_rows_are_refused(runs):
+    with pytest.raises(TrainingError, match=r"train\.global_batch_rows, found 1 rows for 2 workers"):
+        work(runs.work("too-many", global_batch_rows=1), rank=0, world_size=2, device=torch.device("cpu"))
+
+
+def test_bf16_trains_with_one_worker_and_with_two(runs, gang, largest_difference):
+    tasks, codes, errors = gang
+    alone = runs.work("bf16-1", dropout=0.0, precision="bf16")
+    runs.run(alone)
+    exact = runs.work("fp32", dropout=0.0)
+    runs.run(exact)
+
+    assert codes["bf16"] == [0, 0], errors
+    assert runs.figures(alone)["precision"] == "bf16"
+    assert {weight.dtype for weight in runs.weights(alone).values()} == {torch.float32}
+    assert losses(runs, alone) == pytest.approx(losses(runs, exact), rel=0.02)
+    assert losses(runs, tasks["bf16"]) == pytest.approx(losses(runs, alone), rel=0.02)
+    assert largest_difference(alone, exact) > 0
+
+
+def test_micro_batches_equal_one_large_batch(runs, largest_difference):
+    tasks = [runs.work(f"micro-{rows}", dropout=0.0, changes={"micro_batch_rows": rows}) for rows in (4, 1, 2, 3, 100)]
+    for task in tasks:
+        runs.run(task)
+
+    for task in tasks[1:]:
+        assert largest_difference(task, tasks[0]) < 1e-5
+        assert losses(runs, task) == pytest.approx(losses(runs, tasks[0]), rel=1e-5)
+    assert runs.weights(tasks[4]).keys() == runs.weights(tasks[0]).keys()
+
+
+def test_a_run_learns(runs):
+    task = runs.work("learns", dropout=0.0, max_steps=80, changes={"checkpoint_every_steps": 1000})
+    runs.run(task)
+    lines = Path(runs.storage.path(*task.run_folder, "progress.jsonl")).read_text().splitlines()
+
+    assert losses(runs, task) < 0.6 * math.log(runs.tokenizer.vocab_size)
+    assert json.loads(lines[-1])["step"] == 80
+    assert runs.figures(task)["tokens"] == 80 * 4 * 32
+
+
+def test_the_seed_makes_another_model(runs, uninterrupted, largest_difference):
+    task = runs.work("seeded", seed=2)
+    runs.run(task)
+
+    assert largest_difference(task, uninterrupted) > 1e-2
+
+
+# ── what goes wrong ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def broken_base(runs, uninterrupted, tmp_path):
+    """A model of which one weight is so large that the gradients are not finite."""
+    model = load_model(runs.folder(uninterrupted), device="cpu", dtype=torch.float32)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:] = 1e38
+    model.save_pretrained(tmp_path / "broken")
+    return tmp_path / "broken"
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(runs, uninterrupted, stopped, broken_base):
+    task = runs.work("diverges")
+    with pytest.raises(stopped):
+        runs.run(task, stop_after=5)
+    checkpoints = Checkpoints(runs.storage, *task.run_folder)
+    folder = Path(runs.storage.path(*task.run_folder, "step-00000003"))
+    good = {file.name: file.read_bytes() for file in folder.iterdir()}
+    weights = runs.weights(uninterrupted)
+    (folder / "model.safetensors").write_bytes((broken_base / "model.safetensors").read_bytes())
+
+    with pytest.raises(TrainingError, match=r"found (nan|inf) at step 3; the checkpoints up to step 3 are intact"):
+        runs.run(task)
+
+    assert checkpoints.committed() == [3]
+    (folder / "model.safetensors").write_bytes(good["model.safetensors"])
+    runs.run(task)
+    assert {name: file.tolist() for name, file in runs.weights(task).items()} == {
+        name: weight.tolist() for name, weight in weights.items()
+    }
+
+
+def test_a_row_longer_than_the_context_is_refused(runs, uninterrupted):
+    architecture = uninterrupted.architecture.model_copy(update={"context_length": 16})
+
+    with pytest.raises(ConfigError, match=r"tokenize\.row_len.*found 32 and 16"):
+        runs.run(runs.work("long", changes={"architecture": architecture}))
+
+
+def test_a_base_that_can_not_read_the_rows_is_refused(runs, uninterrupted, tmp_path):
+    model = load_model(runs.folder(uninterrupted), device="cpu", dtype=torch.float32)
+    model.config.max_position_embeddings = 16
+    model.save_pretrained(tmp_path / "short")
+    model.resize_token_embeddings(200)
+    model.save_pretrained(tmp_path / "few")
+
+    with pytest.raises(ConfigError, match=r"tokenize\.row_len of at most the 16 tokens.*found 32"):
+        runs.run(runs.work("short", changes={"base": tmp_path / "short"}))
+    with pytest.raises(TokenizerMismatchError, match=r"300 tokens.*found 200"):
+        runs.run(runs.work("few", changes={"base": tmp_path / "few"}))
+
+
+def test_a_base_with_a_pickle_is_refused(runs, uninterrupted, tmp_path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for name, data in runs.files(uninterrupted).items():
+        (folder / name).write_bytes(data)
+    assert resolve_base(str(folder)) == folder
+    (folder / "pytorch_model.bin").write_bytes(b"")
+
+    with pytest.raises(UnsafeModelError, match=r"pytorch_model\.bin"):
+        resolve_base(str(folder))
+    with pytest.raises(UnsafeModelError, match=r"pytorch_model\.bin"):
+        runs.run(runs.work("unsafe", changes={"base": folder}))
+
+
+def test_a_missing_base_is_an_error_that_says_what_is_possible(tmp_path):
+    with pytest.raises(ConfigError, match=r"a model folder, a hub id or registry:production at model\.base"):
+        resolve_base(str(tmp_path / "nowhere"))
+
+
+# ── export ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_export_is_a_folder_that_transformers_loads_with_equal_logits_and_ids(runs, uninterrupted):
+    folder = runs.folder(uninterrupted)
+    ours = load_model(folder, device="cpu", dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    text = "the quick größe 日本語 return x = 1"
+    ids = torch.tensor([runs.tokenizer.encode(text)])
+
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, rtol=1e-5, atol=1e-5)
+    for loaded in (AutoTokenizer.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)):
+        assert loaded.encode(text, add_special_tokens=False) == ids[0].tolist()
+        assert loaded.decode(ids[0]) == text
+        assert loaded.eos_token_id == runs.tokenizer.eos_id
+    assert theirs.config.eos_token_id == runs.tokenizer.eos_id
+
+
+def test_the_export_holds_nothing_that_can_run_code(runs, uninterrupted):
+    assert sorted(runs.files(uninterrupted)) == [
+        "config.json",
+        "generation_config.json",
+        "golden.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert json.loads(runs.files(uninterrupted)["config.json"])["tie_word_embeddings"] is True
+
+
+def test_training_goes_on_from_a_folder_and_from_a_stored_model(runs, uninterrupted, largest_difference):
+    from_folder = runs.work("child-a", max_steps=3, changes={"base": runs.folder(uninterrupted)})
+    stored = Stored(folder=uninterrupted.model_folder, names=tuple(runs.files(uninterrupted)))
+    from_store = runs.work("child-b", max_steps=3, changes={"base": stored})
+    for task in (from_folder, from_store):
+        runs.run(task)
+
+    assert runs.files(from_folder) == runs.files(from_store)
+    assert 0 < largest_difference(from_folder, uninterrupted) < 0.5
+    assert losses(runs, from_folder) < losses(runs, runs_from_scratch(runs))
+
+
+def runs_from_scratch(runs):
+    task = runs.work("child-c", max_steps=3)
+    runs.run(task)
+    return task
+
+
+def test_the_work_of_a_run_can_be_pickled(uninterrupted):
+    assert pickle.loads(pickle.dumps(uninterrupted)) == uninterrupted
+
+
+def test_a_partial_file_beside_the_tokenizer_is_not_exported(runs, uninterrupted):
+    partial = Path(runs.storage.path("tokens", "a", "tokenizer", ".tokenizer.json.0a1b"))
+    partial.write_bytes(b"half")
+    task = replace(runs.work("partial"), recipe=uninterrupted.recipe)
+    runs.run(task)
+    partial.unlink()
+
+    assert runs.files(task) == runs.files(uninterrupted)
