@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from corpora import write_topics
+from drivers import Driver
 
 KNOWN = range(0, 6)
 """Topics that a small factory is taught."""
@@ -84,6 +85,18 @@ def ray_session() -> Iterator[None]:
     connect("tests")
     yield
     disconnect()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """A run of the command, to its end, that nobody has killed: what others must come to."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    driver = Driver(folder, small_config(folder, traffic=unknown_traffic(folder)))
+    driver.finish()
+    outcome = driver.outcome()
+    assert outcome.decisions == ("promoted", "promoted"), driver.log.read_text(encoding="utf-8")[-4000:]
+    assert (outcome.feedback, outcome.batches) == (150, 1)
+    return driver
 
 
 @pytest.fixture

@@ -79,19 +79,22 @@ class Driver:
 
     def outcome(self) -> Outcome:
         """What the books say in the end."""
-        events = [
-            e for e in self.books.journal.events() if e.event in ("ingested", "tokenized", "trained", "evaluated")
-        ]
-        trees = [self.books.lineage.tree(str(event.subject)) for event in events]
-        counts = self.books.feedback.counts()
-        return Outcome(
-            artifacts=tuple(str(event.subject) for event in events),
-            digests=tuple(str(tree.digest) for tree in trees if tree is not None and tree.kind in ("tokens", "model")),
-            releases=tuple((release.number, release.model) for release in self.books.registry.releases()),
-            decisions=tuple(cycle.state for cycle in self.books.journal.cycles()),
-            feedback=counts["feedback"],
-            batches=counts["batches"],
-        )
+        return outcome_of(self.books)
+
+
+def outcome_of(books: Books) -> Outcome:
+    """What must be the same, from the books."""
+    events = [e for e in books.journal.events() if e.event in ("ingested", "tokenized", "trained", "evaluated")]
+    trees = [books.lineage.tree(str(event.subject)) for event in events]
+    counts = books.feedback.counts()
+    return Outcome(
+        artifacts=tuple(str(event.subject) for event in events),
+        digests=tuple(str(tree.digest) for tree in trees if tree is not None and tree.kind in ("tokens", "model")),
+        releases=tuple((release.number, release.model) for release in books.registry.releases()),
+        decisions=tuple(cycle.state for cycle in books.journal.cycles()),
+        feedback=counts["feedback"],
+        batches=counts["batches"],
+    )
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

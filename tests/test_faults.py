@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import small_config, unknown_traffic
-from drivers import Driver, Outcome
+from drivers import Driver
 
 BOUNDARIES = (
     "cycle_begun",
@@ -29,18 +29,7 @@ def driver(folder: Path) -> Driver:
     return Driver(folder, values)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """What a run that nobody kills comes to."""
-    found = driver(tmp_path_factory.mktemp("uninterrupted"))
-    found.finish()
-    outcome = found.outcome()
-    assert outcome.decisions == ("promoted", "promoted")
-    assert (outcome.feedback, outcome.batches) == (150, 1)
-    return outcome
-
-
-def test_a_driver_killed_three_times_ends_as_if_it_had_never_been(tmp_path: Path, uninterrupted: Outcome) -> None:
+def test_a_driver_killed_three_times_ends_as_if_it_had_never_been(tmp_path: Path, uninterrupted: Driver) -> None:
     killed = driver(tmp_path)
 
     assert killed.kill_when(lambda: _checkpoints(killed) >= 2)  # in the middle of training
@@ -48,34 +37,34 @@ def test_a_driver_killed_three_times_ends_as_if_it_had_never_been(tmp_path: Path
     assert killed.kill_when(lambda: killed.events().count("ingested") == 2)  # in the middle of the retrain
     killed.finish()
 
-    assert killed.outcome() == uninterrupted
+    assert killed.outcome() == uninterrupted.outcome()
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(20))
 def test_a_driver_killed_at_a_random_moment_ends_as_if_it_had_never_been(
-    seed: int, tmp_path: Path, uninterrupted: Outcome
+    seed: int, tmp_path: Path, uninterrupted: Driver
 ) -> None:
     killed = driver(tmp_path)
 
     killed.kill_when(_after(random.Random(seed).uniform(1, 60)))
     killed.finish()
 
-    assert killed.outcome() == uninterrupted
+    assert killed.outcome() == uninterrupted.outcome()
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_a_driver_killed_at_a_stage_boundary_ends_as_if_it_had_never_been(
-    boundary: str, number: int, tmp_path: Path, uninterrupted: Outcome
+    boundary: str, number: int, tmp_path: Path, uninterrupted: Driver
 ) -> None:
     killed = driver(tmp_path)
 
     killed.kill_when(lambda: killed.events().count(boundary) >= number)
     killed.finish()
 
-    assert killed.outcome() == uninterrupted
+    assert killed.outcome() == uninterrupted.outcome()
 
 
 def _after(seconds: float) -> Callable[[], bool]:

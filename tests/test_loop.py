@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import sqlalchemy as sa
 from conftest import KNOWN, small_config, unknown_traffic
+from drivers import Driver, outcome_of
 
 from aifactory import Factory
 from aifactory.config import Config
 from aifactory.records.artifacts import Corpus, Model, TokenSet
 from aifactory.records.journal import Cycle
 from aifactory.records.registry import Release
+from aifactory.report import lineage_of
 
 Make = Callable[..., Factory]
 
@@ -31,67 +33,54 @@ def drift(factory: Factory) -> Cycle:
     return cycle
 
 
-def made(factory: Factory) -> list[str]:
-    """Every artifact that the factory's cycles made, in order; an id holds the fingerprint."""
-    events = ("ingested", "tokenized", "trained", "evaluated")
-    return [str(e.subject) for e in factory.books.journal.events() if e.event in events]
+def test_the_loop_closes_by_itself_with_no_request_lost(uninterrupted: Driver) -> None:
+    with Factory(uninterrupted.books.config) as factory:
+        report = factory.status()
+        cycle = drift(factory)
 
-
-def test_the_loop_closes_by_itself_and_a_second_run_does_nothing(make_factory: Make, tmp_path: Path) -> None:
-    factory = make_factory(traffic=unknown_traffic(tmp_path))
-
-    report = factory.run()
-
-    cycle = drift(factory)
     assert cycle.state == "promoted", cycle.decision
-    assert [release.number for release in factory.books.registry.releases()] == [1, 2]
-    target = report.cycles[1].scores["target"]
-    assert target["over_champion"]["high"] < 0
-    assert report.cycles[1].scores["holdout"]["over_champion"]["high"] <= factory.config.promote.non_inferiority_margin
+    assert report.releases == ["small-r1", "small-r2"]
+    scores = report.cycles[1].scores
+    assert scores["target"]["over_champion"]["high"] < 0
+    assert scores["holdout"]["over_champion"]["high"] <= factory.config.promote.non_inferiority_margin
     (rehearsal,) = report.rehearsals
     assert rehearsal["failed"] == 0, rehearsal["failures"]
     assert set(rehearsal["answered_by"]) == {"small-r1", "small-r2"}
 
-    # Nothing changed, nothing is done.
-    seen = len(factory.books.journal.events())
-    factory.run()
-    assert len(factory.books.journal.events()) == seen
 
-    # From an answer down to the feedback that made it.
-    completion = next(
-        c
-        for c in _completion_ids(factory)
-        if factory.books.feedback.completion(c).release == 2  # type: ignore[union-attr]
-    )
-    lines = "\n".join(factory.lineage(completion).lines())
-    assert "small-r2" in lines
-    assert "batch/" in lines
-    assert lines.count("corpus/") >= 2
+def test_a_second_run_does_nothing_and_starts_no_ray(uninterrupted: Driver) -> None:
+    seen = uninterrupted.events()
 
-    # The same command in another process does not even start Ray.
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(factory.config.model_dump(mode="json")), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "aifactory", "run", str(config)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "aifactory", "run", str(uninterrupted.config_file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
+
     assert done.returncode == 0, done.stderr
+    assert uninterrupted.events() == seen
     assert "starting" not in done.stderr
     assert "small-r2 in production" in done.stdout
 
 
-def _completion_ids(factory: Factory) -> list[str]:
-    import sqlalchemy as sa
+def test_an_answer_is_traced_to_the_feedback_that_made_its_release(uninterrupted: Driver) -> None:
+    books = uninterrupted.books
+    with books.database.read() as connection:
+        answers = sa.text("SELECT id FROM completions WHERE release = 2")
+        completion = connection.scalars(answers).first()
 
-    with factory.books.database.read() as connection:
-        return [row[0] for row in connection.execute(sa.text("SELECT id FROM completions"))]
+    lines = "\n".join(lineage_of(books, str(completion)).lines())
+
+    assert "small-r2" in lines
+    assert "batch/" in lines
+    assert lines.count("corpus/") >= 2
 
 
-def test_killing_the_evaluation_actor_again_and_again_changes_nothing(make_factory: Make, tmp_path: Path) -> None:
-    reference = make_factory(traffic=unknown_traffic(tmp_path), runtime={"storage": str(tmp_path / "reference")})
-    reference.run()
-    reference.close()
-
-    factory = make_factory(traffic=unknown_traffic(tmp_path), runtime={"storage": str(tmp_path / "killed")})
+def test_killing_the_evaluation_actor_again_and_again_changes_nothing(
+    make_factory: Make, tmp_path: Path, uninterrupted: Driver
+) -> None:
+    factory = make_factory(traffic=unknown_traffic(tmp_path))
     ended = threading.Event()
     kills: list[str] = []
     thread = threading.Thread(target=_kill_the_actor, args=(factory, ended, kills), daemon=True)
@@ -103,11 +92,7 @@ def test_killing_the_evaluation_actor_again_and_again_changes_nothing(make_facto
         thread.join()
 
     assert len(kills) >= 2
-    assert drift(factory).state == "promoted"
-    assert made(factory) == made(reference)
-    assert len(factory.books.registry.releases()) == 2
-    counts = factory.books.feedback.counts()
-    assert (counts["feedback"], counts["batches"]) == (150, 1)
+    assert outcome_of(factory.books) == uninterrupted.outcome()
 
 
 def _kill_the_actor(factory: Factory, ended: threading.Event, kills: list[str]) -> None:
@@ -254,8 +239,8 @@ def test_bad_files_are_in_the_ledger_and_the_run_goes_on(make_factory: Make, tmp
 
 def test_two_factories_share_a_cluster_and_a_database_without_meeting(make_factory: Make, tmp_path: Path) -> None:
     shared = {"state_url": f"sqlite:///{tmp_path / 'shared.db'}"}
-    one = make_factory(name="one", runtime=shared, train={"max_steps": 5})
-    two = make_factory(name="two", runtime=shared, train={"max_steps": 5})
+    one = make_factory(name="one", runtime=shared)
+    two = make_factory(name="two", runtime=shared)
 
     release = one.promote()
 

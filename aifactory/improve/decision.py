@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from aifactory.config import Improve
@@ -28,19 +28,24 @@ class Observation:
     new_batches: Sequence[str]
     """Sealed feedback batches on which no cycle has trained yet."""
     running: str | None
-    """The cycle that runs now."""
+    """The cycle that runs now and may still change what is in production."""
     seconds_since_cycle: float = math.inf
     """Since the last cycle ended."""
+
+
+Awaited = Literal["release", "cycle", "standard", "scores", "drift", "feedback", "cooldown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
     """Nothing is to be done now."""
 
+    awaited: Awaited
+    """What must come before anything is done; the same for as long as the reasons differ in their numbers alone."""
     reasons: Sequence[str]
 
     def to_json(self) -> dict[str, Any]:
-        return {"decision": "wait", "reasons": list(self.reasons)}
+        return {"decision": "wait", "awaited": self.awaited, "reasons": list(self.reasons)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +65,17 @@ Decision = Wait | Retrain
 def decide(policy: Improve, seen: Observation) -> Decision:
     """Retrain if answers are below the standard, beyond doubt, and there is new feedback to learn from."""
     if seen.release is None:
-        return Wait(reasons=("there is no release in production",))
+        return Wait(awaited="release", reasons=("there is no release in production",))
     if seen.running is not None:
-        return Wait(reasons=(f"the cycle {seen.running} is running",))
+        return Wait(awaited="cycle", reasons=(f"the cycle {seen.running} is running",))
     if seen.standard is None:
-        return Wait(reasons=(f"the scorecard of {seen.release} states no standard",))
+        return Wait(awaited="standard", reasons=(f"the scorecard of {seen.release} states no standard",))
     if seen.num_scored < policy.min_scored:
         return Wait(
+            awaited="scores",
             reasons=(
                 f"{seen.num_scored} answers of {seen.release} were scored, at least {policy.min_scored} are needed",
-            )
+            ),
         )
     limit = seen.standard * (1 + policy.tolerance)
     found = (
@@ -78,15 +84,16 @@ def decide(policy: Improve, seen: Observation) -> Decision:
         f"than {seen.excess_low:.3f}"
     )
     if seen.excess_low <= 0:
-        return Wait(reasons=(found, "that is not established to be below the standard"))
+        return Wait(awaited="drift", reasons=(found, "that is not established to be below the standard"))
     if not seen.new_batches:
-        return Wait(reasons=(found, "no feedback batch is sealed that no cycle has read"))
+        return Wait(awaited="feedback", reasons=(found, "no feedback batch is sealed that no cycle has read"))
     if seen.seconds_since_cycle < policy.cooldown_s:
         return Wait(
+            awaited="cooldown",
             reasons=(
                 found,
                 f"the last cycle ended {seen.seconds_since_cycle:.0f} s ago, cool-down {policy.cooldown_s:g} s",
-            )
+            ),
         )
     return Retrain(
         batches=tuple(seen.new_batches),

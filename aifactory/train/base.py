@@ -41,7 +41,6 @@ def model_from_scratch(
         bos_token_id=end_id,
         eos_token_id=end_id,
         pad_token_id=end_id,
-        attn_implementation="sdpa",
     )
     torch.manual_seed(seed)
     return LlamaForCausalLM(config)

@@ -133,7 +133,8 @@ def _device() -> torch.device:
 def _export(task: Work, model: nn.Module, tokenizer_folder: Path, figures: dict[str, Any]) -> None:
     """Write the model's folder, then the list of its files."""
     assert isinstance(model, PreTrainedModel)
-    model.to("cpu", torch.float32).eval()
+    nn.Module.to(model, "cpu", torch.float32)
+    model.train(False)
     tokenizer = load_tokenizer(tokenizer_folder)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
