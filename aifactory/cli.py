@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -149,13 +150,15 @@ def _how_to_go_on(factory: Factory, arguments: argparse.Namespace) -> list[str]:
     """The commands with which the reader serves the release and asks it something."""
     if factory.books.registry.production() is None:
         return []
-    config = " ".join([arguments.config_file or arguments.config, *(f"--set {item}" for item in arguments.set)])
     endpoint = factory.config.runtime.endpoint
     port = endpoint.port or 8000
+    # Port 0 takes a free one, which nobody knows before it is taken.
+    overrides = [*arguments.set, *([] if endpoint.port else [f"runtime.endpoint.port={port}"])]
+    serve = ["aifactory", "serve", arguments.config_file or arguments.config]
     body = json.dumps({"model": factory.config.name, "prompt": "def parse_header(line):\n", "max_tokens": 48})
     return [
         "",
-        "Serve it:  aifactory serve " + config,
+        "Serve it:  " + shlex.join([*serve, *(word for item in overrides for word in ("--set", item))]),
         f"Ask it:    curl http://{endpoint.host}:{port}{endpoint.route_prefix.rstrip('/')}/v1/completions "
         f"-H 'Content-Type: application/json' -d '{body}'",
     ]

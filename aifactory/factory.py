@@ -177,6 +177,7 @@ class Factory:
                 "aifactory run CONFIG."
             )
         self._connect()
+        require_placement(asked_for_serving(self.config), cluster_nodes())
         return start(self.books)
 
     def improve(self) -> None:
@@ -396,11 +397,9 @@ class _ServedLoop:
         return endpoint.url, endpoint.model
 
     def is_settled(self) -> bool:
-        from aifactory.improve.decision import Wait
-        from aifactory.improve.evaluation import BITS
+        from aifactory.improve.evaluation import is_settled
 
-        unscored = self._factory.books.feedback.corrections(unscored_by=BITS, limit=1)
-        return not unscored and isinstance(self._factory.look(), Wait)
+        return is_settled(self._factory.books)
 
     def close(self) -> None:
         from aifactory.improve.evaluator import stop as stop_evaluator

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from aifactory.errors import StateError
-from aifactory.records.artifacts import Artifact, Corpus, Model, Scorecard, TokenSet
 from aifactory.records.books import Books
 from aifactory.records.journal import Cycle
 from aifactory.records.lineage import LineageNode
@@ -56,7 +55,7 @@ class Report:
         """Read the books."""
         production = books.registry.production()
         cycles = [_cycle_report(books, cycle) for cycle in books.journal.cycles()]
-        sources = {cycle.joules_source for cycle in cycles if cycle.joules}
+        sources = {source for cycle in cycles if cycle.joules for source in cycle.joules_source.split("+")}
         return cls(
             factory=books.config.name,
             storage=books.storage.root,
@@ -80,9 +79,10 @@ class Report:
             lines += _cycle_lines(cycle)
         for rehearsal in self.rehearsals:
             answered = ", ".join(f"{number} by {name}" for name, number in rehearsal["answered_by"].items())
+            first = f" (the first: {rehearsal['failures'][0]})" if rehearsal["failures"] else ""
             lines.append(
-                f"Traffic: {rehearsal['requests']} requests, {rehearsal['failed']} failed; answered {answered}; "
-                f"{rehearsal['corrections']} corrections."
+                f"Traffic: {rehearsal['requests']} requests, {rehearsal['failed']} failed{first}; "
+                f"answered {answered or 'none'}; {rehearsal['corrections']} corrections."
             )
         for decision in self.decisions:
             lines.append(f"The evaluation actor decided to {decision['decision']}: " + "; ".join(decision["reasons"]))
@@ -120,44 +120,47 @@ def _node(subject: str, kind: str, *parents: LineageNode) -> LineageNode:
 
 
 def _cycle_report(books: Books, cycle: Cycle) -> CycleReport:
-    events = [event for event in books.journal.events(cycle=cycle.trigger) if event.event in _STAGES]
-    nouns: dict[str, type[Artifact]] = {noun.kind: noun for noun in (Corpus, TokenSet, Model, Scorecard)}
-    made = [
-        books.artifacts.get(nouns[event.subject.partition("/")[0]], event.subject) for event in events if event.subject
-    ]
-    corpora = [artifact for artifact in made if isinstance(artifact, Corpus)]
-    models = [artifact for artifact in made if isinstance(artifact, Model)]
+    # The journal has the figures of what was made, so a report needs no artifact that may be gone; each counts once.
+    events = {e.subject: e for e in books.journal.events(cycle=cycle.trigger) if e.event in _STAGES and e.subject}
+    made = list(events.values())
+    corpora = [event.detail for event in made if event.event == "ingested"]
+    rates = [event.detail["tokens_per_s"] for event in made if event.event == "trained"]
     rules: dict[str, int] = {}
     for corpus in corpora:
-        for rule, number in corpus.figures["rejected_by_rule"].items():
+        for rule, number in corpus["rejected_by_rule"].items():
             rules[rule] = rules.get(rule, 0) + number
     return CycleReport(
         number=cycle.number,
         trigger=cycle.trigger,
         state=cycle.state,
-        rows_kept=sum(corpus.rows_kept for corpus in corpora),
-        rows_rejected=sum(corpus.rows_rejected for corpus in corpora),
+        rows_kept=sum(corpus["rows_kept"] for corpus in corpora),
+        rows_rejected=sum(corpus["rows_rejected"] for corpus in corpora),
         rejected_by_rule=rules,
-        tokens=sum(artifact.num_tokens for artifact in made if isinstance(artifact, TokenSet)),
-        tokens_per_s=float(models[-1].figures["tokens_per_s"]) if models else None,
-        seconds=sum(artifact.record.seconds for artifact in made),
-        joules=sum(artifact.record.joules for artifact in made),
-        joules_source="+".join(sorted({artifact.record.joules_source for artifact in made})) or "estimate",
-        scores=next((dict(a.figures) for a in reversed(made) if isinstance(a, Scorecard)), {}),
+        tokens=sum(event.detail["tokens"] for event in made if event.event == "tokenized"),
+        tokens_per_s=rates[-1] if rates else None,
+        seconds=sum(event.seconds or 0.0 for event in made),
+        joules=sum(event.joules or 0.0 for event in made),
+        joules_source="+".join(sorted({event.joules_source or "estimate" for event in made})) or "estimate",
+        scores=next((dict(event.detail) for event in reversed(made) if event.event == "evaluated"), {}),
         reasons=[] if cycle.decision is None else list(cycle.decision["reasons"]),
-        artifacts=[artifact.id for artifact in made],
+        artifacts=list(events),
     )
 
 
 def _cycle_lines(cycle: CycleReport) -> list[str]:
     rules = ", ".join(f"{number} {rule}" for rule, number in sorted(cycle.rejected_by_rule.items()))
     rate = "" if cycle.tokens_per_s is None else f", trained at {cycle.tokens_per_s:,.0f} tokens/s"
-    lines = [
-        f"Cycle {cycle.number} ({cycle.trigger}): {cycle.state}",
-        f"  rows        {cycle.rows_kept:,} kept, {cycle.rows_rejected:,} rejected" + (f" ({rules})" if rules else ""),
-        f"  tokens      {cycle.tokens:,}{rate}",
-        f"  cost        {cycle.seconds:.0f} s in the stages, {cycle.joules:,.0f} J ({cycle.joules_source})",
-    ]
+    lines = [f"Cycle {cycle.number} ({cycle.trigger}): {cycle.state}"]
+    if not cycle.artifacts:
+        lines.append("  nothing made")
+    if cycle.rows_kept or cycle.rows_rejected:
+        rows = f"{cycle.rows_kept:,} kept, {cycle.rows_rejected:,} rejected" + (f" ({rules})" if rules else "")
+        lines.append(f"  rows        {rows}")
+    if cycle.tokens or rate:
+        lines.append(f"  tokens      {cycle.tokens:,}{rate}")
+    if cycle.artifacts:
+        cost = f"{cycle.seconds:.0f} s in the stages, {cycle.joules:,.0f} J ({cycle.joules_source})"
+        lines.append(f"  cost        {cost}")
     for name in ("holdout", "target", "known"):
         comparison = cycle.scores.get(name)
         if comparison:

@@ -327,8 +327,10 @@ class Workshop:
                     created_at=books.journal.clock(),
                 ),
             )
-        # Published but not entered: the process was killed between the two. The index heals here.
-        if books.lineage.add(artifact):
+        # Published but not entered, or in the index and not in the journal: the process was killed between the two. Both
+        # heal here.
+        books.lineage.add(artifact)
+        if not any(entered.subject == artifact.id for entered in books.journal.events(event=event)):
             books.journal.write(
                 event,
                 cycle=cycle.trigger,

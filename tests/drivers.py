@@ -98,8 +98,10 @@ def outcome_of(books: Books) -> Outcome:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL the driver alone, then wait until what it had started has noticed and gone."""
+    """SIGKILL the driver alone; what it had started notices by itself. Ray's agents take a minute: they are helped."""
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    psutil.wait_procs(children, timeout=60)
+    _, left = psutil.wait_procs(children, timeout=5)
+    for child in left:
+        child.kill()

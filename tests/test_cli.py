@@ -32,7 +32,12 @@ def written(folder: Path, values: dict[str, Any]) -> str:
 
 def test_every_verb_is_a_method_of_the_factory_and_a_job() -> None:
     assert all(callable(getattr(Factory, verb)) for verb in VERBS)
-    assert {file.stem for file in (ROOT / "jobs").glob("*.py")} == set(VERBS)
+    jobs = {file.stem.removesuffix("_corpus") for file in (ROOT / "jobs").glob("*.py")}
+    assert jobs == set(VERBS)
+
+
+def test_no_job_has_the_name_of_a_module_of_the_standard_library() -> None:
+    assert not {file.stem for file in (ROOT / "jobs").glob("*.py")} & sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.name)

@@ -41,29 +41,36 @@ def test_a_driver_killed_three_times_ends_as_if_it_had_never_been(tmp_path: Path
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("seed", range(20))
-def test_a_driver_killed_at_a_random_moment_ends_as_if_it_had_never_been(
+@pytest.mark.parametrize("seed", range(4))
+def test_a_driver_killed_at_five_random_moments_ends_as_if_it_had_never_been(
     seed: int, tmp_path: Path, uninterrupted: Driver
 ) -> None:
     killed = driver(tmp_path)
+    moments = random.Random(seed)
 
-    killed.kill_when(_after(random.Random(seed).uniform(1, 60)))
+    # A start takes about 10 s and a stage about as long: some kills meet Ray as it starts, some a stage, some traffic.
+    kills = [killed.kill_when(_after(moments.uniform(1, 40))) for _ in range(5)]
     killed.finish()
 
+    print(f"seed {seed}: {sum(kills)} kills of a driver at work")
     assert killed.outcome() == uninterrupted.outcome()
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [1, 2])
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_a_driver_killed_at_a_stage_boundary_ends_as_if_it_had_never_been(
-    boundary: str, number: int, tmp_path: Path, uninterrupted: Driver
+def test_a_driver_killed_at_every_stage_boundary_ends_as_if_it_had_never_been(
+    tmp_path: Path, uninterrupted: Driver
 ) -> None:
     killed = driver(tmp_path)
 
-    killed.kill_when(lambda: killed.events().count(boundary) >= number)
+    met = [
+        (boundary, number)
+        for number in (1, 2)
+        for boundary in BOUNDARIES
+        if killed.kill_when(lambda b=boundary, n=number: killed.events().count(b) >= n)  # type: ignore[misc]
+    ]
     killed.finish()
 
+    print(f"killed at {met}")
     assert killed.outcome() == uninterrupted.outcome()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from aifactory.config import Config
@@ -11,6 +13,8 @@ from aifactory.records.journal import Cycle
 
 CONFIG_VARIABLE = "AIFACTORY_CONFIG"
 """Environment variable with a whole configuration as JSON; the config argument `-` reads it."""
+_PASSED_ON = ("working_dir", "py_modules")
+"""Packages that Ray keeps for as long as the cluster lives."""
 
 
 def job_server() -> Any | None:
@@ -22,17 +26,22 @@ def job_server() -> Any | None:
     if address is None or not ray.is_initialized():
         return None
     try:
-        return JobSubmissionClient(f"http://{address}")
+        server = JobSubmissionClient(f"http://{address}")
+        # Ray 2.60 names an address even for a cluster without a dashboard; another cluster of this machine may be there.
+        found = server._do_request("GET", "/api/version").json().get("session_name")
     except (ConnectionError, RuntimeError):
         return None
+    return server if found == ray.get_runtime_context().get_session_name() else None
 
 
 class JobLauncher:
     """Turns cycles as Ray jobs `<trigger>-a<attempt>`: they outlive the actor that submitted them."""
 
-    def __init__(self, server: Any, config: Config) -> None:
+    def __init__(self, server: Any, config: Config, *, environment: Mapping[str, Any]) -> None:
+        """`environment` is the runtime environment of the job that started us: what it packaged is used again."""
         self._server = server
         self._config = config
+        self._environment = _environment_for(config, environment)
 
     def is_turning(self, cycle: Cycle) -> bool:
         """The attempt in the journal is raised by the job itself, so the newest may be this one or the next."""
@@ -44,21 +53,32 @@ class JobLauncher:
             # It was submitted and ended before it could claim the cycle; an id is never used twice.
             self._server.delete_job(submission_id)
         self._server.submit_job(
-            entrypoint=f"{sys.executable} -m aifactory run - --cycle {cycle.trigger}",
+            entrypoint=shlex.join([sys.executable, "-m", "aifactory", "run", "-", "--cycle", cycle.trigger]),
             submission_id=submission_id,
             entrypoint_num_cpus=0,
-            runtime_env=_runtime_env(self._config),
+            runtime_env=self._environment,
             metadata={"factory": self._config.name, "cycle": cycle.trigger},
         )
         log_event("submitted", job=submission_id)
 
+    def ending(self, cycle: Cycle) -> str:
+        """The job that ended before it could claim the cycle, else the one that had claimed it."""
+        for attempt in (cycle.attempt + 1, cycle.attempt):
+            if self._status(job_id(cycle, attempt)) is not None:
+                job = self._server.get_job_info(job_id(cycle, attempt))
+                return f"the job {job_id(cycle, attempt)} is {job.status.value}: {job.message}"
+        return ""
+
     def _is_active(self, submission_id: str) -> bool:
-        return str(self._status(submission_id)) in ("PENDING", "RUNNING")
+        return self._status(submission_id) in ("PENDING", "RUNNING")
 
     def _status(self, submission_id: str) -> str | None:
         try:
             return str(self._server.get_job_status(submission_id).value)
-        except RuntimeError:
+        except RuntimeError as error:
+            # Ray 2.60 says in the text alone that there is no such job; anything else is not known to be so.
+            if "status code 404" not in str(error):
+                raise
             return None
 
 
@@ -67,15 +87,11 @@ def job_id(cycle: Cycle, attempt: int) -> str:
     return f"{cycle.trigger}-a{attempt}"
 
 
-def _runtime_env(config: Config) -> dict[str, Any]:
-    """The configuration, and the working directory that was packaged for the job that started us."""
-    import ray
-
-    environment: dict[str, Any] = {"env_vars": {CONFIG_VARIABLE: config.model_dump_json()}}
-    packaged = ray.get_runtime_context().runtime_env.get("working_dir")
-    if packaged:
-        environment["working_dir"] = packaged
-    return environment
+def _environment_for(config: Config, ours: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration, and what was packaged and set for us."""
+    environment = {name: ours[name] for name in _PASSED_ON if ours.get(name)}
+    variables = {**(ours.get("env_vars") or {}), CONFIG_VARIABLE: config.model_dump_json()}
+    return {**environment, "env_vars": variables}
 
 
 def _dashboard_address() -> str | None:

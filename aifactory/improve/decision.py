@@ -83,7 +83,7 @@ def decide(policy: Improve, seen: Observation) -> Decision:
         f"is {seen.standard:.3f}, tolerated {limit:.3f}; with {policy.confidence:.0%} confidence they exceed that by more "
         f"than {seen.excess_low:.3f}"
     )
-    if seen.excess_low <= 0:
+    if not seen.excess_low > 0:  # nor if it is no number
         return Wait(awaited="drift", reasons=(found, "that is not established to be below the standard"))
     if not seen.new_batches:
         return Wait(awaited="feedback", reasons=(found, "no feedback batch is sealed that no cycle has read"))

@@ -7,23 +7,30 @@ scores, batches, cycles ─observe─▶ Observation ─decide─▶ Wait | Retr
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from aifactory.errors import FencedError
+from aifactory.errors import FencedError, StateError
 from aifactory.evaluate.statistics import Interval, confidence_sequence
-from aifactory.improve.decision import Decision, Observation, Retrain, decide
+from aifactory.improve.decision import Decision, Observation, Retrain, Wait, decide
 from aifactory.observe.events import log_event
 from aifactory.records.artifacts import ArtifactStore, FeedbackBatch, Model, Scorecard
 from aifactory.records.books import Books
 from aifactory.records.feedback import Correction, Score
 from aifactory.records.identity import fingerprint
 from aifactory.records.journal import Bound, Cycle
+from aifactory.records.registry import Release
 from aifactory.text.tasks import Task
 
 BITS = "bits_per_byte"
 SIMILARITY = "similarity"
 _SCORED_AT_ONCE = 64
+_COMPARED_CHARS = 1000
+_TRY_AGAIN_AFTER_S = 30.0
+"""Rest of a release that could not be scored."""
+_LONGEST_ERROR = 2000
+"""Characters of an error that are kept in the journal: its end, where the cause stands."""
 
 ScoreTasks = Callable[[ArtifactStore, Model, Sequence[Task]], list[float]]
 
@@ -37,6 +44,9 @@ class Launcher(Protocol):
     def turn(self, cycle: Cycle) -> None:
         """Start the next attempt at the cycle; returns at once."""
 
+    def ending(self, cycle: Cycle) -> str:
+        """How the last attempt ended, in words; empty where that is not known."""
+
 
 class Evaluation:
     """Scores, seals, decides, and sees to it that the cycles which it began are turned."""
@@ -46,30 +56,91 @@ class Evaluation:
         self._policy = books.config.improve
         self._score = score
         self._launcher = launcher
-        self._said: tuple[str, ...] = ()
+        # All of this can be found in the books again, or is found out again.
+        self._batches: dict[int, FeedbackBatch] = {}
+        self._left_until: dict[int, float] = {}
+        self._at_work: set[str] = set()
+        self._said: tuple[str | None, str, str] | None = None
 
     def tick(self) -> Decision:
         """One look. Killed anywhere in it, the next one does what is left to do, and nothing twice."""
+        self._see_through()  # first: nothing that is wrong with what is watched stops a cycle that runs
         self._score_corrections()
         self._seal_batches()
-        decision = decide(self._policy, observe(self.books))
+        batches = self._published_batches()
+        seen = observe(self.books, batches)
+        decision = decide(self._policy, seen)
+        self._say(decision, seen)
         if isinstance(decision, Retrain):
-            self._begin(decision)
-        self._say(decision)
-        self._see_through()
+            self._begin(decision, seen, batches)
+            self._see_through()
         return decision
 
     def _score_corrections(self) -> None:
-        waiting = self.books.feedback.corrections(unscored_by=BITS, limit=_SCORED_AT_ONCE)
+        """Score some of the answers that wait for it, each by the release that gave it."""
+        waiting = self._waiting()
         for number in sorted({correction.release for correction in waiting}):
-            release = self.books.registry.release(number)
-            assert release is not None, number
-            model = self.books.artifacts.get(Model, release.model)
             mine = [correction for correction in waiting if correction.release == number]
-            bits = self._score(self.books.artifacts, model, [Task(c.prompt, c.correction) for c in mine])
+            try:
+                bits = self._bits_of(number, mine)
+            except Exception as error:  # whatever is wrong with one release must not end the watch over the others
+                self._leave(number, error)
+                continue
+            self._left_until.pop(number, None)
             self.books.feedback.add_scores(
                 [score for c, found in zip(mine, bits, strict=True) for score in _scores_of(c, found)]
             )
+
+    def _waiting(self) -> list[Correction]:
+        now = self.books.journal.clock()
+        left = {number for number, until in self._left_until.items() if now < until}
+        if not left:
+            return self.books.feedback.corrections(unscored_by=BITS, limit=_SCORED_AT_ONCE)
+        for release in reversed(self.books.registry.releases()):
+            if release.number not in left:
+                waiting = self.books.feedback.corrections(
+                    unscored_by=BITS, release=release.number, limit=_SCORED_AT_ONCE
+                )
+                if waiting:
+                    return waiting
+        return []
+
+    def _bits_of(self, number: int, corrections: Sequence[Correction]) -> list[float]:
+        """Bits of each correction; not a number where just this one can't be scored.
+
+        Raises   what the scorer raises if it can score none of them: then it is not the corrections that are wrong.
+        """
+        release = self.books.registry.release(number)
+        if release is None:
+            raise StateError(f"expected the release {number}, which gave answers, in the registry, found none.")
+        store = self.books.artifacts
+        model = store.get(Model, release.model)
+        tasks = [Task(c.prompt, c.correction) for c in corrections]
+        try:
+            return self._score(store, model, tasks)
+        except Exception:
+            if len(tasks) == 1:
+                raise
+        bits: list[float] = []
+        errors: list[Exception] = []
+        for correction, task in zip(corrections, tasks, strict=True):
+            try:
+                bits += self._score(store, model, [task])
+            except Exception as error:
+                bits.append(math.nan)
+                errors.append(error)
+                if len(errors) == len(tasks):
+                    raise
+                log_event("unscored", feedback=correction.feedback, error=_text_of(error))
+        return bits
+
+    def _leave(self, number: int, error: Exception) -> None:
+        """Leave a release that can't be scored alone for a while, and say so once."""
+        if number not in self._left_until:
+            detail = {"error": _text_of(error)}
+            self.books.journal.write("unscored", subject=f"{self.books.config.name}-r{number}", detail=detail)
+            log_event("unscored", release=number, error=_text_of(error))
+        self._left_until[number] = self.books.journal.clock() + _TRY_AGAIN_AFTER_S
 
     def _seal_batches(self) -> None:
         while True:
@@ -80,12 +151,20 @@ class Evaluation:
                 return
             log_event("sealed", batch=number)
 
-    def _begin(self, decision: Retrain) -> None:
+    def _published_batches(self) -> list[FeedbackBatch]:
+        """As `published_batches`; what is sealed never changes, so each is read once."""
+        for number in self.books.feedback.sealed():
+            if number not in self._batches:
+                self._batches[number] = _publish(self.books, number)
+        return [self._batches[number] for number in sorted(self._batches)]
+
+    def _begin(self, decision: Retrain, seen: Observation, batches: Sequence[FeedbackBatch]) -> None:
         """Bind the cycle to what it reads. The same decision about the same things names the same cycle."""
         production = self.books.registry.production()
-        assert production is not None
-        batches = sorted({batch.id for batch in published_batches(self.books)})
-        identity = fingerprint(stage="drift", code_version=1, recipe={}, inputs=[production.model, *batches])
+        if production is None or production.name != seen.release:
+            return  # another one was put into production meanwhile: the decision was not about it
+        ids = sorted({batch.id for batch in batches})
+        identity = fingerprint(stage="drift", code_version=1, recipe={}, inputs=[production.model, *ids])
         config = self.books.config
         cycle = self.books.journal.open_cycle(
             f"drift-{identity[:16]}",
@@ -93,7 +172,7 @@ class Evaluation:
             bound=Bound(
                 kind="drift",
                 sources_digest="",
-                batches=batches,
+                batches=ids,
                 parent=production.model,
                 champion=production.number,
             ),
@@ -101,41 +180,66 @@ class Evaluation:
         log_event("triggered", cycle=cycle.number, trigger=cycle.trigger, because="; ".join(decision.reasons))
 
     def _see_through(self) -> None:
-        for cycle in self.books.journal.cycles():
-            if cycle.state != "running" or cycle.bound.kind != "drift" or self._launcher.is_turning(cycle):
+        for listed in self.books.journal.cycles():
+            if listed.state != "running" or listed.bound.kind != "drift":
                 continue
-            if cycle.attempt < self._policy.max_attempts:
-                self._launcher.turn(cycle)
+            if self._launcher.is_turning(listed):
+                self._at_work.add(listed.trigger)
                 continue
-            reasons = [f"{cycle.attempt} attempts ended without a result; the journal and Ray's logs say why"]
-            try:
-                with self.books.database.write(serialize=True) as connection:
-                    self.books.journal.close_cycle(
-                        connection, cycle, "failed", decision={"decision": "fail", "reasons": reasons}
-                    )
-            except FencedError:
-                continue  # it has ended, or somebody else took it up, since it was read
-            log_event("failed", cycle=cycle.number, reasons=reasons[0])
+            # Read again: what was at work may have ended it after it was listed.
+            cycle = self.books.journal.cycle(listed.trigger)
+            if cycle is None or cycle.state != "running":
+                continue
+            failed = self._failed_attempts(cycle)
+            if len(failed) >= self._policy.max_attempts:
+                self._give_up(cycle, failed)
+                continue
+            self._launcher.turn(cycle)
+            self._at_work.add(cycle.trigger)
 
-    def _say(self, decision: Decision) -> None:
-        """Write the decision down where it differs in kind from the one before."""
-        said = (type(decision).__name__, *(reason.split(" ")[-1] for reason in decision.reasons[-1:]))
-        if said != self._said:
-            self._said = said
-            self.books.journal.write("decided", detail=decision.to_json())
+    def _failed_attempts(self, cycle: Cycle) -> list[str]:
+        """How each attempt ended that was seen at work and is no more. One that ended with its actor is not among them."""
+        journal = self.books.journal
+        if cycle.trigger in self._at_work:
+            error = self._launcher.ending(cycle)[-_LONGEST_ERROR:] or "it ended without a word"
+            journal.write("attempt_failed", cycle=cycle.trigger, attempt=cycle.attempt, detail={"error": error})
+            self._at_work.remove(cycle.trigger)
+            log_event("attempt_failed", cycle=cycle.number, attempt=cycle.attempt, error=error)
+        return [event.detail["error"] for event in journal.events(event="attempt_failed", cycle=cycle.trigger)]
+
+    def _give_up(self, cycle: Cycle, failed: Sequence[str]) -> None:
+        reasons = [f"{len(failed)} attempts ended without a result", f"the last: {failed[-1]}"]
+        try:
+            with self.books.database.write(serialize=True) as connection:
+                self.books.journal.close_cycle(
+                    connection, cycle, "failed", decision={"decision": "fail", "reasons": reasons}
+                )
+        except FencedError:
+            return  # it has ended, or somebody else took it up, since it was read
+        log_event("failed", cycle=cycle.number, reasons="; ".join(reasons))
+
+    def _say(self, decision: Decision, seen: Observation) -> None:
+        """Write the decision down where it is another one than that which was written last."""
+        journal = self.books.journal
+        if self._said is None:
+            self._said = next((_kind(e.subject, e.detail) for e in reversed(journal.events(event="decided"))), None)
+        kind = _kind(seen.release, decision.to_json())
+        if kind != self._said:
+            journal.write("decided", subject=seen.release, detail=decision.to_json())
+            self._said = kind
 
 
-def observe(books: Books) -> Observation:
-    """What is known now."""
+def observe(books: Books, batches: Sequence[FeedbackBatch]) -> Observation:
+    """What is known now; `batches` are all that are sealed, as artifacts."""
     policy = books.config.improve
     release = books.registry.production()
     cycles = books.journal.cycles()
-    running = next((cycle.trigger for cycle in cycles if cycle.state == "running"), None)
+    running = next((cycle.trigger for cycle in cycles if _is_awaited(cycle, release)), None)
     ended = [cycle.closed_at for cycle in cycles if cycle.closed_at is not None and cycle.bound.kind == "drift"]
     read = {batch for cycle in cycles for batch in cycle.bound.batches}
-    batches = published_batches(books)
     standard = None if release is None else standard_of(books.artifacts.get(Scorecard, release.scorecard))
-    scores = [] if release is None else books.feedback.scores(metric=BITS, release=release.number)
+    kept = [] if release is None else books.feedback.scores(metric=BITS, release=release.number)
+    scores = [score for score in kept if score.weight > 0]
     limit = (standard or 0.0) * (1 + policy.tolerance)
     num_bytes = sum(score.weight for score in scores)
     excess = excess_over(scores, limit, confidence=policy.confidence, tightest_at=policy.min_scored)
@@ -152,18 +256,48 @@ def observe(books: Books) -> Observation:
 
 
 def decide_now(books: Books) -> Decision:
-    """What would be decided now; nothing is changed."""
-    return decide(books.config.improve, observe(books))
+    """What would be decided now. No cycle is begun and nothing is said; sealed batches are published, as in a tick."""
+    return decide(books.config.improve, observe(books, published_batches(books)))
+
+
+def is_settled(books: Books) -> bool:
+    """Whether all feedback was scored and sealed and gives no reason for a retrain."""
+    policy = books.config.improve
+    waiting = books.feedback.counts()["waiting"]
+    if waiting >= policy.batch_rows or (waiting and policy.batch_after_s is not None):
+        return False
+    unscored = books.feedback.corrections(unscored_by=BITS, limit=1)
+    return not unscored and isinstance(decide_now(books), Wait)
 
 
 def published_batches(books: Books) -> list[FeedbackBatch]:
     """Every sealed batch as an artifact, oldest first."""
-    found = []
-    for number in books.feedback.sealed():
-        batch = books.feedback.publish(number, books.artifacts)
-        books.lineage.add(batch)
-        found.append(batch)
-    return found
+    return [_publish(books, number) for number in books.feedback.sealed()]
+
+
+def _publish(books: Books, number: int) -> FeedbackBatch:
+    batch = books.feedback.publish(number, books.artifacts)
+    books.lineage.add(batch)
+    return batch
+
+
+def _is_awaited(cycle: Cycle, production: Release | None) -> bool:
+    """Whether a cycle may still put a model into production.
+
+    One that a driver began and nobody has taken up, or that must beat another release than the one in production, may
+    be left as it is for ever.
+    """
+    if cycle.state != "running" or cycle.bound.kind == "drift":
+        return cycle.state == "running"
+    return cycle.attempt > 0 and cycle.bound.champion == (None if production is None else production.number)
+
+
+def _kind(release: str | None, decision: Mapping[str, Any]) -> tuple[str | None, str, str]:
+    return release, decision["decision"], decision.get("awaited", "")
+
+
+def _text_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def standard_of(scorecard: Scorecard) -> float | None:
@@ -180,11 +314,14 @@ def excess_over(scores: Sequence[Score], limit: float, *, confidence: float, tig
 
 
 def _scores_of(correction: Correction, bits: float) -> list[Score]:
+    """What is kept of a correction. One that can't be scored weighs nothing: it was looked at and counts for nothing."""
     wanted = correction.correction
-    num_bytes = len(wanted.encode())
-    likeness = difflib.SequenceMatcher(None, correction.answer, wanted[: len(correction.answer)], autojunk=False)
+    num_bytes = len(wanted.encode()) if math.isfinite(bits) else 0
+    # Of long texts the beginnings are compared: the time grows with the square of their length.
+    answer = correction.answer[:_COMPARED_CHARS]
+    likeness = difflib.SequenceMatcher(None, answer, wanted[: max(1, len(answer))], autojunk=False)
     shared = {"feedback": correction.feedback, "release": correction.release, "weight": float(num_bytes)}
     return [
-        Score(metric=BITS, value=bits / num_bytes, **shared),  # type: ignore[arg-type]
+        Score(metric=BITS, value=bits / num_bytes if num_bytes else 0.0, **shared),  # type: ignore[arg-type]
         Score(metric=SIMILARITY, value=likeness.ratio(), **shared),  # type: ignore[arg-type]
     ]

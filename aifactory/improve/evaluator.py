@@ -13,7 +13,7 @@ from typing import Any
 
 from aifactory.cluster.session import namespace
 from aifactory.config import Config
-from aifactory.improve.evaluation import Evaluation, ScoreTasks
+from aifactory.improve.evaluation import Evaluation, Launcher, ScoreTasks
 from aifactory.observe.events import log_event, log_to_stderr
 from aifactory.records.books import Books
 from aifactory.records.journal import Cycle
@@ -29,7 +29,6 @@ class Evaluator:
         log_to_stderr()
         self._books = books
         self._evaluation = Evaluation(books, score=score, launcher=_launcher(books.resolved_config(), turn))
-        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._tick_for_ever, name="evaluation", daemon=True)
         self._thread.start()
 
@@ -39,20 +38,21 @@ class Evaluator:
 
         return os.getpid()
 
-    def stop(self) -> None:
-        """End after the tick that is under way."""
-        self._stopped.set()
-        self._thread.join()
-
     def _tick_for_ever(self) -> None:
         import torch
 
         torch.set_num_threads(1)
-        while not self._stopped.wait(self._books.config.runtime.tick_s):
+        said = None
+        while True:
+            time.sleep(self._books.config.runtime.tick_s)
             try:
                 self._evaluation.tick()
+                said = None
             except Exception as error:  # a database that is away for a while must not end the watch
-                log_event("ticked", error=f"{type(error).__name__}: {error}")
+                text = f"{type(error).__name__}: {error}"
+                if text != said:
+                    said = text
+                    log_event("ticked", error=text)
 
 
 class TaskLauncher:
@@ -62,6 +62,7 @@ class TaskLauncher:
         self._config = config
         self._turn = turn
         self._started: dict[str, Any] = {}
+        self._endings: dict[str, str] = {}
 
     def is_turning(self, cycle: Cycle) -> bool:
         import ray
@@ -76,7 +77,7 @@ class TaskLauncher:
         try:
             ray.get(reference)
         except Exception as error:
-            log_event("failed", cycle=cycle.number, attempt=cycle.attempt, error=f"{type(error).__name__}: {error}")
+            self._endings[cycle.trigger] = f"{type(error).__name__}: {error}"
         return False
 
     def turn(self, cycle: Cycle) -> None:
@@ -85,6 +86,9 @@ class TaskLauncher:
         # It waits for the tasks and workers that it starts, and needs no CPU of its own.
         task = ray.remote(num_cpus=0, max_retries=0)(self._turn)
         self._started[cycle.trigger] = task.remote(self._config, cycle.trigger)
+
+    def ending(self, cycle: Cycle) -> str:
+        return self._endings.pop(cycle.trigger, "")
 
 
 def start(books: Books, *, score: ScoreTasks, turn: Turn) -> Any:
@@ -112,6 +116,8 @@ def stop(factory: str) -> None:
     """End the evaluation actor of a factory, if there is one. A cycle that it began is gone on with when it starts."""
     import ray
 
+    if not ray.is_initialized():  # Ray would start a cluster of its own to look for it
+        return
     try:
         actor = ray.get_actor(ACTOR_NAME, namespace=namespace(factory))
     except ValueError:
@@ -126,8 +132,12 @@ def stop(factory: str) -> None:
         time.sleep(0.05)
 
 
-def _launcher(config: Config, turn: Turn) -> Any:
+def _launcher(config: Config, turn: Turn) -> Launcher:
+    import ray
+
     from aifactory.cluster.jobs import JobLauncher, job_server
 
     server = job_server()
-    return TaskLauncher(config, turn) if server is None else JobLauncher(server, config)
+    if server is None:
+        return TaskLauncher(config, turn)
+    return JobLauncher(server, config, environment=ray.get_runtime_context().runtime_env)

@@ -1,6 +1,6 @@
 """Joules of a block: read from counters where there are any, else estimated, and it says which.
 
-Counters   NVML's total energy of the visible GPUs (Volta and later), and RAPL's package domains (Linux powercap).
+Counters   NVML's total energy of this node's GPUs (Volta and later), and RAPL's package domains (Linux powercap).
 Estimate   CPUs x seconds x watts per CPU, by configuration. It is an upper bound where the CPUs were idle.
 """
 
@@ -15,7 +15,8 @@ from typing import Literal
 from aifactory.observe.events import Timer
 
 EnergySource = Literal["nvml", "rapl", "estimate"]
-_POWERCAP = Path("/sys/class/powercap")
+POWERCAP = Path("/sys/class/powercap")
+_NVML = "nvml"
 
 
 @dataclass(slots=True)
@@ -28,42 +29,48 @@ class Energy:
 
 
 @contextmanager
-def measured(*, num_cpus: float, watts_per_cpu: float) -> Iterator[Energy]:
+def measured(*, num_cpus: float, watts_per_cpu: float, powercap: Path = POWERCAP) -> Iterator[Energy]:
     """Measure a block on this node.
 
     Units   joules, seconds. Counters cover this node alone and all that ran on it meanwhile.
     """
     energy = Energy()
     timer = Timer()
-    before = _counters()
+    before = _counters(powercap)
     try:
         yield energy
     finally:
         timer.stop()
         energy.seconds = timer.seconds
-        after = _counters()
-        if before is not None and after is not None:
-            energy.source = after[0]
-            energy.joules = max(0.0, after[1] - before[1])
+        after = _counters(powercap)
+        # A counter that came or went in between says nothing of the block.
+        if before and before.keys() == after.keys():
+            energy.source = "nvml" if _NVML in after else "rapl"
+            energy.joules = sum(_spent(name, before[name], after[name], powercap) for name in after)
         else:
             energy.joules = num_cpus * watts_per_cpu * timer.seconds
 
 
-def _counters() -> tuple[EnergySource, float] | None:
-    gpu = _nvml_joules()
-    if gpu is not None:
-        return "nvml", gpu + (_rapl_joules() or 0.0)
-    rapl = _rapl_joules()
-    return None if rapl is None else ("rapl", rapl)
+def _counters(powercap: Path) -> dict[str, float]:
+    """Joules by counter; none where none can be read."""
+    gpus = _nvml_joules()
+    return _rapl_joules(powercap) | ({} if gpus is None else {_NVML: gpus})
 
 
-def _rapl_joules() -> float | None:
+def _spent(name: str, before: float, after: float, powercap: Path) -> float:
+    if after >= before:
+        return after - before
+    # RAPL's counters begin again at zero after some 262 kJ; a block in which one does so twice is counted too low.
+    return after - before + int((powercap / name / "max_energy_range_uj").read_text()) / 1e6
+
+
+def _rapl_joules(powercap: Path) -> dict[str, float]:
     try:
         # Package domains only (`intel-rapl:0`): their sub-domains are counted in them.
-        files = [f for f in _POWERCAP.glob("*-rapl:*/energy_uj") if f.parent.name.count(":") == 1]
-        return sum(int(file.read_text()) for file in files) / 1e6 if files else None
+        files = [f for f in powercap.glob("*-rapl:*/energy_uj") if f.parent.name.count(":") == 1]
+        return {file.parent.name: int(file.read_text()) / 1e6 for file in files}
     except (OSError, ValueError):
-        return None
+        return {}
 
 
 def _nvml_joules() -> float | None:

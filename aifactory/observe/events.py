@@ -33,7 +33,7 @@ def _form(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     text = str(value)
-    return repr(text) if " " in text else text
+    return text if text.split() == [text] else repr(text)  # one event, one line
 
 
 class Timer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from aifactory.config import Config
@@ -32,8 +33,8 @@ class Books:
         self.feedback = FeedbackLog(self.journal)
         self.lineage = Lineage(self.journal)
 
-    def __reduce__(self) -> tuple[type[Books], tuple[Config]]:
-        return Books, (self.resolved_config(),)
+    def __reduce__(self) -> tuple[partial[Books], tuple[Config]]:
+        return partial(Books, key_id=self.journal.key_id), (self.resolved_config(),)
 
     def resolved_config(self) -> Config:
         """The configuration with absolute places, for processes that run in other folders."""
@@ -82,11 +83,12 @@ def state_url(config: Config, storage: Storage) -> str:
             )
         return f"sqlite:///{storage.path('state.db')}"
     prefix, sqlite, path = asked.partition("sqlite:///")
-    if sqlite and not prefix and path and not path.startswith("/") and path != ":memory:":
+    file = Path(path).expanduser()
+    if sqlite and not prefix and path and not file.is_absolute() and path != ":memory:":
         if _JOB_MARK in os.environ:
             raise ConfigError(
                 f"expected an absolute path at runtime.state_url in a Ray job, found {asked!r}: the job's working "
                 "directory is deleted with it. Write sqlite:////an/absolute/path/state.db."
             )
-        return f"sqlite:///{Path(path).absolute()}"
+        return f"sqlite:///{file.absolute()}"
     return asked

@@ -18,10 +18,11 @@ from aifactory.errors import AIFactoryError, ConfigError
 from aifactory.observe.events import log_event
 from aifactory.observe.progress import progress
 from aifactory.records.books import Books
-from aifactory.records.identity import canonical_json, hash_text
+from aifactory.records.identity import hash_parts
 from aifactory.records.journal import Cycle
 from aifactory.traffic.users import Asked, Seen, ask_and_correct, questions, steady_requests
 
+REHEARSAL_BEGUN = "rehearsal_begun"
 REHEARSED = "rehearsed"
 _POLL_S = 0.5
 _ANSWERS_AFTER_SWAP = 5
@@ -48,42 +49,51 @@ def rehearse(books: Books, loop: Loop, texts: Callable[[], Sequence[tuple[str, s
     config = books.config
     traffic = config.traffic
     assert traffic is not None
-    name = rehearsal_name(config)
+    asked = questions(texts(), traffic, config.evaluate, factory=config.name)
+    name = rehearsal_name(asked)
     if any(event.subject == name for event in books.journal.events(event=REHEARSED)):
         return
     if books.registry.production() is None:
         return  # the first cycle was rejected: there is nothing to ask
-    asked = _questions(config, texts())
-    url, model = loop.open()
+    _require_enough(config, asked)
+    begun_after = _begin(books, name)
     try:
+        url, model = loop.open()
         with steady_requests(url, model, asked, traffic) as steady:
             done = books.feedback.feedback_keys() & {question.key for question in asked}
             with progress("ask", total=len(asked)) as shown:
                 seen = ask_and_correct(url, model, asked, traffic, done=done, shown=shown)
             log_event("asked", answers=sum(seen.answered.values()), corrected=len(seen.acknowledged) + len(done))
-            cycle = _wait_for_the_loop(books, loop, steady)
+            cycle = _wait_for_the_loop(books, loop, begun_after, seen, steady)
         books.journal.write(REHEARSED, subject=name, detail=_found(seen, steady, cycle, len(done)))
     finally:
         loop.close()
 
 
-def rehearsal_name(config: Config) -> str:
-    """The identity of the rehearsal: what the users ask."""
-    return hash_text(canonical_json(config.recipe("traffic")))[:16]
+def rehearsal_name(asked: Sequence[Asked]) -> str:
+    """The identity of the rehearsal: what the users ask, however fast and however long they do so."""
+    return hash_parts(*(question.key for question in asked))[:16]
 
 
-def _questions(config: Config, texts: Sequence[tuple[str, str]]) -> list[Asked]:
-    assert config.traffic is not None
-    asked = questions(texts, config.traffic, config.evaluate, factory=config.name)
+def _require_enough(config: Config, asked: Sequence[Asked]) -> None:
     if len(asked) < config.improve.min_scored:
         raise ConfigError(
             f"expected the traffic's source to hold at least improve.min_scored = {config.improve.min_scored} questions, "
-            f"found {len(asked)} in {len(texts)} texts; lower it, or let traffic.source hold more."
+            f"found {len(asked)}; lower it, raise traffic.requests, or let traffic.source hold more."
         )
-    return asked
 
 
-def _wait_for_the_loop(books: Books, loop: Loop, steady: Seen) -> Cycle | None:
+def _begin(books: Books, name: str) -> int:
+    """The number of the last cycle before the rehearsal, written down so that one that goes on knows it too."""
+    for event in books.journal.events(event=REHEARSAL_BEGUN):
+        if event.subject == name:
+            return int(event.detail["after_cycle"])
+    after_cycle = max((cycle.number for cycle in books.journal.cycles()), default=0)
+    books.journal.write(REHEARSAL_BEGUN, subject=name, detail={"after_cycle": after_cycle})
+    return after_cycle
+
+
+def _wait_for_the_loop(books: Books, loop: Loop, begun_after: int, seen: Seen, steady: Seen) -> Cycle | None:
     """The cycle that the evaluation actor began, ended and, if it was promoted, swapped in; None if it found no need.
 
     Raises   AIFactoryError after `traffic.timeout_s`.
@@ -91,10 +101,11 @@ def _wait_for_the_loop(books: Books, loop: Loop, steady: Seen) -> Cycle | None:
     traffic = books.config.traffic
     assert traffic is not None
     deadline = time.monotonic() + traffic.timeout_s
-    said: str | None = None
+    said = "asking"
     while time.monotonic() < deadline:
         time.sleep(_POLL_S)
-        cycle = next((c for c in reversed(books.journal.cycles()) if c.bound.kind == "drift"), None)
+        begun = [c for c in books.journal.cycles() if c.bound.kind == "drift" and c.number > begun_after]
+        cycle = begun[-1] if begun else None
         state = "scoring" if cycle is None else f"cycle {cycle.number} {cycle.state}"
         if state != said:
             said = state
@@ -110,9 +121,11 @@ def _wait_for_the_loop(books: Books, loop: Loop, steady: Seen) -> Cycle | None:
                 return cycle
         elif cycle.state != "running":
             return cycle
+    failed = seen.failed + steady.failed
     raise AIFactoryError(
-        f"expected the loop to close within traffic.timeout_s = {traffic.timeout_s:g} s, found it {said}; the same command "
-        "goes on from there. `aifactory status` says more."
+        f"expected the loop to close within traffic.timeout_s = {traffic.timeout_s:g} s, found it at {said!r}"
+        + (f" with {len(failed)} failed requests, the first: {failed[0]}" if failed else "")
+        + "; the same command goes on from there. `aifactory status` says more."
     )
 
 

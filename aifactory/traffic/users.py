@@ -11,7 +11,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -19,9 +19,12 @@ import aiohttp
 from aifactory.config import Evaluate, Traffic
 from aifactory.errors import AIFactoryError
 from aifactory.observe.progress import Progress
+from aifactory.records.identity import hash_parts
 from aifactory.text.tasks import cut_tasks
 
 _TIMEOUT_S = 120.0
+# Also what is no answer: a body that is no JSON, or JSON without what an answer has.
+_FAILURES = (aiohttp.ClientError, OSError, TimeoutError, AIFactoryError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +67,13 @@ def questions(texts: Sequence[tuple[str, str]], traffic: Traffic, evaluate: Eval
     if traffic.shuffle_corrections:
         random.Random(1).shuffle(answers)
     return [
-        Asked(key=f"{factory}-traffic-{i}", user=user, prompt=task.prompt, correction=answer)
+        # What is asked is in the key: other questions are never taken for these.
+        Asked(
+            key=f"{factory}-traffic-{i}-{hash_parts(user, task.prompt, answer)[:16]}",
+            user=user,
+            prompt=task.prompt,
+            correction=answer,
+        )
         for i, ((user, task), answer) in enumerate(zip(tasks, answers, strict=True))
     ]
 
@@ -77,8 +86,7 @@ def ask_and_correct(
 
     async def run() -> None:
         waiting = iter([question for question in asked if question.key not in done])
-        timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with _session() as session:
 
             async def user() -> None:
                 for question in waiting:
@@ -95,13 +103,14 @@ def ask_and_correct(
 def steady_requests(url: str, model: str, asked: Sequence[Asked], traffic: Traffic) -> Iterator[Seen]:
     """Ask at a constant rate, without feedback, for as long as the block runs."""
     seen = Seen()
-    ended = threading.Event()
+    ended = asyncio.Event()
+    loop = asyncio.new_event_loop()
 
     async def run() -> None:
-        timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         pending: set[asyncio.Task[None]] = set()
         number = 0
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        start = loop.time()
+        async with _session() as session:
             while not ended.is_set():
                 question = asked[number % len(asked)]
                 # Open loop: a slow answer does not hold the next question up.
@@ -109,17 +118,30 @@ def steady_requests(url: str, model: str, asked: Sequence[Asked], traffic: Traff
                 pending.add(task)
                 task.add_done_callback(pending.discard)
                 number += 1
-                await asyncio.sleep(1 / traffic.steady_per_s)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), start + number / traffic.steady_per_s - loop.time())
             if pending:
                 await asyncio.wait(pending)
 
-    thread = threading.Thread(target=lambda: asyncio.run(run()), name="steady-requests", daemon=True)
+    def ask() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(run())
+
+    thread = threading.Thread(target=ask, name="steady-requests", daemon=True)
     thread.start()
     try:
         yield seen
     finally:
-        ended.set()
+        with suppress(RuntimeError):  # it has ended by itself
+            loop.call_soon_threadsafe(ended.set)
         thread.join()
+
+
+def _session() -> aiohttp.ClientSession:
+    # No limit of the client's own: how many ask at once is the users' matter.
+    return aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S), connector=aiohttp.TCPConnector(limit=0)
+    )
 
 
 async def _ask_and_correct(
@@ -127,6 +149,7 @@ async def _ask_and_correct(
 ) -> None:
     try:
         completion = await _ask(session, url, model, question, traffic, seed=0)
+        release = completion["model"]
         body = {
             "completion": completion["id"],
             "correction": question.correction,
@@ -136,10 +159,10 @@ async def _ask_and_correct(
         async with session.post(f"{url}/v1/feedback", json=body) as response:
             if response.status != 200:
                 raise AIFactoryError(f"feedback: {response.status} {await response.text()}")
-    except (aiohttp.ClientError, TimeoutError, AIFactoryError) as error:
+    except _FAILURES as error:
         seen.failed.append(f"{question.key}: {type(error).__name__}: {error}")
         return
-    seen.answered[completion["model"]] += 1
+    seen.answered[release] += 1
     seen.acknowledged.append(question.key)
 
 
@@ -148,10 +171,11 @@ async def _count(
 ) -> None:
     try:
         completion = await _ask(session, url, model, question, traffic, seed=number)
-    except (aiohttp.ClientError, TimeoutError, AIFactoryError) as error:
+        release = completion["model"]
+    except _FAILURES as error:
         seen.failed.append(f"steady {number}: {type(error).__name__}: {error}")
         return
-    seen.answered[completion["model"]] += 1
+    seen.answered[release] += 1
 
 
 async def _ask(

@@ -1,8 +1,0 @@
-"""`aifactory tokenize` as the entry point of a Ray job: ray job submit --working-dir . -- python jobs/tokenize.py CONFIG."""
-
-import sys
-
-from aifactory.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main(["tokenize", *sys.argv[1:]]))
