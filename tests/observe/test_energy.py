@@ -1,0 +1,63 @@
+"""Joules: from counters where there are any, else estimated, and it says which."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from aifactory.observe.energy import measured
+
+
+def set_counter(powercap: Path, domain: str, joules: float, *, most: float = 1000) -> None:
+    folder = powercap / domain
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "energy_uj").write_text(f"{int(joules * 1e6)}\n")
+    (folder / "max_energy_range_uj").write_text(f"{int(most * 1e6)}\n")
+
+
+def test_without_counters_it_is_an_estimate_of_cpus_seconds_and_watts(tmp_path: Path) -> None:
+    with measured(num_cpus=2, watts_per_cpu=10, powercap=tmp_path / "none") as energy:
+        time.sleep(0.02)
+
+    assert energy.source == "estimate"
+    assert energy.seconds >= 0.02
+    assert energy.joules == pytest.approx(2 * 10 * energy.seconds)
+
+
+def test_packages_are_summed_and_their_sub_domains_are_not_counted_twice(tmp_path: Path) -> None:
+    for domain in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):
+        set_counter(tmp_path, domain, 100)
+
+    with measured(num_cpus=2, watts_per_cpu=10, powercap=tmp_path) as energy:
+        set_counter(tmp_path, "intel-rapl:0", 107)
+        set_counter(tmp_path, "intel-rapl:1", 101)
+        set_counter(tmp_path, "intel-rapl:0:0", 105)
+
+    assert (energy.source, energy.joules) == ("rapl", pytest.approx(8.0))
+
+
+def test_a_counter_that_begins_again_at_zero_is_continued(tmp_path: Path) -> None:
+    set_counter(tmp_path, "intel-rapl:0", 990)
+
+    with measured(num_cpus=2, watts_per_cpu=10, powercap=tmp_path) as energy:
+        set_counter(tmp_path, "intel-rapl:0", 5)
+
+    assert (energy.source, energy.joules) == ("rapl", pytest.approx(15.0))
+
+
+def test_counters_that_come_or_go_or_are_no_numbers_make_it_an_estimate(tmp_path: Path) -> None:
+    set_counter(tmp_path, "intel-rapl:0", 100)
+    with measured(num_cpus=1, watts_per_cpu=10, powercap=tmp_path) as comes:
+        set_counter(tmp_path, "intel-rapl:1", 100)
+    with measured(num_cpus=1, watts_per_cpu=10, powercap=tmp_path) as broken:
+        (tmp_path / "intel-rapl:1" / "energy_uj").write_text("?")
+
+    assert (comes.source, broken.source) == ("estimate", "estimate")
+
+
+def test_a_block_that_fails_is_measured_too(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), measured(num_cpus=1, watts_per_cpu=10, powercap=tmp_path) as energy:
+        raise KeyError
+    assert energy.joules > 0
