@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from aifactory.observe.events import log_to_stderr
 
     log_to_stderr()
+    # Supervisors ask with SIGTERM; what was started here ends as on Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         config = _config(arguments)
     except ConfigError as error:
@@ -65,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("aifactory: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,6 +144,7 @@ def _run_verb(factory: Factory, arguments: argparse.Namespace) -> Any:
             factory.improve()
         _print(endpoint, as_json=arguments.json)
         sys.stdout.flush()
+        signal.signal(signal.SIGTERM, _interrupt)  # ray.init() has put its own in the place of ours
         factory.wait()
         return None
     method: Callable[[], Any] = getattr(factory, verb)

@@ -133,7 +133,7 @@ def test_oversized_and_malformed_prompts_are_refused_and_others_go_on(model, tok
     fine = collected()
     engine.submit(make_request("fine", [1, 2, 3], max_tokens=30, temperature=0.0), fine)
 
-    with pytest.raises(BadRequestError, match="160 tokens, found 150 . 11 = 161") as refused:
+    with pytest.raises(BadRequestError, match=r"160 tokens, found 150 . 11 = 161") as refused:
         engine.submit(make_request("long", [1] * 150, max_tokens=11), collected())
     assert refused.value.field == "max_tokens"
     with pytest.raises(BadRequestError) as refused:

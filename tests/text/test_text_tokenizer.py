@@ -114,7 +114,7 @@ def test_bos_and_eos_are_end_of_text_unless_the_folder_says_otherwise(library_to
 
 
 def test_errors_say_what_is_missing(library_tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="tokenizer.json"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": {}}')
     with pytest.raises(ConfigError, match="can't read"):
