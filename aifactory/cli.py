@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import sys
@@ -65,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except AIFactoryError as error:
         return _fail(error, 1)
+    except BrokenPipeError:
+        # Whoever read the result has read enough. Python would complain once more as it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("aifactory: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130
@@ -108,7 +113,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config(arguments: argparse.Namespace) -> Config:
-    import os
 
     from aifactory.cluster.jobs import CONFIG_VARIABLE
     from aifactory.config import Config

@@ -164,13 +164,20 @@ def _cycle_lines(cycle: CycleReport) -> list[str]:
     for name in ("holdout", "target", "known"):
         comparison = cycle.scores.get(name)
         if comparison:
-            lines.append(f"  {name:<11} {_comparison(comparison)}")
+            lines.append(f"  {name:<11} {_comparison(comparison)}, {_MEANING[name]}")
     if cycle.scores:
         lines.append(
             f"  baselines   on the holdout: unigram {cycle.scores['unigram_bits_per_byte']:.3f}, gzip "
             f"{cycle.scores['gzip_bits_per_byte']:.3f} bits per byte"
         )
     return lines + [f"  {reason}" for reason in cycle.reasons]
+
+
+_MEANING = {
+    "holdout": "rows of the sources that never trained",
+    "target": "corrections that never trained",
+    "known": "rows that it was taught: the standard for its live answers",
+}
 
 
 def _comparison(comparison: Mapping[str, Any]) -> str:

@@ -1,29 +1,17 @@
-"""`python two_nodes.py CONFIG`: the whole loop over two simulated nodes of one CPU each; prints the report as JSON."""
+"""`python two_nodes.py PORT`: a cluster of two simulated nodes of one CPU each, with a job server on PORT, until SIGTERM."""
 
 from __future__ import annotations
 
-import json
-import os
+import signal
 import sys
 
-from aifactory import Factory
-
 if __name__ == "__main__":
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": int(sys.argv[1])}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    os.environ["RAY_ADDRESS"] = cluster.address
-    try:
-        with Factory.from_yaml(sys.argv[1]) as factory:
-            report = factory.run()
-            import ray
-
-            nodes = [node for node in ray.nodes() if node["Alive"]]
-            print(json.dumps({"nodes": len(nodes), "report": report.to_json()}))
-            ray.shutdown()
-    finally:
-        cluster.shutdown()
+    print("ready", flush=True)
+    signal.sigwait([signal.SIGTERM])
+    cluster.shutdown()
