@@ -29,12 +29,13 @@ def driver(folder: Path) -> Driver:
     return Driver(folder, values)
 
 
-def test_a_driver_killed_three_times_ends_as_if_it_had_never_been(tmp_path: Path, uninterrupted: Driver) -> None:
+def test_a_driver_killed_in_training_and_in_traffic_ends_as_if_it_had_never_been(
+    tmp_path: Path, uninterrupted: Driver
+) -> None:
     killed = driver(tmp_path)
 
-    assert killed.kill_when(lambda: _checkpoints(killed) >= 2)  # in the middle of training
-    assert killed.kill_when(lambda: killed.books.feedback.counts()["feedback"] >= 40)  # in the middle of traffic
-    assert killed.kill_when(lambda: killed.events().count("ingested") == 2)  # in the middle of the retrain
+    assert killed.kill_when(lambda: _checkpoints(killed) >= 2)
+    assert killed.kill_when(lambda: killed.books.feedback.counts()["feedback"] >= 40)
     killed.finish()
 
     assert killed.outcome() == uninterrupted.outcome()

@@ -1,17 +1,29 @@
-"""`python two_nodes.py PORT`: a cluster of two simulated nodes of one CPU each, with a job server on PORT, until SIGTERM."""
+"""`python two_nodes.py CONFIG`: the whole loop over two simulated nodes of one CPU each; prints the report as JSON."""
 
 from __future__ import annotations
 
-import signal
+import json
+import os
 import sys
 
+from aifactory import Factory
+
 if __name__ == "__main__":
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": int(sys.argv[1])}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    print("ready", flush=True)
-    signal.sigwait([signal.SIGTERM])
-    cluster.shutdown()
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        with Factory.from_yaml(sys.argv[1]) as factory:
+            report = factory.run()
+            import ray
+
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            print(json.dumps({"nodes": len(nodes), "report": report.to_json()}))
+            ray.shutdown()
+    finally:
+        cluster.shutdown()
