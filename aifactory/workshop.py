@@ -247,6 +247,7 @@ class Workshop:
             micro_batch_rows=runtime.micro_batch_rows,
             checkpoint_every_steps=runtime.checkpoint_every_steps,
             num_threads=max(1, int(runtime.cpus_per_worker)),
+            parallel=runtime.parallel,
         )
 
     # ── evaluate ──────────────────────────────────────────────────────────────────────────────────────────────────────

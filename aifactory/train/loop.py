@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,8 @@ class TrainingRun:
     micro_batch_rows: int
     checkpoint_every_steps: int
     checkpoints: Checkpoints
+    parallel: str = "ddp"
+    """How several workers share the model: a key of `_PARALLEL`."""
     progress_file: Path | None = None
     """Where rank 0 appends a line of JSON about every second, for whoever watches."""
     after_step: Callable[[int], None] | None = None
@@ -89,7 +91,7 @@ def train_model(
     optimizer = make_optimizer(model, recipe)
     first_step, restored = run.checkpoints.restore(model, optimizer)
     losses = deque(restored, maxlen=max(1, recipe.max_steps // 10))
-    wrapped = _distributed(model, device) if world_size > 1 else model
+    wrapped = _PARALLEL[run.parallel](model, device) if world_size > 1 else model
     sampler = Sampler(
         set_sizes=[len(rows) for rows in run.rows],
         shares=run.shares,
@@ -153,7 +155,7 @@ def train_model(
     )
 
 
-def _distributed(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+def _ddp(model: nn.Module, device: torch.device) -> DistributedDataParallel:
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
@@ -161,6 +163,10 @@ def _distributed(model: nn.Module, device: torch.device) -> DistributedDataParal
         # Rotary frequencies are the only buffers and never change.
         broadcast_buffers=False,
     )
+
+
+_PARALLEL: Mapping[str, Callable[[nn.Module, torch.device], DistributedDataParallel]] = {"ddp": _ddp}
+"""How several workers share a model, by the word of `runtime.parallel`."""
 
 
 def _share_of_batch(batch_rows: int, rank: int, world_size: int) -> range:

@@ -72,6 +72,8 @@ class Work:
     micro_batch_rows: int
     checkpoint_every_steps: int
     num_threads: int
+    parallel: str = "ddp"
+    """How several workers share the model."""
 
 
 def work(
@@ -109,6 +111,7 @@ def work(
             micro_batch_rows=task.micro_batch_rows,
             checkpoint_every_steps=task.checkpoint_every_steps,
             checkpoints=Checkpoints(storage, *task.run_folder),
+            parallel=task.parallel,
             progress_file=Path(storage.make_folder(*task.run_folder)) / PROGRESS if storage.is_local else None,
             after_step=after_step,
         ),
