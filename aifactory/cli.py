@@ -13,8 +13,9 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from aifactory.errors import AIFactoryError, ConfigError
 
@@ -55,12 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _config(arguments)
     except ConfigError as error:
         return _fail(error, 2)
+    # Ray prints warnings of its own to standard output, where only the result belongs.
+    results = sys.stdout
     try:
         from aifactory.factory import Factory
 
-        with Factory(config) as factory:
-            result = _run_verb(factory, arguments)
-        _print(result, as_json=arguments.json)
+        with redirect_stdout(sys.stderr), Factory(config) as factory:
+            result = _run_verb(factory, arguments, results)
+        _print(result, results, as_json=arguments.json)
         return 0
     except ConfigError as error:
         return _fail(error, 2)
@@ -132,7 +135,7 @@ def _config(arguments: argparse.Namespace) -> Config:
     return Config.from_text(text, origin=CONFIG_VARIABLE, overrides=arguments.set)
 
 
-def _run_verb(factory: Factory, arguments: argparse.Namespace) -> Any:
+def _run_verb(factory: Factory, arguments: argparse.Namespace, results: TextIO) -> Any:
     verb = arguments.verb
     if verb == "run" and arguments.cycle:
         return factory.turn_begun(arguments.cycle)
@@ -146,8 +149,8 @@ def _run_verb(factory: Factory, arguments: argparse.Namespace) -> Any:
         endpoint = factory.serve()
         if verb == "improve":
             factory.improve()
-        _print(endpoint, as_json=arguments.json)
-        sys.stdout.flush()
+        _print(endpoint, results, as_json=arguments.json)
+        results.flush()
         signal.signal(signal.SIGTERM, _interrupt)  # ray.init() has put its own in the place of ours
         factory.wait()
         return None
@@ -176,13 +179,13 @@ def _how_to_go_on(factory: Factory, arguments: argparse.Namespace) -> list[str]:
     ]
 
 
-def _print(result: Any, *, as_json: bool) -> None:
+def _print(result: Any, results: TextIO, *, as_json: bool) -> None:
     if result is None:
         return
     if as_json:
-        print(json.dumps(_plain(result), indent=2, default=str))
+        print(json.dumps(_plain(result), indent=2, default=str), file=results)
     else:
-        print("\n".join(_lines(result)))
+        print("\n".join(_lines(result)), file=results)
 
 
 def _plain(result: Any) -> Any:

@@ -47,7 +47,7 @@ def test_the_loop_closes_over_two_nodes_and_postgresql(tmp_path: Path, postgres_
     config = written(tmp_path, small_config(tmp_path, traffic=unknown_traffic(tmp_path), runtime=runtime))
 
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("two_nodes.py")), str(config)],
+        [sys.executable, str(Path(__file__).with_name("two_nodes.py")), str(config), str(tmp_path / "report.json")],
         capture_output=True,
         text=True,
         timeout=400,
@@ -55,7 +55,7 @@ def test_the_loop_closes_over_two_nodes_and_postgresql(tmp_path: Path, postgres_
     )
 
     assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    found = json.loads((tmp_path / "report.json").read_text())
     assert found["nodes"] == 2
     assert [cycle["state"] for cycle in found["report"]["cycles"]] == ["promoted", "promoted"]
     assert found["report"]["rehearsals"][0]["failed"] == 0

@@ -1,10 +1,11 @@
-"""`python two_nodes.py CONFIG`: the whole loop over two simulated nodes of one CPU each; prints the report as JSON."""
+"""`python two_nodes.py CONFIG REPORT`: the whole loop over two simulated nodes of one CPU each; writes the report as JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from pathlib import Path
 
 from aifactory import Factory
 
@@ -23,7 +24,8 @@ if __name__ == "__main__":
             import ray
 
             nodes = [node for node in ray.nodes() if node["Alive"]]
-            print(json.dumps({"nodes": len(nodes), "report": report.to_json()}))
+            # Not to standard output, where Ray prints warnings.
+            Path(sys.argv[2]).write_text(json.dumps({"nodes": len(nodes), "report": report.to_json()}))
             ray.shutdown()
     finally:
         cluster.shutdown()
