@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: quickstart test test-faults test-gpu check format schema clean
+.PHONY: quickstart test test-faults test-gpu check format schema peers clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/aifactory run $(CONFIG)
@@ -33,8 +33,19 @@ format: $(VENV)/installed-dev
 schema: $(VENV)/installed
 	$(BIN)/aifactory config schema > config.schema.json
 
+# What benchmarks/ingest.py is compared with, each in an environment of its own.
+PEERS := pyarrow==26.0.1 tokenizers==0.23.3 numpy==2.4.6
+peers: .peers/datatrove/installed .peers/datasets/installed
+
+.peers/datatrove/installed: PEERS += datatrove==0.10.1 regex==2026.11.15 xxhash==3.8.2
+.peers/datasets/installed: PEERS += datasets==5.2.0
+.peers/%/installed: Makefile
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)
+	touch $@
+
 clean:
-	rm -rf $(VENV) .aifactory
+	rm -rf $(VENV) .peers .aifactory
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer, found " + sys.version)'

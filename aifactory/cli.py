@@ -34,6 +34,9 @@ VERBS = {
     "serve": "serve the release in production over HTTP until interrupted",
     "improve": "serve, watch the answers and retrain by itself until interrupted",
     "status": "cycles, releases, feedback, joules",
+    "rejected": "what the ledger of the rejected holds: counts by rule, and some rows",
+    "restore": "bring rows back in the next cycle that a rule has rejected",
+    "trace": "the training rows that share the longest spans with a text or an answer: what resembles it",
     "lineage": "what an answer, a release or an artifact was made from",
 }
 
@@ -106,6 +109,21 @@ def _parser() -> argparse.ArgumentParser:
         if verb == "rollback":
             sub.add_argument("--to", type=int, metavar="N", help="number of the release; the one before by default")
             sub.add_argument("--reason", default="asked for", help="why, for the audit")
+        if verb in ("rejected", "restore"):
+            sub.add_argument("--rule", required=verb == "restore", help="the rule that rejected them")
+            sub.add_argument("--corpus", metavar="ID", help="the corpus; the newest by default")
+        if verb == "rejected":
+            sub.add_argument(
+                "--limit", type=int, default=10, metavar="N", help="most rows that are shown; 10 by default"
+            )
+        if verb == "trace":
+            traced = sub.add_mutually_exclusive_group(required=True)
+            traced.add_argument("--text", help="the text")
+            traced.add_argument("--completion", metavar="ID", help="the answer of this id")
+            sub.add_argument("--release", metavar="NAME", help="whose training rows; the one in production by default")
+            sub.add_argument(
+                "--limit", type=int, default=10, metavar="N", help="most rows that are shown; 10 by default"
+            )
         if verb == "improve":
             sub.add_argument("--once", action="store_true", help="say what would be decided now, and change nothing")
     config = verbs.add_parser("config", help="about configurations")
@@ -143,6 +161,14 @@ def _run_verb(factory: Factory, arguments: argparse.Namespace, results: TextIO) 
         return factory.rollback(to=arguments.to, reason=arguments.reason)
     if verb == "lineage":
         return factory.lineage(arguments.subject)
+    if verb == "rejected":
+        return factory.rejected(rule=arguments.rule, corpus=arguments.corpus, limit=arguments.limit)
+    if verb == "trace":
+        return factory.trace(
+            arguments.text, completion=arguments.completion, release=arguments.release, limit=arguments.limit
+        )
+    if verb == "restore":
+        return factory.restore(arguments.rule, corpus=arguments.corpus)
     if verb == "improve" and arguments.once:
         return factory.look()
     if verb in ("serve", "improve"):
@@ -208,7 +234,9 @@ def _lines(result: Any) -> list[str]:
             "id": plain["id"],
             "uri": plain["uri"],
             "digest": plain["record"]["digest"],
-            **plain["record"]["figures"],
+            **({"report": result.report} if hasattr(result, "report") else {}),
+            # The examples of a corpus are whole texts, which its report shows.
+            **{name: figure for name, figure in plain["record"]["figures"].items() if name != "examples"},
         }
     if isinstance(plain, Mapping):
         return [

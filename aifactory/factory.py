@@ -11,12 +11,13 @@ changed does nothing. What a cycle reads is bound when it begins.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from aifactory.cluster.placement import (
     asked_for_data,
@@ -33,24 +34,29 @@ from aifactory.config import Config, Train
 from aifactory.errors import StateError
 from aifactory.evaluate.gate import Promote, Reject, judge
 from aifactory.evaluate.pipeline import evidence_of
-from aifactory.ingest.sources import RawRow, SourceFile, digest_of_files, list_files, read_rows
+from aifactory.ingest.listing import Listing, list_pieces
+from aifactory.ingest.readers import read_piece
 from aifactory.observe.events import log_event, log_to_stderr
 from aifactory.records.artifacts import Corpus, FeedbackBatch, Model, Scorecard, TokenSet
 from aifactory.records.books import Books
 from aifactory.records.identity import fingerprint
 from aifactory.records.journal import Bound, Cycle
-from aifactory.records.registry import Release
+from aifactory.records.registry import REFERENCE, Release
 from aifactory.workshop import Workshop
 
 if TYPE_CHECKING:
     from aifactory.improve.decision import Decision
+    from aifactory.ledger import LedgerReport, Restored
     from aifactory.records.lineage import LineageNode
     from aifactory.report import Report
     from aifactory.serve.app import Endpoint
+    from aifactory.trace import TraceReport
 
 RUN_SECTIONS = ("ingest", "tokenize", "model", "train", "evaluate", "promote")
 """What these say, and what the sources hold, identifies the cycle that `run` asks for."""
 FROM_PRODUCTION = "registry:production"
+_SEEN_FILES = ("listing", "seen.json")
+"""What the sources' files looked like when they were last read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,17 +221,48 @@ class Factory:
 
         return lineage_of(self.books, subject)
 
+    def rejected(self, *, rule: str | None = None, corpus: str | None = None, limit: int = 10) -> LedgerReport:
+        """What was rejected and why: counts by rule, and some rows, of a corpus or of the newest one."""
+        from aifactory.ledger import read_rejected
+
+        return read_rejected(self.books, rule=rule, corpus_id=corpus, limit=limit)
+
+    def restore(self, rule: str, *, corpus: str | None = None) -> Restored:
+        """Bring rows back in the next cycle that a rule has rejected."""
+        from aifactory.ledger import restore_rejected
+
+        return restore_rejected(self.books, rule=rule, corpus_id=corpus)
+
+    def trace(
+        self, text: str | None = None, *, completion: str | None = None, release: str | None = None, limit: int = 10
+    ) -> TraceReport:
+        """The training rows that share the longest spans with a text, or with the answer of a completion."""
+        from aifactory.trace import trace_text
+
+        return trace_text(self.books, text=text, completion=completion, release=release, limit=limit)
+
     # ── cycles ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @cached_property
-    def _files(self) -> list[SourceFile]:
-        return list_files(self.config.ingest.sources)
+    def _listing(self) -> Listing:
+        """What the sources hold; files that look as they did when they were read last are not read again."""
+        seen = self.books.storage.read_bytes(*_SEEN_FILES)
+        listing = list_pieces(self.config.ingest.sources, seen=None if seen is None else json.loads(seen))
+        if listing.bytes_read:
+            self.books.storage.write_bytes(json.dumps(listing.seen).encode(), *_SEEN_FILES)
+        return listing
 
     def cycle(self) -> Cycle:
         """The cycle that this configuration and what its sources hold ask for; begun if it is new."""
         recipe = self.config.recipe(*RUN_SECTIONS)
-        sources_digest = digest_of_files(self._files)
-        identity = fingerprint(stage="run", code_version=1, recipe=recipe, inputs=[sources_digest])
+        sources_digest = self._listing.digest
+        restored = self._restored()
+        models = self._workshop.bound_models()
+        inputs = [sources_digest, *(f"{corpus}:{rule}" for corpus, rule in restored)]
+        # A folder is what it holds. A release is what it is called, as for model.base: what this cycle itself puts into
+        # production would else begin the next.
+        inputs += [name if name.startswith(REFERENCE) else digest for name, digest in models]
+        identity = fingerprint(stage="run", code_version=1, recipe=recipe, inputs=inputs)
         production = self.books.registry.production()
         from_production = self.config.model.base == FROM_PRODUCTION
         if from_production and production is None:
@@ -238,8 +275,35 @@ class Factory:
             sources_digest=sources_digest,
             parent=production.model if production is not None and from_production else None,
             champion=None if production is None else production.number,
+            holdouts=self._holdouts(recipe["ingest"], sources_digest, restored, models),
+            restored=restored,
+            models=models,
         )
         return self.books.journal.open_cycle(f"run-{identity[:16]}", recipe=recipe, bound=bound)
+
+    def _holdouts(
+        self,
+        ingest: Mapping[str, Any],
+        sources_digest: str,
+        restored: Sequence[tuple[str, str]],
+        models: Sequence[tuple[str, str]],
+    ) -> list[str]:
+        """The corpora of the cycles before: nothing that they hold out trains in this one.
+
+        A cycle over the same sources by the same recipe and models makes the same corpus, and so is bound to the same ones.
+        """
+        for cycle in self.books.journal.cycles():
+            bound = cycle.bound
+            same = bound.kind == "run" and bound.sources_digest == sources_digest
+            same = same and _asked(bound.models) == _asked(models)
+            if same and cycle.recipe["ingest"] == ingest and [*map(tuple, bound.restored)] == list(restored):
+                return list(bound.holdouts)
+        return self.books.journal.corpora()
+
+    def _restored(self) -> list[tuple[str, str]]:
+        """Corpus and rule of what was brought back from the ledgers, in order."""
+        events = self.books.journal.events(event="restored")
+        return list(dict.fromkeys((event.detail["corpus"], event.detail["rule"]) for event in events))
 
     def outcome(self, cycle: Cycle) -> Release | Reject:
         """How a cycle ended. Raises StateError while it runs."""
@@ -258,7 +322,7 @@ class Factory:
         parent = self._parent(cycle)
         corpora = [] if parent is None or cycle.bound.kind == "run" else self._corpora_of(parent)
         if not corpora:
-            corpora = [self._workshop.ingest_sources(cycle, self._files)]
+            corpora = [self._workshop.ingest_sources(cycle, self._listing.pieces)]
         known = {input_id for corpus in corpora for input_id in corpus.record.inputs}
         for batch_id in cycle.bound.batches:
             if batch_id not in known:
@@ -349,10 +413,12 @@ class Factory:
         """What the simulated users know, a user for each text."""
         assert self.config.traffic is not None
         return [
-            (f"{file.source}:{row.cluster or file.origin}", row.text)
-            for file in list_files([self.config.traffic.source])
-            for row in read_rows(file)
-            if isinstance(row, RawRow)
+            (f"{piece.source}:{user or origin}", text)
+            for piece in list_pieces([self.config.traffic.source]).pieces
+            for block in read_piece(piece)
+            for user, origin, text in zip(
+                *(block.rows[name].to_pylist() for name in ("user", "origin", "text")), strict=True
+            )
         ]
 
     # ── the cluster ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -383,6 +449,11 @@ class Factory:
         from aifactory.serve.app import is_running
 
         return self.config.traffic is not None or is_running(self.config.name)
+
+
+def _asked(models: Sequence[tuple[str, str]]) -> list[str]:
+    """Which models were asked, whatever they are called."""
+    return [found for _, found in models]
 
 
 class _ServedLoop:

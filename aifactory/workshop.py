@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aifactory.cluster.tasks import RunTasks
-from aifactory.config import Columns, Config, Ingest, Train
+import pyarrow.compute as pc
+
+from aifactory.cluster.tasks import RunTasks, run_here
+from aifactory.config import Columns, Config, Ingest, NearDuplicatesStep, ParquetSource, Train
+from aifactory.errors import StateError, StorageError
+from aifactory.ingest.decisions import Earlier
+from aifactory.ingest.index import Index, held_out, joined, read_index, sign, signature_recipe
+from aifactory.ingest.listing import Piece, list_pieces
+from aifactory.ingest.model_scores import StepModel, Stored
 from aifactory.ingest.pipeline import CODE_VERSION as INGEST_VERSION
-from aifactory.ingest.pipeline import ingest_files
-from aifactory.ingest.sources import SourceFile
+from aifactory.ingest.pipeline import Work, ingest_pieces
+from aifactory.ingest.steps import step_recipes
 from aifactory.observe.energy import measured
 from aifactory.observe.events import log_event
 from aifactory.records.artifacts import (
@@ -32,7 +39,8 @@ from aifactory.records.artifacts import (
 from aifactory.records.books import Books
 from aifactory.records.identity import fingerprint
 from aifactory.records.journal import Cycle
-from aifactory.records.rows import read_corpus
+from aifactory.records.registry import REFERENCE
+from aifactory.records.rows import index_names, read_ledger, read_part
 from aifactory.records.storage import StoredFile
 
 Noun = TypeVar("Noun", bound=Artifact)
@@ -56,55 +64,76 @@ class Workshop:
         self.config = config
         self.books = books
         self.run_tasks = run_tasks
+        self._folder_models: dict[str, StepModel] = {}
 
     # ── ingest ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def ingest_sources(self, cycle: Cycle, files: Sequence[SourceFile]) -> Corpus:
+    def ingest_sources(self, cycle: Cycle, pieces: Sequence[Piece]) -> Corpus:
         """The corpus of the configuration's sources."""
-        return self._ingest(cycle, files, self.config.ingest, [cycle.bound.sources_digest], [], None)
+        return self._ingest(cycle, pieces, self.config.ingest, [cycle.bound.sources_digest], ancestors=[], batch=None)
 
     def ingest_batch(self, cycle: Cycle, batch: FeedbackBatch, ancestors: Sequence[Corpus]) -> Corpus:
-        """The corpus of one feedback batch: no row of it that an ancestor has trained or was judged on."""
+        """The corpus of one feedback batch: no row of it that an ancestor has trained or was judged on.
+
+        Feedback is what a person wrote: rules for collected text would throw short answers away.
+        """
         recipe = self.config.ingest.model_copy(
-            update={"holdout_share": self.config.improve.holdout_share, "filters": ()}
+            update={
+                "holdout_share": self.config.improve.holdout_share,
+                "steps": tuple(step for step in self.config.ingest.steps if step.FOR_FEEDBACK),
+            }
         )
-        folder = self.books.artifacts.fetch(batch)
-        files = [
-            SourceFile(
-                source=FEEDBACK,
-                kind="parquet",
-                origin=batch.id,
-                path=str(folder / file.name),
-                num_bytes=file.num_bytes,
-                sha256=file.sha256,
-                columns=Columns(text="text", prompt="prompt"),
-            )
-            for file in batch.record.files
-        ]
-        return self._ingest(cycle, files, recipe, [batch.fingerprint], ancestors, batch)
+        columns = Columns(text="text", prompt="prompt", user="user", origin="completion")
+        source = ParquetSource(
+            name=FEEDBACK,
+            kind="parquet",
+            path=str(self.books.artifacts.fetch(batch)),
+            include=("*.parquet",),
+            columns=columns,
+        )
+        pieces = list_pieces([source]).pieces
+        return self._ingest(cycle, pieces, recipe, [batch.fingerprint], ancestors=ancestors, batch=batch)
 
     def _ingest(
         self,
         cycle: Cycle,
-        files: Sequence[SourceFile],
+        pieces: Sequence[Piece],
         recipe: Ingest,
         contents: Sequence[str],
+        *,
         ancestors: Sequence[Corpus],
         batch: FeedbackBatch | None,
     ) -> Corpus:
-        plain = self.config.recipe("ingest")["ingest"]
-        if batch is not None:
-            plain = {"holdout_share": recipe.holdout_share, "normalize": recipe.normalize}
+        models, releases = self._step_models(cycle, recipe)
+        plain = {
+            "steps": step_recipes(recipe.steps, models),
+            "holdout_share": recipe.holdout_share,
+        }
+        restored: Sequence[tuple[str, str]] = ()
+        if batch is None:
+            plain["sources"] = [source.recipe() for source in recipe.sources]
+            plain["restored"] = [list(each) for each in cycle.bound.restored]
+            restored = cycle.bound.restored
+        elsewhere = [
+            self.books.artifacts.get(Corpus, corpus_id)
+            for corpus_id in cycle.bound.holdouts
+            if corpus_id not in {corpus.id for corpus in ancestors}
+        ]
 
         def make(target: tuple[str, ...]) -> Made:
-            ingested = ingest_files(
-                files,
-                recipe=recipe,
-                storage=self.books.storage,
+            near = recipe.near_duplicates
+            earlier = Earlier(
+                ancestors=joined([self._index_of(corpus, near) for corpus in ancestors]),
+                holdouts=joined([held_out(self._index_of(corpus, near)) for corpus in elsewhere]),
+                corpora=[*ancestors, *elsewhere],
+            )
+            ingested = ingest_pieces(
+                pieces,
+                Work.of(recipe, self.books.storage, restored=self._restored(restored), models=models),
+                name=self.config.name,
+                earlier=earlier,
                 target=target,
-                is_feedback=batch is not None,
-                seen=self._seen(ancestors),
-                run=self.run_tasks(),
+                run=self._run_for(sum(piece.num_bytes for piece in pieces)),
             )
             return Made(files=ingested.files, figures=ingested.figures)
 
@@ -115,18 +144,84 @@ class Workshop:
             INGEST_VERSION,
             recipe=plain,
             contents=contents,
-            inputs=[*ancestors, *([batch] if batch is not None else [])],
+            inputs=[*ancestors, *elsewhere, *([batch] if batch is not None else []), *releases],
             make=make,
             num_cpus=self.config.runtime.data_tasks * self.config.runtime.cpus_per_worker,
         )
 
-    def _seen(self, ancestors: Sequence[Corpus]) -> dict[str, str]:
-        """Content hashes of all rows that an ancestor has trained or was judged on, and their sides."""
-        seen: dict[str, str] = {}
-        for corpus in ancestors:
-            for _, table in read_corpus(self.books.storage, corpus, columns=["content_hash", "side"]):
-                seen.update(zip(table["content_hash"].to_pylist(), table["side"].to_pylist(), strict=True))
-        return seen
+    def bound_models(self) -> list[tuple[str, str]]:
+        """What the models that steps ask are now: the id of a release's model, or the digest of a folder.
+
+        Raises   StateError for a release that is not there; ConfigError for a folder or a hub id that is not.
+        """
+        names = self.config.ingest.models
+        folders = [name for name in names if not name.startswith(REFERENCE)]
+        return self.books.registry.bound_models(names) + [(name, self._folder_model(name).digest) for name in folders]
+
+    def _step_models(self, cycle: Cycle, recipe: Ingest) -> tuple[dict[str, StepModel], list[Model]]:
+        """The models that steps ask, by their names in the configuration; and those of them that the factory made.
+
+        A name of the registry stands for what it stood for when the cycle began, whatever was promoted since.
+        """
+        bound = dict(cycle.bound.models)
+        models: dict[str, StepModel] = {}
+        releases: dict[str, Model] = {}
+        for name in recipe.models:
+            if not name.startswith(REFERENCE):
+                models[name] = self._folder_model(name)
+                continue
+            if name not in bound:
+                raise StateError(
+                    f"expected the cycle {cycle.trigger} to be bound to the model that {name} stands for, found it bound to "
+                    f"{sorted(bound) or 'none'}: the steps were changed since it began. Begin a new cycle: aifactory run."
+                )
+            model = self.books.artifacts.get(Model, bound[name])
+            releases[model.id] = model
+            files = Stored(
+                storage=self.books.storage,
+                folder=self.books.artifacts.folder(model.kind, model.fingerprint),
+                names=tuple(file.name for file in model.record.files),
+            )
+            models[name] = StepModel(digest=model.digest, files=files)
+        return models, list(releases.values())
+
+    def _folder_model(self, name: str) -> StepModel:
+        """A model by its folder or hub id; read once."""
+        if name not in self._folder_models:
+            from aifactory.train.base import digest_folder, resolve_base
+
+            folder = resolve_base(name, where="the model of a step of ingest.steps").absolute()
+            self._folder_models[name] = StepModel(digest=digest_folder(folder), files=folder)
+        return self._folder_models[name]
+
+    def _run_for(self, num_bytes: int) -> RunTasks:
+        """How to run tasks over so much data: what is little is done here, before workers elsewhere would have started."""
+        return run_here if num_bytes <= self.config.runtime.inline_bytes else self.run_tasks()
+
+    def _index_of(self, corpus: Corpus, near: NearDuplicatesStep | None) -> Index:
+        """The index of all rows of a corpus, signed as the step asks."""
+        storage = self.books.storage
+        recipe = None if near is None else signature_recipe(near)
+        indexes = []
+        for name in index_names(corpus):
+            data = storage.read_bytes(corpus.kind, corpus.fingerprint[:16], name)
+            if data is None:
+                raise StorageError(f"expected {corpus.uri}/{name}, found no such file; ingest again from another root.")
+            index = read_index(data)
+            if near is not None and corpus.figures["signature"] != recipe:
+                index = replace(index, signatures_NP=sign(read_part(storage, corpus, name), near))
+            indexes.append(index if near is not None else replace(index, signatures_NP=None))
+        return joined(indexes)
+
+    def _restored(self, asked_for: Sequence[tuple[str, str]]) -> dict[str, frozenset[str]]:
+        """By rule the keys of the rows that a person has brought back from the ledgers."""
+        keys: dict[str, set[str]] = {}
+        for corpus_id, rule in asked_for:
+            corpus = self.books.artifacts.get(Corpus, corpus_id)
+            for table in read_ledger(self.books.storage, corpus, columns=["rule", "key"]):
+                found = table.filter(pc.equal(table["rule"], rule))["key"].to_pylist()
+                keys.setdefault(rule, set()).update(filter(None, found))
+        return {rule: frozenset(found) for rule, found in keys.items()}
 
     # ── tokenize ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -143,6 +238,7 @@ class Workshop:
             # Which tokenizer it is counts, not which model or folder it came from.
             contents = [hash_parts(*(f"{name}:{data!r}" for name, data in sorted(read_tokenizer(folder).items())))]
             recipe = {"row_len": recipe["row_len"]}
+        recipe["chat_fallback"] = self._chat_fallback
 
         def make(target: tuple[str, ...]) -> Made:
             tokenized = tokenize_corpus(
@@ -151,7 +247,8 @@ class Workshop:
                 tokenizer_folder=folder,
                 storage=self.books.storage,
                 target=target,
-                run=self.run_tasks(),
+                run=self._run_for(corpus.figures["bytes_kept"]),
+                chat_fallback=self._chat_fallback,
             )
             return Made(files=tokenized.files, figures=tokenized.figures)
 
@@ -166,6 +263,11 @@ class Workshop:
             make=make,
             num_cpus=self.config.runtime.data_tasks * self.config.runtime.cpus_per_worker,
         )
+
+    @property
+    def _chat_fallback(self) -> str:
+        """The template of chats for a tokenizer that has none: the server's."""
+        return self.config.serve.chat_template or "none"
 
     # ── train ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -15,12 +15,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-_LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy", "sqlalchemy")
+_LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "gigatoken", "numba", "pyarrow", "numpy", "sqlalchemy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,8 @@ class Measured:
     raw: Mapping[str, Sequence[float]]
     """Every single measurement behind the figures."""
     notes: Sequence[str] = ()
+    peers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """By peer what ran beside it: its command and its versions."""
 
 
 def main(name: str, measure: Callable[[bool], Measured]) -> None:

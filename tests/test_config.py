@@ -7,12 +7,12 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 import pytest
 
-from aifactory.config import Config, Section, expand_environment, plain_overrides, schema_json
+from aifactory.config import Config, Section, Step, expand_environment, plain_overrides, schema_json
 from aifactory.errors import ConfigError
 from aifactory.records.identity import canonical_json, fingerprint
 
@@ -28,16 +28,16 @@ FULL = (
     SMALL
     + """\
       include: ["*.md"]
-      columns:
-        prompt: question
     - name: chats
       kind: jsonl
       path: /data/chats
-  filters:
-    - rule: length
+      columns:
+        prompt: question
+  steps:
+    - step: length
       min_bytes: 3
-    - rule: alphabetic
-    - rule: line_length
+    - step: alphabetic
+    - step: line_length
 train:
   max_steps: 10
 traffic:
@@ -69,19 +69,19 @@ def errors_of(text: str, *overrides: str) -> list[str]:
         ("train:\n  max_step: 3\n", "a.yaml:8: unknown key 'train.max_step'; did you mean 'max_steps'?"),
         ("      pathh: /x\n", "a.yaml:7: unknown key 'ingest.sources.0.pathh'; did you mean 'path'?"),
         (
-            "      columns: {promt: q}\n",
-            "a.yaml:7: unknown key 'ingest.sources.0.columns.promt'; did you mean 'prompt'?",
+            "    - {name: b, kind: jsonl, path: /b, columns: {promt: q}}\n",
+            "a.yaml:7: unknown key 'ingest.sources.1.columns.promt'; did you mean 'prompt'?",
         ),
         (
-            "  filters:\n    - rule: alphabetic\n    - rule: length\n      min_byts: 3\n",
-            "a.yaml:10: unknown key 'ingest.filters.1.min_byts'; did you mean 'min_bytes'?",
+            "  steps:\n    - step: alphabetic\n    - step: length\n      min_byts: 3\n",
+            "a.yaml:10: unknown key 'ingest.steps.1.min_byts'; did you mean 'min_bytes'?",
         ),
         (
-            "  filters:\n    - rule: alphabetic\n      xyz: 3\n",
-            "a.yaml:9: unknown key 'ingest.filters.0.xyz'; valid keys: min_share, rule",
+            "  steps:\n    - step: alphabetic\n      xyz: 3\n",
+            "a.yaml:9: unknown key 'ingest.steps.0.xyz'; valid keys: min_share, step",
         ),
         ("runtime:\n  endpoint:\n    prot: 1\n", "a.yaml:9: unknown key 'runtime.endpoint.prot'; did you mean 'port'?"),
-        ("traffic:\n  source: {nam: x}\n", "a.yaml:8: unknown key 'traffic.source.nam'; did you mean 'name'?"),
+        ("traffic:\n  source: {kind: text, nam: x}\n", "a.yaml:8: unknown key 'traffic.source.nam'; did you mean 'name'?"),
         (
             "improve:\n  retrain: {steps: 1}\n",
             "a.yaml:8: unknown key 'improve.retrain.steps'; did you mean 'max_steps'?",
@@ -102,14 +102,13 @@ def test_an_unknown_key_names_the_nearest_valid_one_with_file_and_line(text: str
         ("train: 3\n", "a.yaml:7: 'train'", "a section of keys and values", "3"),
         ("      include: '*.md'\n", "a.yaml:7: 'ingest.sources.0.include'", "a list", "'*.md'"),
         ("serve: {chat_template: jinja}\n", "a.yaml:7: 'serve.chat_template'", "'plain'", "'jinja'"),
-        ("traffic:\n  source: {kind: jsno}\n", "a.yaml:8: 'traffic.source.kind'", "'jsonl' or 'parquet'", "'jsno'"),
         (
-            "  filters:\n    - rule: length\n    - rule: alphabetic\n      min_share: x\n",
-            "a.yaml:10: 'ingest.filters.1.min_share'",
+            "  steps:\n    - step: length\n    - step: alphabetic\n      min_share: x\n",
+            "a.yaml:10: 'ingest.steps.1.min_share'",
             "a valid number",
             "'x'",
         ),
-        ("  filters:\n    - 3\n", "a.yaml:8: 'ingest.filters.0'", "a section of keys and values", "3"),
+        ("  steps:\n    - 3\n", "a.yaml:8: 'ingest.steps.0'", "a section of keys and values", "3"),
         ("3: 4\n", "a.yaml:7: '3'", "strings", "3"),
     ],
 )
@@ -137,7 +136,7 @@ def test_a_long_value_is_cut_in_the_message() -> None:
         ("name: demo\n", "a.yaml:1: expected the key 'ingest', found none; add it"),
         (SMALL.replace("name: demo\n", ""), "a.yaml:1: expected the key 'name', found none; add it (The factory"),
         (SMALL.replace("kind: text", "include: []"), "a.yaml:4: expected the key 'ingest.sources.0.kind', found none"),
-        (SMALL + "  filters:\n    - min_bytes: 3\n", "a.yaml:8: expected the key 'ingest.filters.0.rule', found none"),
+        (SMALL + "  steps:\n    - min_bytes: 3\n", "a.yaml:8: expected the key 'ingest.steps.0.step', found none"),
         (SMALL + "traffic: {requests: 3}\n", "a.yaml:7: expected the key 'traffic.source', found none; add it"),
     ],
 )
@@ -145,15 +144,24 @@ def test_a_missing_key_is_named_with_its_section_and_meaning(text: str, start: s
     assert any(line.startswith(start) for line in errors_of(text))
 
 
-def test_a_filter_that_is_not_known_names_the_nearest() -> None:
-    lines = errors_of(SMALL + "  filters:\n    - rule: lenght\n    - rule: zzz\n    - rule: 4\n")
+def test_a_step_that_is_not_known_names_the_nearest() -> None:
+    lines = errors_of(SMALL + "  steps:\n    - step: lenght\n    - step: zzz\n    - step: 77\n")
 
-    known = "expected 'length' or 'alphabetic' or 'line_length'"
+    steps = [tag for step in get_args(get_args(Step)[0]) for tag in get_args(step.model_fields["step"].annotation)]
+    known = f"expected {' or '.join(map(repr, steps))}"
+    assert {"length", "unicode", "near_duplicates"} <= set(steps)
     assert lines == [
-        f"a.yaml:8: 'ingest.filters.0.rule': {known}, found 'lenght'; did you mean 'length'?",
-        f"a.yaml:9: 'ingest.filters.1.rule': {known}, found 'zzz'",
-        f"a.yaml:10: 'ingest.filters.2.rule': {known}, found '4'",
+        f"a.yaml:8: 'ingest.steps.0.step': {known}, found 'lenght'; did you mean 'length'?",
+        f"a.yaml:9: 'ingest.steps.1.step': {known}, found 'zzz'",
+        f"a.yaml:10: 'ingest.steps.2.step': {known}, found '77'",
     ]
+
+
+def test_a_kind_that_is_not_known_names_the_nearest() -> None:
+    (line,) = errors_of(SMALL + "traffic:\n  source: {kind: jsno}\n")
+
+    assert line.startswith("a.yaml:8: 'traffic.source.kind': expected 'code' or 'text' or ")
+    assert line.endswith(", found 'jsno'; did you mean 'jsonl'?")
 
 
 def test_every_problem_is_named_at_once() -> None:
@@ -245,7 +253,7 @@ def test_overrides_change_what_the_file_says() -> None:
         FULL,
         "train.max_steps=20",
         "ingest.sources.1.name=talks",
-        "ingest.filters=[]",
+        "ingest.steps=[]",
         "runtime.endpoint.port=0",
         "model.architecture.num_kv_heads=2",
         "train.learning_rate=1e-4",
@@ -256,7 +264,7 @@ def test_overrides_change_what_the_file_says() -> None:
 
     assert (config.train.max_steps, config.train.learning_rate) == (30, 1e-4)
     assert [source.name for source in config.ingest.sources] == ["docs", "talks"]
-    assert (config.ingest.filters, config.traffic) == ((), None)
+    assert (config.ingest.steps, config.traffic) == ((), None)
     assert (config.runtime.endpoint.port, config.runtime.workers) == (0, 2)
     assert config.runtime.storage == "s3://b/x"
     assert config.model.architecture.num_kv_heads == 2
@@ -277,9 +285,9 @@ def test_overrides_change_what_the_file_says() -> None:
         ("ingest.sources.-1.name=x", "expected a number below 2 after 'ingest.sources.', found '-1'."),
         ("ingest.sources.²=x", "expected a number below 2 after 'ingest.sources.', found '²'."),
         ("ingest.sources.docs.name=x", "expected a number below 2 after 'ingest.sources.', found 'docs'."),
-        ("ingest.filters.1.rule=lenght", "--set ingest.filters.1.rule=lenght: 'ingest.filters.1.rule': expected"),
-        ("ingest.filters.0.min_byts=3", "--set ingest.filters.0.min_byts=3: unknown key 'ingest.filters.0.min_byts'"),
-        ("ingest.sources.0.columns.promt=x", "unknown key 'ingest.sources.0.columns.promt'; did you mean 'prompt'?"),
+        ("ingest.steps.1.step=lenght", "--set ingest.steps.1.step=lenght: 'ingest.steps.1.step': expected"),
+        ("ingest.steps.0.min_byts=3", "--set ingest.steps.0.min_byts=3: unknown key 'ingest.steps.0.min_byts'"),
+        ("ingest.sources.1.columns.promt=x", "unknown key 'ingest.sources.1.columns.promt'; did you mean 'prompt'?"),
         ("model.architecture.num_heads=5", "--set model.architecture.num_heads=5: 'model.architecture': expected"),
         ("runtime..port=3", "--set runtime..port=3: unknown key 'runtime.'"),
         (".=3", "--set .=3: unknown key ''"),
@@ -290,10 +298,10 @@ def test_a_bad_override_is_named(override: str, message: str) -> None:
 
 
 def test_an_override_below_a_list_item_that_is_no_section_is_refused() -> None:
-    text = SMALL + "  filters: [length]\n"
+    text = SMALL + "  steps: [length]\n"
 
-    assert errors_of(text, "ingest.filters.0.min_bytes=1")[0].startswith(
-        "--set ingest.filters.0.min_bytes=1: expected a section at 'ingest.filters.0', found 'length'"
+    assert errors_of(text, "ingest.steps.0.min_bytes=1")[0].startswith(
+        "--set ingest.steps.0.min_bytes=1: expected a section at 'ingest.steps.0', found 'length'"
     )
 
 
@@ -396,6 +404,8 @@ def changed(value: Any, where: tuple[str | int, ...]) -> Any:
             return value + 1
         if isinstance(value, tuple):
             return (*value, "another")
+        if isinstance(value, dict):
+            return value | {"another": "another"}
         return "another" if value is None else value + "-changed"
     first, rest = where[0], where[1:]
     if isinstance(first, int):
@@ -409,7 +419,7 @@ LEAVES = list(leaves(read(FULL)))
 def test_the_walk_reaches_every_field() -> None:
     names = {".".join(str(part) for part in where if isinstance(part, str)) for where in LEAVES}
 
-    assert {"name", "ingest.sources.columns.prompt", "ingest.filters.max_mean_chars"} <= names
+    assert {"name", "ingest.sources.columns.prompt", "ingest.steps.max_mean_chars"} <= names
     assert {"model.architecture.dropout", "traffic.source.path", "serve.chat_template"} <= names
     assert {"improve.retrain.max_steps", "runtime.endpoint.port"} <= names
     assert len(LEAVES) > 90
@@ -425,7 +435,7 @@ def test_every_recipe_field_and_only_a_recipe_field_changes_the_fingerprint_of_i
 
     differing = [section for section in RECIPE if before[section] != after[section]]
 
-    bears_none = where[0] == "runtime" or where[-1] == "path"
+    bears_none = where[0] == "runtime" or where[-1] in ("path", "allow_private", "storage_options")
     assert differing == ([] if bears_none else [where[0]])
 
 
@@ -493,7 +503,9 @@ def test_the_schema_names_every_section_and_holds_for_a_configuration() -> None:
     jsonschema.validate(json.loads(read(FULL).model_dump_json()), schema)
 
     assert set(schema["properties"]) == set(Config.model_fields)
-    assert {section.__name__ for section in sections()} - {"Config"} == set(schema["$defs"])
+    # Sections that others are made from are in no configuration.
+    made = {section.__name__ for section in sections() if not section.__subclasses__()}
+    assert made - {"Config"} == set(schema["$defs"])
     assert schema["additionalProperties"] is False
     for field in schema["properties"].values():
         assert "description" in field or schema["$defs"][field["$ref"].rpartition("/")[2]]["description"]

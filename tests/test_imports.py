@@ -17,7 +17,7 @@ CORES = {"text", "engine"}
 LEVELS: list[set[str]] = [
     {"cli", "__main__"},
     {"factory"},
-    {"workshop", "report"},
+    {"workshop", "report", "ledger", "trace"},
     STAGES,
     CORES,
     {"cluster"},

@@ -175,6 +175,8 @@ class Evaluation:
                 batches=ids,
                 parent=production.model,
                 champion=production.number,
+                holdouts=self.books.journal.corpora(),
+                models=self.books.registry.bound_models(config.ingest.models),
             ),
         )
         log_event("triggered", cycle=cycle.number, trigger=cycle.trigger, because="; ".join(decision.reasons))

@@ -1,38 +1,62 @@
 """Ingest: sources -> Corpus.
 
-Reads    the files of the sources, or the rows of a sealed feedback batch
-Writes   corpus/<fp>/part-*.parquet       the rows that are kept (CORPUS_SCHEMA)
-         corpus/<fp>/rejected-*.parquet   the ledger (LEDGER_SCHEMA)
-Law      rows_in == rows_kept + rows_rejected. A part is a group of files that depends on the files alone, so that the
-         bytes never depend on the number of workers.
+Reads    the pieces of the sources: files, parts of files, rows of a database, a sealed feedback batch
+Writes   corpus/<fp>/train-*.parquet, holdout-*.parquet   the rows that are kept (CORPUS_SCHEMA), by side
+         corpus/<fp>/rejected-*.parquet                   the ledger (LEDGER_SCHEMA)
+         corpus/<fp>/index-*.arrow                        ids, contents and signatures of the kept rows (see `index`)
+         corpus/<fp>/README.md                            the dataset card
+         corpus/<fp>/report.html                          the same for a person who has a minute, with pictures
+Law      rows_in == rows_kept + rows_rejected. A piece depends on the data alone, so that the bytes never depend on the
+         number of workers.
 Raises   EmptyCorpusError, ConfigError.
 
-Two passes. The first reads, applies the rules and writes each group to a scratch folder. Which duplicates survive is
-decided here over (content hash, side, place) alone; the second pass writes the parts without the others.
+Two passes over the pieces. The first reads, takes the steps and publishes each piece as a part. Which rows are
+duplicates, and which would leak a holdout, is decided over all of them by their index alone; the second pass puts the
+corpus together, without those rows. Both passes look
+for their parts first, so a run that was killed, and a run over data of which little is new, only makes what is not there.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from aifactory.cluster.tasks import RunTasks
-from aifactory.config import Ingest
+from aifactory.config import DecontaminateStep, Ingest, NearDuplicatesStep, PersonalStep, RowStep
 from aifactory.errors import EmptyCorpusError
-from aifactory.ingest.rules import broken_rule, normalize
-from aifactory.ingest.sources import SourceFile, read_rows
-from aifactory.records.rows import CORPUS_SCHEMA, LEDGER_SCHEMA, Rejected, Row, make_row
+from aifactory.ingest.card import dataset_card
+from aifactory.ingest.decisions import Earlier, decide_drops
+from aifactory.ingest.duplicates import Drops
+from aifactory.ingest.index import INDEX_FILE, Index, index_bytes, index_of, read_index, sign, signature_recipe
+from aifactory.ingest.labels import summed
+from aifactory.ingest.listing import Piece
+from aifactory.ingest.model_scores import StepModel
+from aifactory.ingest.readers import read_piece
+from aifactory.ingest.steps import Broken, Figures, apply_steps, reject_empty, step_recipes
+from aifactory.records.identity import fingerprint, hash_text
+from aifactory.records.parts import Part, PartStore, made
+from aifactory.records.rows import (
+    CORPUS_SCHEMA,
+    LEDGER_SCHEMA,
+    assign_ids,
+    assign_keys,
+    from_parquet,
+    to_parquet,
+)
 from aifactory.records.storage import Storage, StoredFile
 
-CODE_VERSION = 1
-_GROUP_BYTES = 4_000_000
+CODE_VERSION = 2
+_SIDES = ("train", "holdout")
+_EXAMPLES = 3
+_EXAMPLE_CHARS = 400
+_LOOKED_AT_CHARS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,192 +68,296 @@ class Ingested:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Task:
-    """What both passes need beside the group; pickled into every Ray task."""
+class Work:
+    """What makes a corpus, beside the pieces; pickled into every task."""
 
-    recipe: Ingest
+    steps: tuple[RowStep, ...]
+    """What is done to each row."""
+    models: Mapping[str, StepModel]
+    """The models that steps ask, by the names that the configuration gives them."""
+    recipes: Sequence[Mapping[str, Any]]
+    """What of the steps bears identity."""
+    near_duplicates: NearDuplicatesStep | None
+    decontaminate: DecontaminateStep | None
+    holdout_share: float
+    restored: Mapping[str, frozenset[str]]
+    """By rule the keys of rows that a person has brought back."""
     storage: Storage
-    scratch: tuple[str, ...]
-    target: tuple[str, ...]
-    is_feedback: bool
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Ingest,
+        storage: Storage,
+        *,
+        restored: Mapping[str, frozenset[str]] | None = None,
+        models: Mapping[str, StepModel] | None = None,
+    ) -> Work:
+        """The work that a configuration asks for. Raises ConfigError for a function that is not there."""
+        return cls(
+            steps=recipe.row_steps,
+            models=models or {},
+            recipes=step_recipes(recipe.row_steps, models or {}),
+            near_duplicates=recipe.near_duplicates,
+            decontaminate=recipe.decontaminate,
+            holdout_share=recipe.holdout_share,
+            restored=restored or {},
+            storage=storage,
+        )
+
+    def identity(self, piece: Piece) -> str:
+        """The fingerprint of what is made of one piece."""
+        recipe = {
+            "steps": self.recipes,
+            "signature": None if self.near_duplicates is None else signature_recipe(self.near_duplicates),
+            "holdout_share": self.holdout_share,
+            "restored": {rule: sorted(keys) for rule, keys in sorted(self.restored.items())},
+            "source": piece.source,
+            "keyed_by_file": piece.keyed_by_file,
+        }
+        return fingerprint(stage="ingest-part", code_version=CODE_VERSION, recipe=recipe, inputs=[piece.digest])
 
 
-def ingest_files(
-    files: Sequence[SourceFile],
+def ingest_pieces(
+    pieces: Sequence[Piece],
+    work: Work,
     *,
-    recipe: Ingest,
-    storage: Storage,
+    name: str,
+    earlier: Earlier,
     target: tuple[str, ...],
-    is_feedback: bool,
-    seen: Mapping[str, str],
     run: RunTasks,
 ) -> Ingested:
-    """Write the corpus of `files` to the directory `target`.
+    """Write the corpus of `pieces` to the directory `target`.
 
-    `seen` maps the content hashes of the corpora that ancestors were trained or judged on to their sides: such a row
-    is rejected, since what trained may not judge, and what judges may not train.
+    earlier   what earlier corpora hold: none of what an ancestor was trained or judged on comes again, and nothing trains
+              that any of them has held out
     """
-    groups = list(_groups(files))
-    task = _Task(
-        recipe=recipe,
-        storage=storage,
-        scratch=("runs", "ingest-" + target[-1]),
-        target=target,
-        is_feedback=is_feedback,
+    store = PartStore(work.storage)
+    parts = made(store, run, _read_part, [(work.identity(piece), (work, piece)) for piece in pieces])
+    indexes = [read_index(store.read(part, INDEX_FILE)) for part in parts]
+    drops = decide_drops(
+        parts,
+        indexes,
+        earlier,
+        near=work.near_duplicates,
+        decontaminate=work.decontaminate,
+        storage=work.storage,
+        run=run,
     )
-    storage.make_folder(*task.scratch)
-    storage.make_folder(*target)
-    places = run(_read_group, [(task, i, group) for i, group in enumerate(groups)])
-    drops = _duplicates(places, seen)
-    written = run(_write_group, [(task, i, drops.get(i, {})) for i in range(len(groups))])
-    storage.delete(*task.scratch)
-
-    rows_in = sum(len(place["hashes"]) + place["rejected"] for place in places)
-    figures = {
-        "rows_in": rows_in,
-        "rows_kept": sum(w["kept"] for w in written),
-        "rows_rejected": sum(w["rejected"] for w in written),
-        "rows_erased": 0,
-        "rows_holdout": sum(w["holdout"] for w in written),
-        "bytes_kept": sum(w["bytes"] for w in written),
-        "rejected_by_rule": dict(sorted(sum((Counter(w["rules"]) for w in written), Counter()).items())),
-        "source_files": len(files),
-    }
-    assert rows_in == figures["rows_kept"] + figures["rows_rejected"], figures
+    whole = made(
+        store,
+        run,
+        _write_part,
+        [(_rest_identity(part, dropped), (work, part, dropped)) for part, dropped in zip(parts, drops, strict=True)],
+    )
+    files = [
+        store.take(part, file, *target, f"{file.partition('.')[0]}-{number:05d}.{file.partition('.')[2]}")
+        for number, part in enumerate(whole)
+        for file in sorted(part.files)
+    ]
+    figures = _sum_up(pieces, work, parts, whole)
     if figures["rows_kept"] == figures["rows_holdout"]:
         raise EmptyCorpusError(
-            f"expected rows to train on, found {rows_in} rows of which {figures['rows_kept']} were kept, all of them in "
-            f"the holdout; rejected by rule: {figures['rejected_by_rule']}. See the ledger in "
-            f"{storage.path(*target)}, or add data."
+            f"expected rows to train on, found {figures['rows_in']} rows of which {figures['rows_kept']} were kept, all of "
+            f"them in the holdout; rejected by rule: {figures['rejected_by_rule']}. See the ledger in "
+            f"{work.storage.path(*target)}, or add data."
         )
-    return Ingested(files=[StoredFile(**file) for w in written for file in w["files"]], figures=figures)
+    # The plotting library is loaded where there is something to draw, and nowhere else.
+    from aifactory.ingest.corpus_page import REPORT_FILE, corpus_report
+
+    files.append(work.storage.write_bytes(dataset_card(name, figures).encode(), *target, "README.md"))
+    files.append(work.storage.write_bytes(corpus_report(name, figures), *target, REPORT_FILE))
+    return Ingested(files=files, figures=figures)
 
 
 # ── the two passes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _read_group(task: _Task, index: int, files: Sequence[SourceFile]) -> dict[str, Any]:
-    kept: list[Row] = []
-    ledger: list[Rejected] = []
-    for file in files:
-        for raw in read_rows(file):
-            if isinstance(raw, Rejected):
-                ledger.append(raw)
-                continue
-            row = make_row(
-                source=file.source,
-                # A column of a source may be called `completion` or `user` too; there it is no more than data.
-                origin=(raw.origin if task.is_feedback else None) or file.origin,
-                position=raw.position,
-                prompt=raw.prompt,
-                text=normalize(raw.text, task.recipe.normalize),
-                keyed_by_file=file.kind in ("code", "text"),
-                holdout_share=task.recipe.holdout_share,
-                cluster=raw.cluster if task.is_feedback else None,
-            )
-            # Feedback is what a person wrote: rules for collected text would throw short answers away.
-            broken = broken_rule(row.text, () if task.is_feedback else task.recipe.filters)
-            if broken is None:
-                kept.append(row)
-            else:
-                ledger.append(_reject(row, *broken))
-    task.storage.write_bytes(_to_parquet([asdict(row) for row in kept], CORPUS_SCHEMA), *task.scratch, f"{index}.kept")
-    task.storage.write_bytes(
-        _to_parquet([line.to_ledger() for line in ledger], LEDGER_SCHEMA), *task.scratch, f"{index}.rejected"
+def _read_part(identity: str, work: Work, piece: Piece) -> None:
+    """Read one piece, take the steps, publish what is left and the ledger of the rest."""
+    kept: list[pa.Table] = []
+    ledger: list[pa.Table] = []
+    figures = Figures()
+    rows_in = 0
+    for block in read_piece(piece):
+        rows_in += block.rows.num_rows + len(block.malformed)
+        if block.malformed:
+            ledger.append(pa.Table.from_pylist([line.to_ledger() for line in block.malformed], LEDGER_SCHEMA))
+        rows = assign_keys(
+            block.rows,
+            source=piece.source,
+            keyed_by_file=piece.keyed_by_file,
+            holdout_share=work.holdout_share,
+        )
+        rows, empty = reject_empty(rows)
+        rows, broken = apply_steps(rows, work.steps, figures, restored=work.restored, models=work.models)
+        is_changed = any(step.CHANGES_TEXT for step in work.steps)
+        ledger += [_ledger_of(some, is_changed) for some in (empty, *broken) if some.rules]
+        kept.append(assign_ids(rows, is_changed=is_changed))
+    rows = pa.concat_tables(kept) if kept else CORPUS_SCHEMA.empty_table()
+    rejected = pa.concat_tables(ledger) if ledger else LEDGER_SCHEMA.empty_table()
+    sides = [rows.filter(pc.equal(rows["side"], side)) for side in _SIDES]
+    _publish(
+        work, identity, sides, rejected, None, {"rows_in": rows_in, "steps": [dict(step) for step in figures.steps]}
     )
+
+
+def _write_part(identity: str, work: Work, part: Part, drops: Drops) -> None:
+    """A part without the rows that were dropped; they go to the ledger."""
+    store = PartStore(work.storage)
+    index = read_index(store.read(part, INDEX_FILE))
+    tables = [
+        from_parquet(store.read(part, f"{side}.parquet"))
+        if f"{side}.parquet" in part.files
+        else CORPUS_SCHEMA.empty_table()
+        for side in _SIDES
+    ]
+    stays = np.ones(len(index), bool)
+    stays[drops.places_D] = False
+    gone = pa.concat_tables(tables).take(pa.array(drops.places_D))
+    dropped = _ledger_of(
+        Broken(gone, list(drops.rules), drops.scores_D.tolist(), list(drops.details)), is_changed=False
+    )
+    known = [from_parquet(store.read(part, "rejected.parquet"))] if "rejected.parquet" in part.files else []
+    border = tables[0].num_rows
+    kept = [tables[0].filter(pa.array(stays[:border])), tables[1].filter(pa.array(stays[border:]))]
+    _publish(work, identity, kept, pa.concat_tables([*known, dropped]), index.take(stays), {})
+
+
+def _publish(
+    work: Work,
+    identity: str,
+    sides: Sequence[pa.Table],
+    rejected: pa.Table,
+    index: Index | None,
+    figures: Mapping[str, Any],
+) -> None:
+    """Publish a part: the rows of each side, the ledger, the index, which the second pass has from the first."""
+    is_last = index is not None
+    files = {
+        f"{side}.parquet": to_parquet(rows, packed=is_last)
+        for side, rows in zip(_SIDES, sides, strict=True)
+        if rows.num_rows
+    }
+    if rejected.num_rows:
+        files["rejected.parquet"] = to_parquet(rejected, packed=is_last)
+    if index is None:
+        rows = pa.concat_tables(sides)
+        index = index_of(rows, None if work.near_duplicates is None else sign(rows, work.near_duplicates))
+    files[INDEX_FILE] = index_bytes(index)
+    PartStore(work.storage).publish(identity, files, {**figures, **_counted(sides, rejected, work.steps)})
+
+
+def _counted(sides: Sequence[pa.Table], rejected: pa.Table, steps: Sequence[RowStep]) -> dict[str, Any]:
+    """What a part holds; adds up over parts."""
+    rows = pa.concat_tables(sides)
+    sizes = pc.binary_length(rows["text"]).to_numpy().astype(np.int64)
+    lengths = Counter((1 << np.maximum(np.log2(np.maximum(sizes, 1)).astype(np.int64), 0)).tolist())
     return {
-        "hashes": [row.content_hash for row in kept],
-        "sides": [row.side for row in kept],
-        "rejected": len(ledger),
+        "rows_kept": rows.num_rows,
+        "rows_holdout": sides[1].num_rows,
+        "rows_rejected": rejected.num_rows,
+        "bytes_kept": int(sizes.sum()),
+        "rejected_by_rule": _counts(rejected["rule"]),
+        "lengths": {str(least): count for least, count in sorted(lengths.items())},
+        "kept_by_source": _counts(rows["source"]),
+        "rejected_by_source": _counts(rejected["source"]),
+        "languages": _counts(rows["language"]),
+        "labels": _counts(rows["label"]),
+        "examples": _examples(rejected, steps),
     }
 
 
-def _write_group(task: _Task, index: int, drops: Mapping[int, str]) -> dict[str, Any]:
-    kept = _from_parquet(task, f"{index}.kept")
-    ledger = _from_parquet(task, f"{index}.rejected").to_pylist()
-    for i, rule in drops.items():
-        (values,) = kept.slice(i, 1).to_pylist()
-        ledger.append(_reject(Row(**values), rule, 1.0, "the same content is there already").to_ledger())
-    table = kept.filter(pa.array([i not in drops for i in range(kept.num_rows)], pa.bool_()))
-    files = [task.storage.write_bytes(_serialize(table), *task.target, f"part-{index:05d}.parquet")]
-    if ledger:
-        data = _to_parquet(ledger, LEDGER_SCHEMA)
-        files.append(task.storage.write_bytes(data, *task.target, f"rejected-{index:05d}.parquet"))
-    return {
-        "files": [asdict(file) for file in files],
-        "kept": table.num_rows,
-        "rejected": len(ledger),
-        "holdout": table["side"].to_pylist().count("holdout"),
-        "bytes": pa.compute.sum(pa.compute.binary_length(table["text"])).as_py() or 0,
-        "rules": Counter(str(line["rule"]) for line in ledger),
-    }
+def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value is there, but ""."""
+    return {item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist() if item["values"]}
 
 
-def _duplicates(places: Sequence[Mapping[str, Any]], seen: Mapping[str, str]) -> dict[int, dict[int, str]]:
-    """Which rows of which group are dropped, and by which rule.
+def _examples(rejected: pa.Table, steps: Sequence[RowStep]) -> dict[str, list[dict[str, Any]]]:
+    """The first rows that each rule took.
 
-    Of several rows with the same content one in the holdout stays before one that would train, then the first.
+    They are shown more widely than the ledger is, so where personal data is masked it is masked in them too, also in a row
+    that was rejected before its turn came.
     """
-    survivor: dict[str, tuple[bool, int, int]] = {}
-    for group, place in enumerate(places):
-        for i, (content, side) in enumerate(zip(place["hashes"], place["sides"], strict=True)):
-            candidate = (side != "holdout", group, i)
-            if content not in survivor or candidate < survivor[content]:
-                survivor[content] = candidate
-    drops: dict[int, dict[int, str]] = {}
-    for group, place in enumerate(places):
-        for i, (content, side) in enumerate(zip(place["hashes"], place["sides"], strict=True)):
-            before = seen.get(content)
-            if before is not None:
-                leak = before == "holdout" and side == "train"
-                rule = "holdout_leak" if leak else "seen_by_ancestor"
-            elif survivor[content][1:] != (group, i):
-                rule = "duplicate"
-            else:
-                continue
-            drops.setdefault(group, {})[i] = rule
-    return drops
+    examples: dict[str, list[dict[str, Any]]] = {}
+    names = ("id", "source", "origin", "position", "score", "detail", "text")
+    for rule in sorted(_counts(rejected["rule"])):
+        first = rejected.filter(pc.equal(rejected["rule"], rule)).slice(0, _EXAMPLES).select(names)
+        # What is masked may end beyond what is shown, and makes a text shorter.
+        texts = pc.utf8_slice_codeunits(first["text"], 0, _LOOKED_AT_CHARS).combine_chunks()
+        for step in steps:
+            if isinstance(step, PersonalStep):
+                from aifactory.ingest.personal import mask_personal
+
+                texts = mask_personal(texts, step.kinds).texts
+        shown = [text[:_EXAMPLE_CHARS] for text in texts.to_pylist()]
+        examples[rule] = [{**row, "text": text} for row, text in zip(first.to_pylist(), shown, strict=True)]
+    return examples
 
 
-def _groups(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
-    """Files in order, in groups of about 4 MB; a group never depends on how many workers there are."""
-    group: list[SourceFile] = []
-    size = 0
-    for file in files:
-        if group and size + file.num_bytes > _GROUP_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(file)
-        size += file.num_bytes
-    if group:
-        yield group
+def _rest_identity(part: Part, drops: Drops) -> str:
+    """The fingerprint of a part without the rows that are dropped."""
+    lost = {
+        "places": hashlib.sha256(drops.places_D.tobytes()).hexdigest(),
+        "scores": hashlib.sha256(drops.scores_D.tobytes()).hexdigest(),
+        "rules": list(drops.rules),
+        "details": hash_text("\n".join(drops.details)),
+    }
+    return fingerprint(stage="ingest-rest", code_version=CODE_VERSION, recipe=lost, inputs=[part.fingerprint])
 
 
-def _reject(row: Row, rule: str, score: float, detail: str) -> Rejected:
-    return Rejected(
-        id=row.id,
-        source=row.source,
-        origin=row.origin,
-        position=row.position,
-        rule=rule,
-        score=score,
-        detail=detail,
-        prompt=row.prompt,
-        text=row.text,
-    )
+def _ledger_of(broken: Broken, is_changed: bool) -> pa.Table:
+    rows = assign_ids(broken.rows, is_changed=is_changed) if "id" not in broken.rows.column_names else broken.rows
+    said = {"rule": broken.rules, "score": broken.scores, "detail": broken.details}
+    columns = [
+        pa.array(said[name], LEDGER_SCHEMA.field(name).type) if name in said else rows[name]
+        for name in LEDGER_SCHEMA.names
+    ]
+    return pa.table(columns, schema=LEDGER_SCHEMA)
 
 
-def _to_parquet(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> bytes:
-    return _serialize(pa.Table.from_pylist(list(rows), schema=schema))
+def _sum_up(pieces: Sequence[Piece], work: Work, parts: Sequence[Part], whole: Sequence[Part]) -> dict[str, Any]:
+    """The figures of the corpus."""
+    kept, rejected = (_added(part.figures[f"{side}_by_source"] for part in whole) for side in ("kept", "rejected"))
+    figures: dict[str, Any] = {
+        "rows_in": sum(part.figures["rows_in"] for part in parts),
+        **{
+            name: sum(part.figures[name] for part in whole)
+            for name in ("rows_kept", "rows_rejected", "rows_holdout", "bytes_kept")
+        },
+        "rows_erased": 0,
+        **{name: _added(part.figures[name] for part in whole) for name in ("rejected_by_rule", "languages", "labels")},
+        "lengths": dict(
+            sorted(_added(part.figures["lengths"] for part in whole).items(), key=lambda item: int(item[0]))
+        ),
+        "sources": {
+            source: {"kept": kept.get(source, 0), "rejected": rejected.get(source, 0)}
+            for source in sorted({piece.source for piece in pieces})
+        },
+        "examples": _first_examples(part.figures["examples"] for part in whole),
+        "steps": [
+            {
+                "step": step.step,
+                **summed(_added(part.figures["steps"][at] for part in parts if at < len(part.figures["steps"]))),
+            }
+            for at, step in enumerate(work.steps)
+        ],
+        "corpus_steps": [step.step for step in (work.near_duplicates, work.decontaminate) if step is not None],
+        "signature": None if work.near_duplicates is None else signature_recipe(work.near_duplicates),
+        "pieces": len(pieces),
+        "source_files": sum(piece.num_files for piece in pieces),
+    }
+    assert figures["rows_in"] == figures["rows_kept"] + figures["rows_rejected"], figures
+    return figures
 
 
-def _serialize(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+def _first_examples(found: Iterable[Mapping[str, list[Any]]]) -> dict[str, list[Any]]:
+    examples: dict[str, list[Any]] = {}
+    for part in found:
+        for rule, rows in part.items():
+            examples[rule] = [*examples.get(rule, []), *rows][:_EXAMPLES]
+    return dict(sorted(examples.items()))
 
 
-def _from_parquet(task: _Task, name: str) -> pa.Table:
-    data = task.storage.read_bytes(*task.scratch, name)
-    assert data is not None, name
-    return pq.read_table(io.BytesIO(data))
+def _added(counted: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    return dict(sorted(sum((Counter(each) for each in counted), Counter()).items()))

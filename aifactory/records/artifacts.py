@@ -115,6 +115,11 @@ class Corpus(Artifact):
         """Kept rows that never train."""
         return int(self.figures["rows_holdout"])
 
+    @property
+    def report(self) -> str:
+        """Where its page for people lies: a path, or a URI where the storage root is one."""
+        return f"{self.uri}/report.html"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSet(Artifact):

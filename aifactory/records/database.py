@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
-from aifactory.errors import StateError
+from aifactory.errors import ConfigError, StateError
 
 SCHEMA_HEAD = "0001"
 """The newest migration; a test holds it against `migrations/versions`."""
@@ -41,11 +41,11 @@ class Database:
         try:
             self.url: URL = make_url(url)
         except ArgumentError as error:
-            raise StateError(
+            raise ConfigError(
                 f"expected a SQLAlchemy URL such as sqlite:///state.db or postgresql+psycopg://…, found {url!r}."
             ) from error
         if self.url.get_backend_name() not in ("sqlite", "postgresql"):
-            raise StateError(
+            raise ConfigError(
                 f"expected SQLite or PostgreSQL as the state database, found {self.url.drivername}; name one of them."
             )
         if self.is_sqlite and self.url.database and not self.url.database.startswith((":memory:", "file:")):

@@ -37,6 +37,13 @@ class Bound:
     """Id of the model that training starts from; none for the configuration's base."""
     champion: int | None = None
     """Number of the release in production, which the candidate is compared with."""
+    holdouts: Sequence[str] = ()
+    """Ids of the corpora of earlier cycles: nothing that they hold out trains here."""
+    restored: Sequence[tuple[str, str]] = ()
+    """Corpus and rule: rows of that corpus' ledger which that rule must not reject again."""
+    models: Sequence[tuple[str, str]] = ()
+    """What the configuration calls a model that a step of ingest asks, and what that was when the cycle began: the id of a
+    model of the registry, or the digest of a folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +211,12 @@ class Journal:
             query = query.where(journal.c.trigger == cycle)
         with self.database.read() as connection:
             return [_to_event(row) for row in connection.execute(query).mappings()]
+
+    def corpora(self) -> list[str]:
+        """Ids of the corpora that cycles have made, in order."""
+        return list(
+            dict.fromkeys(event.subject for event in self.events(event="ingested") if event.subject is not None)
+        )
 
     def audit_within(self, connection: Connection, action: str, *, subject: str, detail: Mapping[str, Any]) -> None:
         """Write who did what, as a part of the transaction that does it."""

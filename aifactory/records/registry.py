@@ -6,7 +6,7 @@ cycle, its journal line and its audit line are one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from aifactory.records.journal import Cycle, Journal
 from aifactory.records.tables import promotions, releases
 
 PRODUCTION = "production"
+REFERENCE = "registry:"
+"""Begins the name of a model that is a release: `registry:production`, or its name or number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,13 @@ class Registry:
         with self.database.read() as connection:
             query = sa.select(releases).where(releases.c.factory == self.factory).order_by(releases.c.number)
             return [Release(**row) for row in connection.execute(query).mappings()]
+
+    def bound_models(self, names: Iterable[str]) -> list[tuple[str, str]]:
+        """Of the names that begin with `registry:` each with the id of the model that it stands for now, in their order.
+
+        Raises   StateError for a release that is not there.
+        """
+        return [(name, self._named(name).model) for name in names if name.startswith(REFERENCE)]
 
     def promotions(self, channel: str = PRODUCTION) -> list[Mapping[str, Any]]:
         """The channel's history, oldest first."""
@@ -155,6 +164,25 @@ class Registry:
             return release
 
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _named(self, name: str) -> Release:
+        wanted = name.removeprefix(REFERENCE)
+        if wanted == PRODUCTION:
+            current = self.production()
+            if current is None:
+                raise StateError(
+                    f"expected a release of the factory {self.factory} in production for {name}, found none yet; run a cycle "
+                    "without the steps that ask for it first, or name a folder."
+                )
+            return current
+        known = self.releases()
+        for release in known:
+            if wanted in (release.name, str(release.number)):
+                return release
+        raise StateError(
+            f"expected a release of the factory {self.factory} for {name}, found "
+            f"{', '.join(release.name for release in known) or 'none'}; name one of them, by its number or its name."
+        )
 
     def _point(
         self,

@@ -1,6 +1,6 @@
 """Rows: what a corpus is made of, and the ids that follow each of them.
 
-key      names a row for good: the file it is (code, text), or its content (jsonl, parquet, feedback). A hash of the key
+key      names a row for good: the file that it is (code, text), or its content (records, feedback). A hash of the key
          decides whether it trains or is held out, so an edited file never changes its side.
 id       names one text: the hash of the key and the content.
 cluster  rows that are not independent of one another share it (a user, a file): intervals resample clusters.
@@ -8,16 +8,20 @@ cluster  rows that are not independent of one another share it (a user, a file):
 
 from __future__ import annotations
 
-import io
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from aifactory.errors import StorageError
 from aifactory.records.artifacts import Artifact
-from aifactory.records.identity import hash_parts, share_of
+from aifactory.records.identity import hash_parts
 from aifactory.records.storage import Storage
 
 CORPUS_SCHEMA = pa.schema(
@@ -32,11 +36,29 @@ CORPUS_SCHEMA = pa.schema(
         ("content_hash", pa.string()),
         ("prompt", pa.string()),
         ("text", pa.string()),
+        ("messages", pa.string()),
+        ("rejected", pa.string()),
+        ("label", pa.string()),
+        ("language", pa.string()),
+        ("user", pa.string()),
+        ("timestamp", pa.string()),
+        ("weight", pa.float64()),
     ]
 )
+"""A row of a corpus; no value is null, and what a source does not say is "" (weight: 1).
+
+origin     the file it came from, below the source's path; the table; or the completion that was corrected
+position   line, record or row in the file, from 0
+side       train or holdout
+prompt     "" for plain text
+text       the text, the answer, or of two answers the one that was preferred
+messages   the turns before the answer as JSON [{"role": ..., "content": ...}]
+rejected   of two answers the other one
+"""
 LEDGER_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
+        ("key", pa.string()),
         ("source", pa.string()),
         ("origin", pa.string()),
         ("position", pa.int64()),
@@ -48,26 +70,10 @@ LEDGER_SCHEMA = pa.schema(
     ]
 )
 _ID_DIGITS = 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A row of a corpus."""
-
-    id: str
-    key: str
-    cluster: str
-    source: str
-    origin: str
-    """The file it came from, below the source's path; or the completion that was corrected."""
-    position: int
-    """Line or record in the file, from 0."""
-    side: str
-    """train or holdout."""
-    content_hash: str
-    prompt: str
-    """Empty for plain text."""
-    text: str
+_UNLIKE = frozenset(
+    {"id", "key", "cluster", "position", "content_hash", "prompt", "text", "messages", "rejected", "detail"}
+)
+"""Columns of which hardly two values are equal: a dictionary would be no shorter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +91,8 @@ class Rejected:
     prompt: str = ""
     id: str = ""
     """The row's id; derived where the row never became one."""
+    key: str = ""
+    """What names the row for good; "" where it never became one, and so can't be restored."""
 
     def to_ledger(self) -> dict[str, object]:
         values = asdict(self)
@@ -92,45 +100,171 @@ class Rejected:
         return values
 
 
-def make_row(
-    *,
-    source: str,
-    origin: str,
-    position: int,
-    text: str,
-    prompt: str = "",
-    keyed_by_file: bool,
-    holdout_share: float,
-    cluster: str | None = None,
-) -> Row:
-    """A row with its ids and its side."""
-    content_hash = hash_parts(prompt, text)[:_ID_DIGITS]
-    key = hash_parts(source, origin if keyed_by_file else content_hash)[:_ID_DIGITS]
-    return Row(
-        id=hash_parts(key, content_hash)[:_ID_DIGITS],
-        key=key,
-        cluster=cluster if cluster is not None else key,
-        source=source,
-        origin=origin,
-        position=position,
-        side="holdout" if share_of(key, salt="holdout") < holdout_share else "train",
-        content_hash=content_hash,
-        prompt=prompt,
-        text=text,
+def assign_keys(block: pa.Table, *, source: str, keyed_by_file: bool, holdout_share: float) -> pa.Table:
+    """What a source says (N rows), with what names each row for good: source, key, cluster, side, and the content's hash.
+
+    keyed_by_file   a file is a row, and its name below the source names it for good; else the content does, as the
+                    source has it: what the steps make of it changes no side.
+    """
+    contents_N2 = _content_hashes(block)
+    keys_N2 = (
+        _file_keys(source, block["origin"])
+        if keyed_by_file
+        else _mixed(contents_N2, _lanes(hashlib.sha256(source.encode()).digest()))
     )
+    keys, users = hex_of(keys_N2), block["user"].combine_chunks()
+    named = {
+        "source": pa.array([source] * block.num_rows, pa.string()),
+        "key": keys,
+        "cluster": pc.if_else(pc.equal(users, ""), keys, users),
+        "side": pc.if_else(pa.array(shares_of(keys_N2) < holdout_share), "holdout", "train"),
+        "content_hash": hex_of(contents_N2),
+        "language": pa.array([""] * block.num_rows, pa.string()),
+    }
+    for name, column in named.items():
+        block = block.append_column(name, column)
+    return block
 
 
-def read_corpus(storage: Storage, corpus: Artifact, *, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
-    """The kept rows of a corpus, part by part: the part's name and its table."""
-    for name in part_names(corpus):
-        data = storage.read_bytes(corpus.kind, corpus.fingerprint[:16], name)
-        if data is None:
-            raise StorageError(
-                f"expected {corpus.uri}/{name}, found no such file; move the corpus away and ingest again."
-            )
-        yield name, pq.read_table(io.BytesIO(data), columns=list(columns))
+def assign_ids(rows: pa.Table, *, is_changed: bool) -> pa.Table:
+    """Rows of CORPUS_SCHEMA: each with the id of its key and its content as it is now.
+
+    is_changed   whether a step has changed texts since the keys were assigned.
+    """
+    if is_changed:
+        at = rows.schema.get_field_index("content_hash")
+        rows = rows.set_column(at, "content_hash", hex_of(_content_hashes(rows)))
+    keys_N2, contents_N2 = (hash_lanes(rows[name]) for name in ("key", "content_hash"))
+    return rows.append_column("id", hex_of(_mixed(keys_N2 ^ contents_N2[:, ::-1], keys_N2))).select(CORPUS_SCHEMA.names)
 
 
-def part_names(corpus: Artifact) -> list[str]:
-    """The files of a corpus that hold its kept rows, in order."""
-    return sorted(file.name for file in corpus.record.files if file.name.startswith("part-"))
+def shares_of(keys_N2: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    """N numbers in [0, 1) that depend on the keys alone; rows with less than x of it are a share of x."""
+    mixed = _mixed(keys_N2, _lanes(hashlib.sha256(b"holdout").digest()))
+    shares: npt.NDArray[np.float64] = (mixed[:, 0] >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return shares
+
+
+def hash_lanes(hashes: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """N hashes of 32 hexadecimal digits (ids, keys, content hashes) as two 64-bit numbers each, N x 2."""
+    text = "".join(hashes.to_pylist())
+    return np.frombuffer(bytes.fromhex(text), ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def _content_hashes(block: pa.Table) -> npt.NDArray[np.uint64]:
+    """The first 128 bits of SHA-256 over prompt and text, and over turns and the rejected answer where there are any."""
+    columns = [block[name].combine_chunks() for name in ("prompt", "text", "messages", "rejected")]
+    plain = not any(pc.any(pc.not_equal(column, "")).as_py() for column in columns[2:])
+    views = [_views(column) for column in (columns[:2] if plain else columns)]
+    digests = bytearray()
+    for parts in zip(*views, strict=True):
+        state = hashlib.sha256(b"%d:" % len(parts[0]))
+        state.update(parts[0])
+        state.update(b"%d:" % len(parts[1]))
+        state.update(parts[1])
+        for part in parts[2:] if any(map(len, parts[2:])) else ():
+            state.update(b"%d:" % len(part))
+            state.update(part)
+        digests += state.digest()[:16]
+    return np.frombuffer(bytes(digests), ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def _views(texts: pa.Array) -> list[memoryview]:
+    """Each text's bytes where they lie."""
+    _, offsets, data = texts.buffers()
+    if data is None:
+        return [memoryview(b"")] * len(texts)
+    ends = np.frombuffer(offsets, np.int32, len(texts) + 1, texts.offset * 4).tolist()
+    whole = memoryview(data)
+    return [whole[start:end] for start, end in pairwise(ends)]
+
+
+def _file_keys(source: str, origins: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    digests = b"".join(bytes.fromhex(hash_parts(source, origin)[:32]) for origin in origins.to_pylist())
+    return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def _lanes(digest: bytes) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(digest[:16], ">u8").astype(np.uint64)
+
+
+def _mixed(lanes_N2: npt.NDArray[np.uint64], salt: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """A permutation of 128-bit numbers for every salt, of which each bit depends on all bits.
+
+    Source   the finaliser of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators",
+             section 4), over two lanes in four Feistel rounds.
+    """
+    left, right = lanes_N2[:, 0] ^ salt[..., 0], lanes_N2[:, 1] ^ salt[..., 1]
+    for _ in range(2):
+        left = left ^ _finalised(right)
+        right = right ^ _finalised(left)
+    return np.stack([left, right], axis=-1)
+
+
+def _finalised(lane: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    lane = lane + np.uint64(0x9E3779B97F4A7C15)
+    lane = (lane ^ (lane >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    lane = (lane ^ (lane >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return lane ^ (lane >> np.uint64(31))
+
+
+def hex_of(lanes_N2: npt.NDArray[np.uint64]) -> pa.Array:
+    """N hashes of two 64-bit numbers each as 32 hexadecimal digits: the inverse of `hash_lanes`."""
+    digits = lanes_N2.astype(">u8").tobytes().hex().encode()
+    offsets = np.arange(0, len(digits) + 1, _ID_DIGITS, dtype=np.int32)
+    return pa.StringArray.from_buffers(len(lanes_N2), pa.py_buffer(offsets), pa.py_buffer(digits))
+
+
+def read_corpus(
+    storage: Storage, corpus: Artifact, *, columns: Sequence[str], side: str | None = None
+) -> Iterator[tuple[str, pa.Table]]:
+    """The kept rows of a corpus, of one side or of both, part by part: the part's name and its table."""
+    for name in part_names(corpus, side=side):
+        yield name, _read(storage, corpus, name, columns)
+
+
+def part_names(corpus: Artifact, *, side: str | None = None) -> list[str]:
+    """The files of a corpus that hold its kept rows, in order: of one side, or of both."""
+    sides = ("train", "holdout") if side is None else (side,)
+    return [name for s in sides for name in sorted(f.name for f in corpus.record.files if f.name.startswith(f"{s}-"))]
+
+
+def index_names(corpus: Artifact) -> list[str]:
+    """The files of a corpus with the index of its rows, in order."""
+    return sorted(file.name for file in corpus.record.files if file.name.startswith("index-"))
+
+
+def read_part(storage: Storage, corpus: Artifact, index_name: str) -> pa.Table:
+    """The rows that an index is of, in its order: those that train, then those that are held out."""
+    number = index_name.removeprefix("index-").removesuffix(".arrow")
+    names = {file.name for file in corpus.record.files}
+    sides = [name for side in ("train", "holdout") if (name := f"{side}-{number}.parquet") in names]
+    tables = [_read(storage, corpus, name, None) for name in sides]
+    return pa.concat_tables([CORPUS_SCHEMA.empty_table(), *tables])
+
+
+def read_ledger(storage: Storage, corpus: Artifact, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The ledger of a corpus, part by part."""
+    for name in sorted(file.name for file in corpus.record.files if file.name.startswith("rejected-")):
+        yield _read(storage, corpus, name, columns)
+
+
+def _read(storage: Storage, corpus: Artifact, name: str, columns: Sequence[str] | None) -> pa.Table:
+    data = storage.read_bytes(corpus.kind, corpus.fingerprint[:16], name)
+    if data is None:
+        raise StorageError(f"expected {corpus.uri}/{name}, found no such file; move the corpus away and ingest again.")
+    return from_parquet(data, columns)
+
+
+def to_parquet(rows: pa.Table, *, packed: bool = True) -> bytes:
+    """Rows as the bytes of a Parquet file, which depend on the rows alone; packed or, for what is read again at once, not."""
+    sink = pa.BufferOutputStream()
+    names = [name for name in rows.column_names if name not in _UNLIKE]
+    how = {"compression": "zstd", "compression_level": 1} if packed else {"compression": "none"}
+    pq.write_table(rows, sink, use_dictionary=names, write_statistics=False, **how)
+    return bytes(sink.getvalue())
+
+
+def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows, or some of their columns, of a Parquet file's bytes."""
+    return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns), use_threads=False)

@@ -79,11 +79,14 @@ class Storage:
         except OSError as error:
             raise StorageError(f"expected to read {self.path(*parts)}, found: {error}.") from error
 
-    def write_bytes(self, data: bytes, *parts: str) -> StoredFile:
-        """Write one file so that it appears whole or not at all; on a local path it is on disk when this returns."""
+    def write_bytes(self, data: bytes, *parts: str, durable: bool = True) -> StoredFile:
+        """Write one file so that it appears whole or not at all; on a local path it is on disk when this returns.
+
+        Without `durable` a power cut may take the file, or a part of it: for what can be made again.
+        """
         with self._explained(*parts):
             if self.is_local:
-                _write_durably(Path(self.path(*parts)), data)
+                _write_whole(Path(self.path(*parts)), data, durable=durable)
             else:
                 filesystem, base = self._filesystem()
                 target = "/".join([base, *parts])
@@ -95,6 +98,31 @@ class Storage:
                 with stream:
                     stream.write(data)
         return StoredFile(name=parts[-1], num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def duplicate(self, source: tuple[str, ...], target: tuple[str, ...]) -> None:
+        """Give a file a second place: by a hard link (local; a copy where the filesystem has none), else by a copy."""
+        if not self.is_local:
+            filesystem, base = self._filesystem()
+            with self._explained(*target):
+                filesystem.copy_file("/".join([base, *source]), "/".join([base, *target]))
+            return
+        place = Path(self.path(*target))
+        partial = place.with_name(f".{place.name}.{secrets.token_hex(6)}")
+        with self._explained(*target):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(self.path(*source), partial)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV):
+                    raise
+                data = Path(self.path(*source)).read_bytes()
+                _write_durably(place, data)
+                return
+            with open(partial, "rb") as stream:
+                os.fsync(stream.fileno())  # the first place may not have been durable
+            os.replace(partial, place)
+            partial.unlink(missing_ok=True)  # a rename onto another name of the same file leaves both
+            sync_folder(place.parent)
 
     def upload(self, folder: Path, *parts: str) -> list[StoredFile]:
         """Write every file below a local folder to a directory of the root, in order of their names."""
@@ -132,6 +160,12 @@ class Storage:
         selector = pafs.FileSelector("/".join([base, *parts]), allow_not_found=True)
         found = (info.base_name for info in filesystem.get_file_info(selector))
         return sorted(name for name in found if not name.startswith("."))
+
+    def size(self, *parts: str) -> int | None:
+        """Bytes of one file; None where there is none."""
+        filesystem, base = self._filesystem()
+        info = filesystem.get_file_info("/".join([base, *parts]))
+        return int(info.size) if info.type == pafs.FileType.File else None
 
     def delete(self, *parts: str) -> None:
         """Delete a directory with all that is in it; nothing happens where there is none."""
@@ -189,6 +223,10 @@ def _open(root: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _write_durably(target: Path, data: bytes) -> None:
+    _write_whole(target, data, durable=True)
+
+
+def _write_whole(target: Path, data: bytes, *, durable: bool) -> None:
     new_folders = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
@@ -196,13 +234,15 @@ def _write_durably(target: Path, data: bytes) -> None:
         with open(partial, "wb") as stream:
             stream.write(data)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    for folder in [target.parent, *(folder.parent for folder in new_folders)]:
-        sync_folder(folder)
+    if durable:
+        for folder in [target.parent, *(folder.parent for folder in new_folders)]:
+            sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

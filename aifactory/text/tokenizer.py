@@ -60,7 +60,7 @@ class TextTokenizer:
 
         # The unknown token is special by name, but plain text may well encode to it.
         unknown = json.loads(tokenizer_json)["model"].get("unk_token")
-        self._control_ids = self._special_ids - {self._text.token_to_id(unknown) if unknown else None}
+        self._control_ids = frozenset(self._special_ids - {self._text.token_to_id(unknown) if unknown else None})
 
         fallback = END_OF_TEXT if self._text.token_to_id(END_OF_TEXT) is not None else None
         eos_token = eos_token if eos_token is not None else fallback
@@ -85,6 +85,16 @@ class TextTokenizer:
     def digest(self) -> str:
         """SHA-256 of the bytes of tokenizer.json, as hex."""
         return hashlib.sha256(self._json).hexdigest()
+
+    @property
+    def tokenizer_json(self) -> bytes:
+        """The bytes of tokenizer.json, for another library that reads them."""
+        return self._json
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The ids that no text may encode to."""
+        return self._control_ids
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text: none added, and none of them a control token."""

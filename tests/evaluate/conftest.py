@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from corpus_rows import as_rows, corpus_table, write_parts
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from aifactory.engine.golden import GOLDEN_NAME, golden_answers
 from aifactory.records.artifacts import ArtifactStore, Corpus, Model, Record, digest_of
-from aifactory.records.rows import CORPUS_SCHEMA, Row, make_row
 from aifactory.records.storage import Storage, StoredFile
 from aifactory.text.tokenizer import TextTokenizer
 from aifactory.tokens.vocabulary import train_vocabulary
@@ -104,30 +100,26 @@ def publish_model(
 
 
 @pytest.fixture
-def publish_corpus(store: ArtifactStore) -> Callable[..., tuple[Corpus, list[Row]]]:
+def publish_corpus(store: ArtifactStore) -> Callable[..., tuple[Corpus, list[Any]]]:
     """A corpus of random texts; with `users`, of prompts and answers of so many users."""
 
-    def make(number: int, *, num_rows: int = 40, users: int = 0, num_lines: int = 30) -> tuple[Corpus, list[Row]]:
+    def make(number: int, *, num_rows: int = 40, users: int = 0, num_lines: int = 30) -> tuple[Corpus, list[Any]]:
         rng = random.Random(number)
-        rows = [
-            make_row(
-                source="feedback" if users else "docs",
-                origin=f"{i}.txt",
-                position=0,
-                prompt=random_text(rng, 2) if users else "",
-                text=random_text(rng, rng.randrange(2, 4) if users else num_lines),
-                keyed_by_file=not users,
-                holdout_share=0.4,
-                cluster=f"user-{i % users}" if users else None,
-            )
-            for i in range(num_rows)
-        ]
-        files = []
-        for part in range(2):
-            sink = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist([asdict(r) for r in rows[part::2]], schema=CORPUS_SCHEMA), sink)
-            folder = store.folder("corpus", f"{number:016x}")
-            files.append(store.storage.write_bytes(sink.getvalue(), *folder, f"part-{part:05d}.parquet"))
-        return publish(store, Corpus, number, files), rows
+        table = corpus_table(
+            [
+                {
+                    "origin": f"{i}.txt",
+                    "prompt": random_text(rng, 2) if users else "",
+                    "text": random_text(rng, rng.randrange(2, 4) if users else num_lines),
+                    "user": f"user-{i % users}" if users else "",
+                }
+                for i in range(num_rows)
+            ],
+            source="feedback" if users else "docs",
+            keyed_by_file=not users,
+            holdout_share=0.4,
+        )
+        files = write_parts(store.storage, table, *store.folder("corpus", f"{number:016x}"))
+        return publish(store, Corpus, number, files), as_rows(table)
 
     return make

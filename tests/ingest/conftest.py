@@ -11,9 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from aifactory.cluster.tasks import run_here
-from aifactory.config import Columns, Ingest, Source
-from aifactory.ingest.pipeline import Ingested, ingest_files
-from aifactory.ingest.sources import list_files
+from aifactory.config import Ingest
+from aifactory.ingest.decisions import Earlier
+from aifactory.ingest.index import joined, read_index
+from aifactory.ingest.listing import list_pieces
+from aifactory.ingest.model_scores import StepModel
+from aifactory.ingest.pipeline import Ingested, Work, ingest_pieces
 from aifactory.records.storage import Storage
 
 
@@ -22,10 +25,13 @@ class Made:
 
     def __init__(self, ingested: Ingested, storage: Storage, target: tuple[str, ...]) -> None:
         self.figures = ingested.figures
+        self.storage = storage
         self.bytes = {file.name: storage.read_bytes(*target, file.name) for file in ingested.files}
-        self.kept = self._rows("part-")
+        self.folder = Path(storage.path(*target))
+        self.kept = self._rows("train-") + self._rows("holdout-")
         self.ledger = self._rows("rejected-")
-        self.left_over = [*storage.names("runs"), *storage.names(*target)]
+        self.index = joined([read_index(data) for name, data in self.bytes.items() if name.startswith("index-")])
+        self.names = storage.names(*target)
 
     def _rows(self, prefix: str) -> list[dict[str, Any]]:
         return [
@@ -66,25 +72,28 @@ def ingest(tmp_path: Path) -> Callable[..., Made]:
         root: Path,
         kind: str = "text",
         *,
-        columns: Columns | None = None,
+        columns: dict[str, str] | None = None,
         recipe: Mapping[str, Any] | None = None,
-        is_feedback: bool = False,
-        seen: Mapping[str, str] | None = None,
+        earlier: Earlier | None = None,
+        restored: Mapping[str, frozenset[str]] | None = None,
+        models: Mapping[str, StepModel] | None = None,
         run: Any = run_here,
-        fingerprint: str = "0123456789abcdef",
+        storage: str = "storage",
+        name: str = "docs",
     ) -> Made:
-        source = Source(name="docs", kind=kind, path=str(root), columns=columns or Columns())
-        storage = Storage(str(tmp_path / "storage"))
-        target = ("corpus", fingerprint)
-        ingested = ingest_files(
-            list_files([source]),
-            recipe=Ingest(sources=(source,), **{"holdout_share": 0.25, **(recipe or {})}),
-            storage=storage,
+        section = {"name": name, "kind": kind, "path": str(root)} | ({"columns": columns} if columns else {})
+        asked = Ingest.model_validate({"sources": [section], "holdout_share": 0.25, **(recipe or {})})
+        place = Storage(str(tmp_path / storage))
+        target = ("corpus", "0123456789abcdef")
+        place.delete(*target)
+        ingested = ingest_pieces(
+            list_pieces(asked.sources).pieces,
+            Work.of(asked, place, restored=restored, models=models),
+            name="tests",
+            earlier=earlier or Earlier(),
             target=target,
-            is_feedback=is_feedback,
-            seen=seen or {},
             run=run,
         )
-        return Made(ingested, storage, target)
+        return Made(ingested, place, target)
 
     return run_stage

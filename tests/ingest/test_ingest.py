@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from aifactory.cluster.tasks import run_here
-from aifactory.config import Columns
 from aifactory.errors import EmptyCorpusError
-from aifactory.records.rows import make_row
+from aifactory.ingest.decisions import Earlier
 
 ALPHABET = "abc de\nfé中😀 "
 
@@ -173,10 +172,10 @@ def test_each_filter_rejects_with_its_rule_and_what_it_measured(write_files, ing
     made = ingest(
         write_files(files),
         recipe={
-            "filters": [
-                {"rule": "length", "min_bytes": 5, "max_bytes": 2000},
-                {"rule": "alphabetic", "min_share": 0.3},
-                {"rule": "line_length", "max_mean_chars": 300},
+            "steps": [
+                {"step": "length", "min_bytes": 5, "max_bytes": 2000},
+                {"step": "alphabetic", "min_share": 0.3},
+                {"step": "line_length", "max_mean_chars": 300},
             ]
         },
     )
@@ -198,7 +197,7 @@ def test_each_filter_rejects_with_its_rule_and_what_it_measured(write_files, ing
     assert {line["origin"]: line["text"] for line in made.ledger}["short.txt"] == "hi"
 
 
-def test_feedback_skips_the_filters(write_files, ingest):
+def test_feedback_names_its_users_and_the_answers_that_were_corrected(write_files, ingest):
     rows = pa.table(
         {
             "prompt": [f"q{i}" for i in range(40)],
@@ -207,22 +206,19 @@ def test_feedback_skips_the_filters(write_files, ingest):
             "completion": [f"cmpl-{i}" for i in range(40)],
         }
     )
-    options = {"columns": Columns(prompt="prompt"), "recipe": {"filters": [{"rule": "length", "min_bytes": 10}]}}
-    root = write_files({"rows.parquet": parquet(rows)})
+    columns = {"prompt": "prompt", "text": "text", "user": "user", "origin": "completion"}
 
-    made = ingest(root, "parquet", is_feedback=True, **options)
+    made = ingest(write_files({"rows.parquet": parquet(rows)}), "parquet", columns=columns)
 
     assert made.figures["rows_kept"] == 40
     assert {row["cluster"] for row in made.kept} == {f"user-{i}" for i in range(7)}
     assert {(row["prompt"], row["origin"]) for row in made.kept} == {(f"q{i}", f"cmpl-{i}") for i in range(40)}
-    with pytest.raises(EmptyCorpusError, match="length"):
-        ingest(root, "parquet", **options)
 
 
 def test_columns_of_a_source_that_are_called_user_or_completion_are_data(write_files, ingest):
     rows = pa.table({"user": [f"q{i}" for i in range(40)], "completion": [f"a{i}" for i in range(40)]})
     made = ingest(
-        write_files({"rows.parquet": parquet(rows)}), "parquet", columns=Columns(text="completion", prompt="user")
+        write_files({"rows.parquet": parquet(rows)}), "parquet", columns={"text": "completion", "prompt": "user"}
     )
 
     assert {(row["prompt"], row["text"]) for row in made.kept} == {(f"q{i}", f"a{i}") for i in range(40)}
@@ -240,25 +236,29 @@ def test_of_copies_the_one_in_the_holdout_survives_then_the_first(write_files, i
     require_complete(made)
     assert len(made.kept) == len(GOOD)
     assert made.figures["rejected_by_rule"] == {"duplicate": 2 * len(GOOD)}
-    sides = {}
+    # Alone, each copy would be on the side of its own name.
+    alone = [
+        ingest(write_files({n: t for n, t in twins.items() if n.startswith(c)}, c), storage=c)
+        for c in ("one", "two", "three")
+    ]
+    sides = {row["origin"]: row["side"] for each in alone for row in each.kept}
+    copies = {}
     for origin, text in sorted(twins.items()):
-        row = make_row(source="docs", origin=origin, position=0, text=text, keyed_by_file=True, holdout_share=0.25)
-        sides.setdefault(text, []).append((row.side != "holdout", row.origin))
-    assert {row["text"]: row["origin"] for row in made.kept} == {text: min(copies)[1] for text, copies in sides.items()}
+        copies.setdefault(text, []).append((sides[origin] != "holdout", origin))
+    assert {row["text"]: row["origin"] for row in made.kept} == {text: min(each)[1] for text, each in copies.items()}
     assert made.texts("train").isdisjoint(made.texts("holdout"))
     assert len(made.texts("holdout")) > 0.4 * len(GOOD)
 
 
 def test_rows_that_ancestors_trained_or_were_judged_on_are_rejected(write_files, ingest):
     before = ingest(write_files(GOOD))
-    seen = {row["content_hash"]: row["side"] for row in before.kept}
     again = write_files(
         {f"renamed-{name}": text for name, text in GOOD.items()}
         | {f"new-{i}.txt": text for i, text in enumerate(random_texts(9, 30))},
         folder="again",
     )
 
-    made = ingest(again, seen=seen, fingerprint="f" * 16)
+    made = ingest(again, earlier=Earlier(ancestors=before.index), storage="f")
 
     require_complete(made)
     assert {row["text"] for row in made.kept}.isdisjoint(GOOD.values())
@@ -270,7 +270,7 @@ def test_rows_that_ancestors_trained_or_were_judged_on_are_rejected(write_files,
 
 def test_an_edited_file_never_changes_its_side_and_gets_a_new_id(write_files, ingest):
     before = ingest(write_files(GOOD))
-    after = ingest(write_files({name: text + " edited" for name, text in GOOD.items()}), fingerprint="e" * 16)
+    after = ingest(write_files({name: text + " edited" for name, text in GOOD.items()}), storage="e")
 
     assert {r["origin"]: (r["key"], r["side"]) for r in before.kept} == {
         r["origin"]: (r["key"], r["side"]) for r in after.kept
@@ -284,7 +284,7 @@ def test_ids_of_lines_do_not_depend_on_the_file_they_lie_in(write_files, ingest)
     many = ingest(
         write_files({f"{i}.jsonl": lines(rows[i::3][::-1]) for i in range(3)}, folder="many"),
         "jsonl",
-        fingerprint="d" * 16,
+        storage="d",
     )
 
     def identities(made):
@@ -315,12 +315,12 @@ def twice(function, items):
 @pytest.mark.parametrize("run", [backwards, twice])
 def test_the_order_and_the_repetition_of_tasks_change_no_byte(write_files, ingest, run):
     rng = random.Random(6)
-    files = {f"{i}.txt": text + "y" * rng.randrange(300_000) for i, text in enumerate(random_texts(6, 40) * 2)}
+    files = {f"{i}.txt": text + "y" * rng.randrange(300_000) for i, text in enumerate(random_texts(6, 400))}
     root = write_files(files)
 
-    made, again = ingest(root), ingest(root, run=run, fingerprint="b" * 16)
+    made, again = ingest(root), ingest(root, run=run, storage="b")
 
-    assert len([name for name in made.bytes if name.startswith("part-")]) > 2
+    assert len([name for name in made.bytes if name.startswith("train-")]) > 2
     assert made.bytes == again.bytes
     assert made.figures == again.figures
 
@@ -328,7 +328,7 @@ def test_the_order_and_the_repetition_of_tasks_change_no_byte(write_files, inges
 def test_the_path_of_the_source_changes_no_byte(write_files, ingest):
     bad = {"broken.txt": b"\xff"}
     one = ingest(write_files(GOOD | bad, folder="one"))
-    two = ingest(write_files(GOOD | bad, folder="two"), fingerprint="c" * 16)
+    two = ingest(write_files(GOOD | bad, folder="two"), storage="c")
 
     assert one.bytes == two.bytes
 
@@ -336,7 +336,13 @@ def test_the_path_of_the_source_changes_no_byte(write_files, ingest):
 def test_nothing_but_the_corpus_is_left(write_files, ingest):
     made = ingest(write_files(GOOD))
 
-    assert made.left_over == ["part-00000.parquet"]
+    assert made.names == [
+        "README.md",
+        "holdout-00000.parquet",
+        "index-00000.arrow",
+        "report.html",
+        "train-00000.parquet",
+    ]
 
 
 def test_a_corpus_without_a_row_to_train_on_is_an_error_that_says_why(write_files, ingest):
@@ -348,5 +354,5 @@ def test_normalization_makes_equal_texts_equal(write_files, ingest):
     files = GOOD | {"one.txt": "caf\u00e9 au lait", "two.txt": "cafe\u0301 au lait"}
 
     assert ingest(write_files(files)).figures["rows_kept"] == len(GOOD) + 2
-    made = ingest(write_files(files), recipe={"normalize": "nfc"}, fingerprint="a" * 16)
+    made = ingest(write_files(files), recipe={"steps": [{"step": "unicode"}]}, storage="a")
     assert made.figures["rejected_by_rule"] == {"duplicate": 1}

@@ -18,7 +18,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from postgres import PostgresServer
 
-from aifactory.errors import StateError
+from aifactory.errors import ConfigError, StateError
 from aifactory.records import database as module
 from aifactory.records.database import SCHEMA_HEAD, Database
 from aifactory.records.journal import Bound, Journal
@@ -227,16 +227,20 @@ def test_a_fresh_file_that_another_is_writing_is_waited_for(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("url", "message"),
+    ("url", "kind", "message"),
     [
-        ("not a url", "expected a SQLAlchemy URL such as sqlite:///state.db"),
-        ("mysql://localhost/x", "expected SQLite or PostgreSQL as the state database, found mysql"),
-        ("postgresql+psycopg://nobody:secret@127.0.0.1:1/x", r"Is the server up, and do the user and the database"),
-        ("sqlite:////proc/nowhere/state.db", "expected a folder for sqlite:////proc/nowhere/state.db"),
+        ("not a url", ConfigError, "expected a SQLAlchemy URL such as sqlite:///state.db"),
+        ("mysql://localhost/x", ConfigError, "expected SQLite or PostgreSQL as the state database, found mysql"),
+        (
+            "postgresql+psycopg://nobody:secret@127.0.0.1:1/x",
+            StateError,
+            r"Is the server up, and do the user and the database",
+        ),
+        ("sqlite:////proc/nowhere/state.db", StateError, "expected a folder for sqlite:////proc/nowhere/state.db"),
     ],
 )
-def test_a_database_that_cannot_be_opened_is_explained(url: str, message: str) -> None:
-    with pytest.raises(StateError, match=message) as error:
+def test_a_database_that_cannot_be_opened_is_explained(url: str, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message) as error:
         _ = Database(url).engine
 
     assert "secret" not in str(error.value)

@@ -11,7 +11,9 @@ from aifactory.errors import FencedError, StateError
 from aifactory.records.database import Database
 from aifactory.records.journal import ANONYMOUS, Bound, Cycle, Journal
 
-BOUND = Bound(kind="drift", sources_digest="a" * 64, batches=["batch/1"], parent="model/1", champion=1)
+BOUND = Bound(
+    kind="drift", sources_digest="a" * 64, batches=["batch/1"], parent="model/1", champion=1, holdouts=[], restored=[]
+)
 
 
 def test_a_cycle_is_opened_once_and_bound_once(journal: Journal, clock: Callable[[], float]) -> None:

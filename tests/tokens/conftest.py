@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ import pytest
 from aifactory.cluster.tasks import run_here
 from aifactory.config import Tokenize
 from aifactory.records.artifacts import ArtifactStore, Corpus, Record, digest_of
-from aifactory.records.rows import CORPUS_SCHEMA, Row, make_row
 from aifactory.records.storage import Storage
 from aifactory.text.shards import TokenRows
 from aifactory.text.tokenizer import load_tokenizer
@@ -44,6 +45,17 @@ def random_document(rng: random.Random, longest: int) -> str:
     return "".join(rng.choice(WORDS) + rng.choice([" ", "", "  "]) for _ in range(rng.randrange(1, longest)))
 
 
+@dataclass(frozen=True)
+class Row:
+    """What tokenize reads of a row of a corpus."""
+
+    id: str
+    side: str
+    prompt: str
+    text: str
+    messages: str = ""
+
+
 class Tokens:
     """A token set: what the stage returned, and its rows."""
 
@@ -62,27 +74,44 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def make_corpus(storage: Storage) -> Callable[..., tuple[Corpus, list[Row]]]:
-    """A corpus of random documents, or of given (prompt, text) pairs, in three parts."""
+    """A corpus of random documents, or of given (prompt, text) or (messages, text) pairs, in three parts of each side.
 
-    def make(seed: int = 0, number: int = 60, longest: int = 60, pairs: Sequence[tuple[str, str]] | None = None) -> Any:
+    mixed   the parts of each side hold the rows of both.
+    """
+
+    def make(
+        seed: int = 0,
+        number: int = 60,
+        longest: int = 60,
+        pairs: Sequence[tuple[Any, str]] | None = None,
+        columns: Sequence[str] = ("id", "side", "prompt", "text", "messages"),
+        mixed: bool = False,
+    ) -> Any:
         rng = random.Random(seed)
         if pairs is None:
             pairs = [
                 ("" if i % 3 else f"question {i} {rng.choice(WORDS)}", f"{i}:" + random_document(rng, longest))
                 for i in range(number)
             ]
-        rows = [
-            make_row(
-                source="docs", origin=f"{i}", position=i, prompt=p, text=t, keyed_by_file=False, holdout_share=0.25
-            )
-            for i, (p, t) in enumerate(pairs)
-        ]
+        rows = []
+        for asked, text in pairs:
+            messages = "" if isinstance(asked, str) else json.dumps(asked)
+            prompt = asked if isinstance(asked, str) else ""
+            name = hashlib.sha256(f"{prompt} {messages} {text}".encode()).hexdigest()[:32]
+            side = "holdout" if int(name[:8], 16) < 2**30 else "train"
+            rows.append(Row(id=name, side=side, prompt=prompt, text=text, messages=messages))
         fingerprint = f"{seed:016x}" + "0" * 48
         files = []
         for part in range(3):
-            sink = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist([asdict(r) for r in rows[part::3]], schema=CORPUS_SCHEMA), sink)
-            files.append(storage.write_bytes(sink.getvalue(), "corpus", fingerprint[:16], f"part-{part:05d}.parquet"))
+            for side in ("train", "holdout"):
+                some = [row for row in rows[part::3] if row.side == side or mixed]
+                table = pa.table(
+                    {name: pa.array([getattr(row, name) for row in some], pa.string()) for name in columns}
+                )
+                sink = io.BytesIO()
+                pq.write_table(table, sink)
+                name = f"{side}-{part:05d}.parquet"
+                files.append(storage.write_bytes(sink.getvalue(), "corpus", fingerprint[:16], name))
         record = Record(
             kind="corpus",
             fingerprint=fingerprint,
@@ -91,7 +120,7 @@ def make_corpus(storage: Storage) -> Callable[..., tuple[Corpus, list[Row]]]:
             recipe={},
             inputs=[],
             files=files,
-            figures={},
+            figures={"bytes_kept": sum(len(row.text.encode()) for row in rows)},
         )
         return ArtifactStore(storage).publish(Corpus, record), rows
 
@@ -101,12 +130,25 @@ def make_corpus(storage: Storage) -> Callable[..., tuple[Corpus, list[Row]]]:
 @pytest.fixture
 def tokenize(storage: Storage) -> Callable[..., Tokens]:
     def run_stage(
-        corpus: Corpus, *, name: str = "a", row_len: int = 64, folder: Path | None = None, run: Any = run_here
+        corpus: Corpus,
+        *,
+        name: str = "a",
+        row_len: int = 64,
+        folder: Path | None = None,
+        run: Any = run_here,
+        chat_fallback: str = "plain",
+        sample_bytes: int = 1_000_000,
     ) -> Tokens:
         target = ("tokens", name)
-        recipe = Tokenize(vocab_size=300, row_len=row_len)
+        storage.delete("parts")  # made anew, not found again
         tokenized = tokenize_corpus(
-            corpus, recipe=recipe, tokenizer_folder=folder, storage=storage, target=target, run=run
+            corpus,
+            recipe=Tokenize(vocab_size=300, row_len=row_len, sample_bytes=sample_bytes),
+            tokenizer_folder=folder,
+            storage=storage,
+            target=target,
+            run=run,
+            chat_fallback=chat_fallback,
         )
         return Tokens(tokenized, storage, target)
 

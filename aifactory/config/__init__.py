@@ -1,0 +1,108 @@
+"""The configuration: what makes a model (the recipe), and how and where it runs (the runtime).
+
+Every section but `runtime` bears identity: what it says is hashed into the fingerprints of what it makes. `runtime`
+never does: other workers, another micro-batch or another storage root give the same fingerprints.
+
+A configuration is read once, is checked as a whole and is never changed; `Config.from_yaml(path, overrides)` raises
+`ConfigError` with the file and the line, and names the nearest key that is valid.
+
+    section   what every part is: frozen, closed to unknown keys
+    sources   where rows come from
+    steps     what is done to them
+    data      sources and steps together, tokens
+    recipe    model, training, evaluation, gate, serving, improvement, traffic
+    runtime   where and with what
+    schema    the whole
+    reading   from YAML and overrides to a checked model, or to an error with file and line
+"""
+
+from aifactory.config.data import Ingest, Tokenize
+from aifactory.config.reading import plain_overrides
+from aifactory.config.recipe import (
+    Architecture,
+    Evaluate,
+    Improve,
+    ModelBase,
+    PromoteGate,
+    Retrain,
+    Serve,
+    Traffic,
+    Train,
+)
+from aifactory.config.runtime import Endpoint, Runtime, expand_environment
+from aifactory.config.schema import Config, schema_json
+from aifactory.config.section import Section
+from aifactory.config.sources import Columns, FileSource, ParquetSource, Source
+from aifactory.config.steps import (
+    AlphabeticStep,
+    C4Step,
+    CorpusStep,
+    DecontaminateStep,
+    FineWebStep,
+    GopherQualityStep,
+    GopherRepetitionStep,
+    KeepLabelsStep,
+    LabelByFunctionStep,
+    LabelByModelStep,
+    LabelByRuleStep,
+    LabelRule,
+    LabelStep,
+    LanguageStep,
+    LengthStep,
+    LineLengthStep,
+    ModelQualityStep,
+    ModelStep,
+    NearDuplicatesStep,
+    PersonalStep,
+    RowStep,
+    Step,
+    UnicodeStep,
+)
+
+__all__ = [
+    "AlphabeticStep",
+    "Architecture",
+    "C4Step",
+    "Columns",
+    "Config",
+    "CorpusStep",
+    "DecontaminateStep",
+    "Endpoint",
+    "Evaluate",
+    "FileSource",
+    "FineWebStep",
+    "GopherQualityStep",
+    "GopherRepetitionStep",
+    "Improve",
+    "Ingest",
+    "KeepLabelsStep",
+    "LabelByFunctionStep",
+    "LabelByModelStep",
+    "LabelByRuleStep",
+    "LabelRule",
+    "LabelStep",
+    "LanguageStep",
+    "LengthStep",
+    "LineLengthStep",
+    "ModelBase",
+    "ModelQualityStep",
+    "ModelStep",
+    "NearDuplicatesStep",
+    "ParquetSource",
+    "PersonalStep",
+    "PromoteGate",
+    "Retrain",
+    "RowStep",
+    "Runtime",
+    "Section",
+    "Serve",
+    "Source",
+    "Step",
+    "Tokenize",
+    "Traffic",
+    "Train",
+    "UnicodeStep",
+    "expand_environment",
+    "plain_overrides",
+    "schema_json",
+]

@@ -1,0 +1,78 @@
+"""The sections of the data plane beyond the sources: their steps in order, the holdout, tokens."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from aifactory.config.section import Section
+from aifactory.config.sources import Source
+from aifactory.config.steps import CorpusStep, DecontaminateStep, ModelStep, NearDuplicatesStep, RowStep, Step
+
+
+class Ingest(Section):
+    """Sources to a Corpus."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """Where rows come from; names are unique. No default."""
+    steps: tuple[Step, ...] = ()
+    """What is done to the rows, in this order; the first rule that a row breaks rejects it. Steps that look at all rows
+    come after those that look at one. Rows without text and exact duplicates go in any case. Default: none."""
+    holdout_share: float = Field(default=0.05, gt=0, lt=1)
+    """Share of the rows, by a hash, that never trains and on which releases are judged. Default: 0.05."""
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> Ingest:
+        names = [source.name for source in self.sources]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected unique source names, found {repeated} more than once; rename one of each")
+        return self
+
+    @model_validator(mode="after")
+    def _corpus_steps_last(self) -> Ingest:
+        names = [step.step for step in self.steps]
+        late = [isinstance(step, CorpusStep) for step in self.steps]
+        if late != sorted(late):
+            first = names[late.index(True)]
+            raise ValueError(f"expected steps that look at one row before {first!r}, found {names}; move it to the end")
+        if repeated := sorted(
+            {name for name, all_rows in zip(names, late, strict=True) if all_rows and names.count(name) > 1}
+        ):
+            raise ValueError(f"expected each step over all rows once, found {repeated} again; delete one")
+        return self
+
+    @property
+    def row_steps(self) -> tuple[RowStep, ...]:
+        """The steps that look at one row alone."""
+        return tuple(step for step in self.steps if not isinstance(step, CorpusStep))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that the steps ask, by the names that the configuration gives them, each once."""
+        return tuple(dict.fromkeys(step.model for step in self.steps if isinstance(step, ModelStep)))
+
+    @property
+    def near_duplicates(self) -> NearDuplicatesStep | None:
+        """The step that looks for near-duplicates, if there is one."""
+        return next((step for step in self.steps if isinstance(step, NearDuplicatesStep)), None)
+
+    @property
+    def decontaminate(self) -> DecontaminateStep | None:
+        """The step that looks for passages of holdouts, if there is one."""
+        return next((step for step in self.steps if isinstance(step, DecontaminateStep)), None)
+
+
+# ── tokenize ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Tokenize(Section):
+    """Corpus to a TokenSet."""
+
+    tokenizer: str = "train"
+    """`train` for a byte-level BPE trained on the corpus, or a folder in Hugging Face form. A model with a parent
+    keeps its parent's tokenizer, whatever this says. Default: train."""
+    vocab_size: int = Field(default=8192, ge=257, le=1_000_000)
+    """Entries of a tokenizer that is trained here. Default: 8192."""
+    sample_bytes: int = Field(default=200_000_000, ge=1)
+    """Text on which a tokenizer is trained, bytes; of a larger corpus a part of the rows. Default: 200,000,000."""
+    row_len: int = Field(default=512, ge=8)
+    """Length of a packed row, tokens. Default: 512."""

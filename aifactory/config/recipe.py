@@ -1,0 +1,174 @@
+"""The sections of the recipe beyond the data: model, training, evaluation, gate, serving, improvement, traffic."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from aifactory.config.section import Section
+from aifactory.config.sources import Source
+
+
+class Architecture(Section):
+    """A Llama-style model from scratch."""
+
+    hidden_size: int = Field(default=384, ge=8)
+    """Width. Default: 384."""
+    num_layers: int = Field(default=6, ge=1)
+    """Decoder blocks. Default: 6."""
+    num_heads: int = Field(default=6, ge=1)
+    """Attention heads. Default: 6."""
+    num_kv_heads: int | None = Field(default=None, ge=1)
+    """Heads of keys and values. Default: as many as `num_heads`."""
+    intermediate_size: int | None = Field(default=None, ge=8)
+    """Width of the MLP. Default: 8/3 of `hidden_size`, rounded up to a multiple of 64."""
+    context_length: int = Field(default=1024, ge=8)
+    """Longest sequence the model is made for, tokens. Default: 1024."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the attention weights. Default: 0."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Architecture:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"expected num_heads to divide hidden_size, found {self.num_heads} and {self.hidden_size}")
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ValueError(f"expected num_kv_heads to divide num_heads, found {self.num_kv_heads}, {self.num_heads}")
+        return self
+
+
+class ModelBase(Section):
+    """What training starts from."""
+
+    base: str | None = None
+    """A folder in Hugging Face form, a hub id, or `registry:production`; none trains from scratch. Default: none."""
+    architecture: Architecture = Architecture()
+    """The shape of a model from scratch. Read only where `base` is none."""
+
+
+class Train(Section):
+    """TokenSets to a Model."""
+
+    max_steps: int = Field(default=1000, ge=1)
+    """Optimiser steps. Default: 1000."""
+    global_batch_rows: int = Field(default=16, ge=1)
+    """Packed rows in a step, over all workers. Default: 16."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Peak learning rate. Default: 3e-3."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps of linear warm-up. Default: 20."""
+    final_lr_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of the peak at which the cosine ends. Default: 0.1."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """AdamW's decay, on matrices only. Default: 0.1."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's first moment. Default: 0.9."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """AdamW's second moment. Default: 0.95."""
+    grad_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient. Default: 1."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast where the processor or the GPU computes in it, else fp32. Default: auto."""
+    seed: int = Field(default=1, ge=0)
+    """Seed of the weights, of the order of the rows and of dropout. Default: 1."""
+
+
+# ── evaluate, promote ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Evaluate(Section):
+    """Model to a Scorecard: bits per byte of answers, given their prompts, on rows that never trained."""
+
+    prompt_bytes: int = Field(default=400, ge=1)
+    """A text row is cut into tasks: whole lines of about so many bytes as the prompt... Default: 400."""
+    answer_bytes: int = Field(default=800, ge=1)
+    """...and whole lines of about so many bytes as the answer that is scored. Default: 800."""
+    max_tasks_per_row: int = Field(default=8, ge=1)
+    """Tasks taken from one row, evenly spaced, so that long rows do not drown short ones. Default: 8."""
+    max_tasks: int = Field(default=600, ge=1)
+    """Tasks taken from one holdout, by a hash of their ids. Default: 600."""
+    bootstrap_samples: int = Field(default=2000, ge=100)
+    """Resamples of the paired, clustered bootstrap. Default: 2000."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Coverage of every interval, two-sided. Default: 0.95."""
+
+
+class PromoteGate(Section):
+    """Scorecard to a Release: what a candidate must show."""
+
+    non_inferiority_margin: float = Field(default=0.02, ge=0)
+    """How much worse than the release in production the interval may reach on the fixed holdout, bits per byte.
+    Default: 0.02."""
+    min_tasks: int = Field(default=30, ge=2)
+    """Fewest tasks on which a comparison counts. Default: 30."""
+    min_clusters: int = Field(default=5, ge=2)
+    """Fewest independent rows or users among them. Default: 5."""
+    parity_tolerance: float = Field(default=1e-3, gt=0)
+    """Largest difference between the trainer's and the server's log-probabilities, nats, fp32. Default: 1e-3."""
+
+
+# ── serve, improve, traffic ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Serve(Section):
+    """Release to an endpoint: what changes answers."""
+
+    chat_template: Literal["plain"] | None = "plain"
+    """Template for /v1/chat/completions where the tokenizer has none; none refuses such requests. Default: plain."""
+    max_answer_tokens: int = Field(default=512, ge=1)
+    """Most tokens that a request may ask for. Default: 512."""
+    max_body_bytes: int = Field(default=1_000_000, ge=1_000)
+    """Largest body of a request. Default: 1,000,000."""
+
+
+class Retrain(Section):
+    """How the recipe of a retrain differs from that of the first model."""
+
+    max_steps: int = Field(default=200, ge=1)
+    """Optimiser steps. Default: 200."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate. Default: 1e-3."""
+    feedback_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the rows of a step that come from feedback; the others replay the old data. Default: 0.5."""
+
+
+class Improve(Section):
+    """Completions and feedback to a decision."""
+
+    tolerance: float = Field(default=0.02, ge=0)
+    """The standard: live answers may be worse than the release's scorecard by this share of it. Default: 0.02."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Confidence that they are worse before a retrain, however often it is looked at. Default: 0.95."""
+    min_scored: int = Field(default=100, ge=2)
+    """Fewest scored answers of the release in production before anything is decided. Default: 100."""
+    batch_rows: int = Field(default=400, ge=1)
+    """Feedback rows that are sealed into one batch; a retrain needs a sealed batch that is new. Default: 400."""
+    batch_after_s: float | None = Field(default=None, gt=0)
+    """Age of the oldest row at which a smaller batch is sealed too, seconds. Default: never."""
+    cooldown_s: float = Field(default=0.0, ge=0)
+    """Shortest time between the end of one retrain and the next, seconds. Default: 0."""
+    max_attempts: int = Field(default=3, ge=1)
+    """Attempts at one retrain before it is given up. Default: 3."""
+    holdout_share: float = Field(default=0.25, gt=0, lt=1)
+    """Share of the feedback rows that never trains and judges the candidate. Default: 0.25."""
+    retrain: Retrain = Retrain()
+    """The recipe of a retrain."""
+
+
+class Traffic(Section):
+    """Simulated users, so that a demonstration or a drill closes the loop without anybody else."""
+
+    source: Source
+    """What they ask about: each row is one user, who asks its tasks and corrects every answer."""
+    requests: int = Field(default=400, ge=1)
+    """Questions with a correction. Default: 400."""
+    concurrency: int = Field(default=8, ge=1)
+    """Requests at once. Default: 8."""
+    max_tokens: int = Field(default=24, ge=1)
+    """Length of an answer, tokens. Default: 24."""
+    shuffle_corrections: bool = False
+    """Gives every user the correction of another: a negative control, which the gate must refuse. Default: false."""
+    steady_per_s: float = Field(default=2.0, gt=0)
+    """Rate of the requests that go on without feedback until the loop has closed, a second. Default: 2."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait for the loop to close, seconds. Default: 600."""

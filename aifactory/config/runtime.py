@@ -1,0 +1,92 @@
+"""The section `runtime`: where and with what the factory runs. Nothing in it bears identity."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from aifactory.config.section import Section
+
+
+class Endpoint(Section):
+    """Where and with what the release is served."""
+
+    host: str = "127.0.0.1"
+    """Address to bind. Default: 127.0.0.1, which only this machine reaches."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """TCP port; 0 takes a free one. Default: 8000."""
+    route_prefix: str = Field(default="/", pattern=r"^/[A-Za-z0-9_/-]*$")
+    """Path before `/v1`; a second factory on the same cluster needs one of its own. Default: /."""
+    replicas: int = Field(default=1, ge=1)
+    """Replicas of the engine. Default: 1."""
+    cpus_per_replica: float = Field(default=0.1, gt=0)
+    """CPUs that a replica asks Ray for. Default: 0.1, so that it fits beside training on a laptop."""
+    gpus_per_replica: float = Field(default=0.0, ge=0)
+    """GPUs that a replica asks Ray for. Default: 0."""
+    slots: int = Field(default=16, ge=1)
+    """Requests that a replica decodes at once. Default: 16."""
+    max_queued: int = Field(default=256, ge=1)
+    """Requests that wait beyond those; one more is answered 429. Default: 256."""
+    poll_s: float = Field(default=0.5, gt=0)
+    """How often a replica looks for a new release, seconds. Default: 0.5."""
+    drain_timeout_s: float = Field(default=30.0, ge=0)
+    """Longest wait for the requests in flight when a release is replaced, seconds. Default: 30."""
+
+
+class Runtime(Section):
+    """Where and with what the factory runs. Nothing here changes a fingerprint."""
+
+    storage: str | None = None
+    """Storage root: a folder or any URI that pyarrow or fsspec opens. Default: `.aifactory/<name>` in the current
+    folder, or `~/.aifactory/<name>` in a Ray job, whose current folder is a passing copy."""
+    state_url: str | None = None
+    """SQLAlchemy URL of the journal, the registry and the feedback. Default: SQLite, `state.db` in a local storage
+    root."""
+    workers: int = Field(default=1, ge=1)
+    """Training workers. Default: 1."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """CPUs that a training worker or a data task asks Ray for; it runs so many threads, at least one. Default: 1."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """GPUs that a training worker asks Ray for. Default: 0; CUDA and NCCL are used where it is above."""
+    parallel: Literal["ddp"] = "ddp"
+    """How several workers share a model. Default: ddp."""
+    data_tasks: int = Field(default=2, ge=1)
+    """Tasks that read, tokenize or score at once. Default: 2."""
+    inline_bytes: int = Field(default=8_000_000, ge=0)
+    """Data up to so many bytes is worked on in the driver's own process, without a cluster. Default: 8,000,000."""
+    micro_batch_rows: int = Field(default=8, ge=1)
+    """Rows of one forward pass on one worker. Default: 8."""
+    checkpoint_every_steps: int = Field(default=100, ge=1)
+    """Steps between two checkpoints of a training run. Default: 100."""
+    max_failures: int = Field(default=3, ge=0)
+    """Times that training workers are started again after a failure. Default: 3."""
+    tick_s: float = Field(default=1.0, gt=0)
+    """How often the evaluation actor looks, seconds. Default: 1."""
+    watts_per_cpu: float = Field(default=10.0, ge=0)
+    """Power of one busy CPU, for the estimate of joules where no counter can be read. Default: 10."""
+    endpoint: Endpoint = Endpoint()
+    """The inference endpoint."""
+
+    @field_validator("state_url", "storage", mode="after")
+    @classmethod
+    def _expand(cls, value: str | None) -> str | None:
+        return None if value is None else expand_environment(value)
+
+
+def expand_environment(text: str) -> str:
+    """Replace `${NAME}` and `${NAME:-default}` by environment variables, so that no secret stands in a file.
+
+    Raises   ValueError if a variable without default is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name, default = match.group(1), match.group(2)
+        found = os.environ.get(name, default)
+        if found is None:
+            raise ValueError(f"expected the environment variable {name}, found it unset; set it or write a default")
+        return found
+
+    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}", value, text)

@@ -1,0 +1,76 @@
+"""The schema of the YAML as a whole: what makes a model (the recipe), and how and where it runs (the runtime)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from aifactory.config.data import Ingest, Tokenize
+from aifactory.config.reading import read_file, read_text
+from aifactory.config.recipe import Evaluate, Improve, ModelBase, PromoteGate, Serve, Traffic, Train
+from aifactory.config.runtime import Runtime
+from aifactory.config.section import Section
+
+
+class Config(Section):
+    """A whole configuration."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
+    """The factory's name: its namespace in Ray, the storage root and the database. No default."""
+    ingest: Ingest
+    """Sources to a Corpus."""
+    tokenize: Tokenize = Tokenize()
+    """Corpus to a TokenSet."""
+    model: ModelBase = ModelBase()
+    """What training starts from."""
+    train: Train = Train()
+    """TokenSets to a Model."""
+    evaluate: Evaluate = Evaluate()
+    """Model to a Scorecard."""
+    promote: PromoteGate = PromoteGate()
+    """Scorecard to a Release."""
+    serve: Serve = Serve()
+    """Release to an endpoint."""
+    improve: Improve = Improve()
+    """Completions and feedback to a decision."""
+    traffic: Traffic | None = None
+    """Simulated users; `run` then goes on after the first release until the loop has closed. Default: none."""
+    runtime: Runtime = Runtime()
+    """How and where it runs."""
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+        """Read `path` and apply dotted overrides such as `train.max_steps=10`.
+
+        Raises   ConfigError with the file and the line, or the override, that is wrong.
+        """
+        return read_file(cls, Path(path), overrides)
+
+    @classmethod
+    def from_text(cls, text: str, *, origin: str, overrides: Sequence[str] = ()) -> Config:
+        """As `from_yaml`, for a text that came from `origin`."""
+        return read_text(cls, text, origin, overrides)
+
+    def recipe(self, *sections: str) -> dict[str, Any]:
+        """The named sections as plain JSON, without what bears no identity (paths of sources, names of the steps' models)."""
+        plain: dict[str, Any] = {}
+        for section in sections:
+            assert section != "runtime", "the runtime bears no identity"
+            value = getattr(self, section)
+            plain[section] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        if "ingest" in plain:
+            plain["ingest"]["sources"] = [source.recipe() for source in self.ingest.sources]
+            plain["ingest"]["steps"] = [step.recipe() for step in self.ingest.steps]
+        if self.traffic is not None and "traffic" in plain:
+            plain["traffic"]["source"] = self.traffic.source.recipe()
+        return plain
+
+
+def schema_json() -> str:
+    """The JSON schema of a configuration, for editors."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"

@@ -1,0 +1,303 @@
+"""Databases: rows from a table or a query, by SQLAlchemy.
+
+What a database holds has no bytes to hash: its identity is that of the rows that are asked for, so a source is read once
+when it is listed and once when it is ingested, each time as a stream in a read-only transaction.
+
+With a `key` the rows come in its order and are cut into ranges of it, where the hash of a key's value decides; rows with
+the same key stay together, in the order of their contents. Without one all rows are one piece, in memory, in the order of
+their contents. A position counts rows in that order, so that it never depends on how the database happens to answer.
+
+A file of SQLite is opened read-only, must be a regular file, and may attach no other; the host of a server is checked
+as every address is (see `reach`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import stat
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from aifactory.config import expand_environment
+from aifactory.config.sources import SqlSource
+from aifactory.errors import ConfigError
+from aifactory.ingest.blocks import BlockBuilder, Problem
+from aifactory.ingest.cuts import FILE_WEIGHT, MAX_BYTES, MIN_BYTES, Cut, ends_group
+from aifactory.ingest.reach import check_address
+from aifactory.ingest.shapes import BrokenText, Shape
+from aifactory.ingest.tables import ChangedError
+from aifactory.records.identity import canonical_json
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Engine
+
+_ROWS_AT_ONCE = 2000
+_ROW_BYTES = 32
+_ALLOWED = {
+    sqlite3.SQLITE_SELECT,
+    sqlite3.SQLITE_READ,
+    sqlite3.SQLITE_FUNCTION,
+    sqlite3.SQLITE_RECURSIVE,
+    sqlite3.SQLITE_TRANSACTION,
+}
+
+Values = dict[str, object]
+
+
+def origin_of(section: SqlSource) -> str:
+    """What the rows say they come from."""
+    return section.table or "query"
+
+
+def cut_database(section: SqlSource) -> list[Cut]:
+    """The ranges of keys of a table or query.
+
+    Raises   ConfigError if it can't be read.
+    """
+    with _connection(section) as connection:
+        if section.key is None:
+            rows = sorted(_plain_json(row) for row in _rows(connection, section, "", ""))
+            return [Cut("", "", 0, sum(map(len, rows)), _digest(rows))]
+        return list(_cut_by_key(section, _groups(section, _rows(connection, section, "", ""))))
+
+
+def read_database(
+    section: SqlSource, start: str, stop: str, sha256: str, origin: str, builder: BlockBuilder
+) -> Iterator[None]:
+    """Add the rows of a range of keys.
+
+    Raises   ChangedError if they are not what `sha256` says; ConfigError if they can't be read.
+    """
+    shape = Shape(section.columns)
+    state = hashlib.sha256()
+    position = 0
+    with _connection(section) as connection:
+        rows = _rows(connection, section, start, stop)
+        groups: Iterator[list[Values]]
+        groups = iter([sorted(rows, key=_plain_json)]) if section.key is None else map(_second, _groups(section, rows))
+        for group in groups:
+            for values in group:
+                _update(state, _plain_json(values))
+                row = shape.row(values)
+                if isinstance(row, Problem):
+                    broken = next((value for value in values.values() if isinstance(value, BrokenText)), None)
+                    text = str(values) if broken is None else broken.decode("utf-8", "backslashreplace")
+                    builder.reject(origin, position, row, text)
+                else:
+                    builder.add_row(origin, position, row)
+                position += 1
+            yield
+    if state.hexdigest() != sha256:
+        raise ChangedError
+
+
+# ── rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _rows(connection: Connection, section: SqlSource, start: str, stop: str) -> Iterator[Values]:
+    """The rows whose keys lie in a range, in the order of their keys."""
+    import sqlalchemy as sa
+
+    names = dict.fromkeys([*section.columns.asked, *([section.key] if section.key is not None else [])])
+    relation: Any
+    if section.table is not None:
+        schema, _, table = section.table.rpartition(".")
+        relation = sa.table(table, *(sa.column(name) for name in names), schema=schema or None)
+    else:
+        query = sa.text((section.query or "").strip().rstrip(";"))
+        relation = query.columns(*(sa.column(name) for name in names)).subquery("asked")
+    columns = [relation.c[name] for name in names]
+    statement = sa.select(*columns)
+    if section.key is not None:
+        key = relation.c[section.key]
+        statement = statement.order_by(key)
+        if start:
+            statement = statement.where(key > json.loads(start))
+        if stop:
+            statement = statement.where(key <= json.loads(stop))
+    streamed = {"stream_results": True, "yield_per": _ROWS_AT_ONCE}
+    for row in connection.execute(statement, execution_options=streamed):
+        yield dict(zip(names, row, strict=True))
+
+
+def _groups(section: SqlSource, rows: Iterator[Values]) -> Iterator[tuple[str, list[Values]]]:
+    """Rows with the same key, in the order of their contents, and the key as JSON."""
+    assert section.key is not None
+    before = ""
+    group: list[Values] = []
+    for values in rows:
+        key = values[section.key]
+        if not isinstance(key, int | str):
+            raise ConfigError(
+                f"expected whole numbers or texts in the key {section.key!r} of ingest source {section.name!r}, found "
+                f"{type(key).__name__}; name another column, or none."
+            )
+        text = json.dumps(key)
+        if group and text != before:
+            yield before, sorted(group, key=_plain_json)
+            group = []
+        before = text
+        group.append(values)
+    if group:
+        yield before, sorted(group, key=_plain_json)
+
+
+def _cut_by_key(section: SqlSource, groups: Iterator[tuple[str, list[Values]]]) -> Iterator[Cut]:
+    start, first, position, size, last = "", 0, 0, 0, ""
+    state = hashlib.sha256()
+    open_cut = False
+    for key, group in groups:
+        rows = [_plain_json(values) for values in group]
+        weight = sum(map(len, rows)) + _ROW_BYTES * len(rows)
+        for row in rows:
+            _update(state, row)
+        position += len(rows)
+        size += weight
+        last, open_cut = key, True
+        if size >= MAX_BYTES or (size >= MIN_BYTES and ends_group(key, weight)):
+            yield Cut(start, key, first, size, state.hexdigest())
+            start, first, size, state, open_cut = key, position, 0, hashlib.sha256(), False
+    if open_cut or not last:
+        # The last range has no end: a row that is added behind it makes it another one.
+        yield Cut(start, "", first, size + FILE_WEIGHT, state.hexdigest())
+
+
+def _second(group: tuple[str, list[Values]]) -> list[Values]:
+    return group[1]
+
+
+def _plain_json(values: Values) -> str:
+    """A row as canonical JSON; what JSON has no form for is written as Python prints it, beside its type."""
+    return canonical_json({name: _plain(value) for name, value in values.items()})
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, str | bool | int):
+        return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [type(value).__name__, repr(value)]
+
+
+def _digest(rows: list[str]) -> str:
+    state = hashlib.sha256()
+    for row in rows:
+        _update(state, row)
+    return state.hexdigest()
+
+
+def _update(state: Any, row: str) -> None:
+    data = row.encode()
+    state.update(f"{len(data)}:".encode())
+    state.update(data)
+
+
+# ── connections ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def _connection(section: SqlSource) -> Iterator[Connection]:
+    """A connection that can only read."""
+    import sqlalchemy as sa
+
+    engine = _engine(section)
+    try:
+        with engine.connect() as connection:
+            is_postgres = engine.dialect.name == "postgresql"
+            if is_postgres:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with connection.begin():
+                if is_postgres:  # times come in the time zone of the session
+                    connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
+                yield connection
+    except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+        reason = getattr(error, "orig", None) or error
+        raise ConfigError(
+            f"expected to read {origin_of(section)!r} of ingest source {section.name!r}, found {type(reason).__name__}: "
+            f"{str(reason).strip()}; correct its url, its table or query, its key or its columns."
+        ) from None  # the chain would show the parameters of the connection
+    finally:
+        engine.dispose()
+
+
+def _engine(section: SqlSource) -> Engine:
+    import sqlalchemy as sa
+
+    try:
+        url = sa.make_url(expand_environment(section.url))
+    except ValueError as error:
+        raise ConfigError(f"ingest source {section.name!r}: {error}.") from None
+    except sa.exc.ArgumentError:
+        raise ConfigError(
+            f"expected a URL such as postgresql+psycopg://user:${{PASSWORD}}@host/database at ingest source "
+            f"{section.name!r}, found none; correct its url."
+        ) from None
+    if url.get_backend_name() == "sqlite":
+        path = _sqlite_file(url.database or "", section.name)
+        return sa.create_engine("sqlite+pysqlite://", creator=lambda: _open_sqlite(path), poolclass=sa.NullPool)
+    hosts = [host for host in (url.host, *_as_list(url.query.get("host"))) if host]
+    for host in hosts:
+        if host.startswith("/"):
+            if not section.allow_private:
+                raise ConfigError(
+                    f"expected a public address at ingest source {section.name!r}, found a socket of this machine; if it "
+                    "is meant, say allow_private: true."
+                )
+            continue
+        check_address(host, url.port or 0, source=section.name, allow_private=section.allow_private)
+    if not hosts and not section.allow_private:
+        raise ConfigError(
+            f"expected a host in the url of ingest source {section.name!r}, found none, which is this machine; if it is "
+            "meant, say allow_private: true."
+        )
+    try:
+        return sa.create_engine(url, poolclass=sa.NullPool)
+    except ImportError as error:
+        raise ConfigError(
+            f"expected the driver of {url.drivername} for ingest source {section.name!r}, found none: {error}; install "
+            "it (aifactory[postgres] for PostgreSQL)."
+        ) from None
+
+
+def _as_list(value: str | tuple[str, ...] | None) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+
+def _sqlite_file(path: str, source: str) -> str:
+    resolved = os.path.realpath(os.path.expanduser(path)) if path and path != ":memory:" else ""
+    try:
+        is_file = bool(resolved) and stat.S_ISREG(os.stat(resolved).st_mode)
+    except OSError:
+        is_file = False
+    if not is_file:
+        raise ConfigError(
+            f"expected a file of SQLite at ingest source {source!r}, found none at {path!r}; correct its url."
+        )
+    return resolved
+
+
+def _open_sqlite(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"file:{urllib.parse.quote(path)}?mode=ro", uri=True)
+    connection.text_factory = _text
+    connection.set_authorizer(_authorize)
+    return connection
+
+
+def _authorize(action: int, name: str | None, *_: str | None) -> int:
+    """What a query may do: read, and nothing else; SQLAlchemy also asks for the isolation level."""
+    is_allowed = action in _ALLOWED or (action == sqlite3.SQLITE_PRAGMA and name == "read_uncommitted")
+    return sqlite3.SQLITE_OK if is_allowed else sqlite3.SQLITE_DENY
+
+
+def _text(data: bytes) -> str | BrokenText:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return BrokenText(data)

@@ -1,0 +1,293 @@
+"""Steps: what is done to the rows of a block, in the order of the configuration.
+
+A step changes texts, adds columns or breaks rows by a rule; the first rule that a row breaks sends it to the ledger. Each
+is a function of a row alone, so that neither blocks nor workers can be seen in what comes out.
+Law      rows_in == rows_kept + rows_rejected, checked at each step.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aifactory.config import (
+    AlphabeticStep,
+    C4Step,
+    FineWebStep,
+    GopherQualityStep,
+    GopherRepetitionStep,
+    KeepLabelsStep,
+    LabelByFunctionStep,
+    LabelByModelStep,
+    LabelByRuleStep,
+    LanguageStep,
+    LengthStep,
+    LineLengthStep,
+    ModelQualityStep,
+    ModelStep,
+    PersonalStep,
+    RowStep,
+    Step,
+    UnicodeStep,
+)
+from aifactory.ingest import labels, model_scores
+from aifactory.ingest.columns import Verdicts, text_buffers
+from aifactory.ingest.model_scores import StepModel, step_model
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Rows that break a rule."""
+
+    rows: pa.Table
+    rules: list[str]
+    scores: list[float]
+    details: list[str]
+
+
+@dataclass(slots=True)
+class Figures:
+    """What the steps did; adds up over blocks."""
+
+    steps: list[Counter[str]] = field(default_factory=list)
+    """By position in the configuration: rows_in, rows_kept, rows_rejected, and what the step itself counts."""
+
+    def add(self, at: int, counted: Mapping[str, int]) -> None:
+        while len(self.steps) <= at:
+            self.steps.append(Counter())
+        self.steps[at].update(counted)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a step made of a block."""
+
+    table: pa.Table
+    verdicts: Verdicts | None = None
+    details: Sequence[str] | None = None
+    """In words what was found of each row, where the score does not say it."""
+    counted: Mapping[str, int] = field(default_factory=dict)
+
+
+def apply_steps(
+    table: pa.Table,
+    steps: Sequence[RowStep],
+    figures: Figures,
+    *,
+    restored: Mapping[str, frozenset[str]] | None = None,
+    models: Mapping[str, StepModel] | None = None,
+) -> tuple[pa.Table, list[Broken]]:
+    """The rows that stay and those that go, each in the order of the block.
+
+    restored   by rule the keys of rows that a person has brought back: that rule does not reject them again.
+    models     the models that steps ask, by the names that the configuration gives them
+    """
+    rejected = []
+    for at, step in enumerate(steps):
+        rows_in = table.num_rows
+        applied = _apply(table, step, models or {})
+        table = applied.table
+        if applied.verdicts is not None:
+            table, broken = _split(table, step, applied, applied.verdicts, restored or {})
+            if broken.rules:
+                rejected.append(broken)
+        gone = rows_in - table.num_rows
+        assert applied.verdicts is not None or not gone, step
+        figures.add(at, {"rows_in": rows_in, "rows_kept": rows_in - gone, "rows_rejected": gone, **applied.counted})
+    return table, rejected
+
+
+def reject_empty(table: pa.Table) -> tuple[pa.Table, Broken]:
+    """Rows without any text but white space, which no recipe keeps."""
+    blank = pc.equal(pc.utf8_trim_whitespace(table["text"]), "")
+    gone = table.filter(blank)
+    count = gone.num_rows
+    broken = Broken(gone, ["empty"] * count, [0.0] * count, ["no text but white space"] * count)
+    return (table.filter(pc.invert(blank)) if count else table), broken
+
+
+def _split(
+    table: pa.Table, step: RowStep, applied: Applied, verdicts: Verdicts, restored: Mapping[str, frozenset[str]]
+) -> tuple[pa.Table, Broken]:
+    places = np.flatnonzero(verdicts.broken_N)
+    names = [_full_name(step, rule) for rule in verdicts.rules]
+    rules = [names[verdicts.broken_N[i] - 1] for i in places]
+    if restored and len(places):
+        keys = table["key"].take(pa.array(places)).to_pylist()
+        stays = [key in restored.get(rule, ()) for key, rule in zip(keys, rules, strict=True)]
+        places = places[~np.array(stays, bool)]
+        rules = [rule for rule, kept in zip(rules, stays, strict=True) if not kept]
+    if not len(places):
+        return table, Broken(table.slice(0, 0), [], [], [])
+    stay = np.ones(table.num_rows, bool)
+    stay[places] = False
+    scores = verdicts.score_N[places].tolist()
+    if applied.details is None:
+        details = [_detail(step, rule, score) for rule, score in zip(rules, scores, strict=True)]
+    else:
+        details = [applied.details[i] for i in places.tolist()]
+    return table.filter(pa.array(stay)), Broken(table.take(pa.array(places)), rules, scores, details)
+
+
+def _full_name(step: RowStep, rule: str) -> str:
+    """A rule as the ledger names it: after its step, where the step has several."""
+    return rule if rule.startswith(step.step) else f"{step.step}.{rule}"
+
+
+def _detail(step: RowStep, rule: str, score: float) -> str:
+    """In words what was expected and what was found."""
+    match step:
+        case LengthStep():
+            return f"{score:.0f} bytes, not within {step.min_bytes} to {step.max_bytes}"
+        case AlphabeticStep():
+            return f"{score:.3f} of the visible characters are letters, not {step.min_share:g}"
+        case LineLengthStep():
+            return f"{score:.0f} characters a line, more than {step.max_mean_chars:g}"
+        case LanguageStep():
+            return f"the language was found with probability {score:.3f}"
+        case ModelQualityStep():
+            return f"{score:.3f} bits per byte, not within {step.min_bits_per_byte:g} to {step.max_bits_per_byte:g}"
+        case _:
+            return f"{step.step}: {rule}, measured {score:.6g}"
+
+
+def step_recipes(steps: Sequence[Step], models: Mapping[str, StepModel]) -> list[dict[str, Any]]:
+    """What of the steps bears identity: what they say, the digests of the models that they ask, the sources of functions.
+
+    Raises   ConfigError for a function that is not there, before any row is read.
+    """
+    recipes = []
+    for step in steps:
+        recipe = step.recipe()
+        if isinstance(step, ModelStep):
+            recipe["model_digest"] = step_model(models, step).digest
+        elif isinstance(step, LabelByFunctionStep):
+            recipe["function_source"] = labels.source_digest(step.function)
+        recipes.append(recipe)
+    return recipes
+
+
+def _apply(table: pa.Table, step: RowStep, models: Mapping[str, StepModel]) -> Applied:
+    texts = table["text"].combine_chunks()
+    match step:
+        case LengthStep():
+            sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False).astype(np.float64)
+            return Applied(table, _verdicts("length", (sizes < step.min_bytes) | (sizes > step.max_bytes), sizes))
+        case AlphabeticStep():
+            shares = _letter_shares(texts)
+            return Applied(table, _verdicts("alphabetic", shares < step.min_share, shares))
+        case LineLengthStep():
+            lines = pc.add(pc.count_substring(texts, "\n"), 1)
+            means = pc.divide(pc.cast(pc.utf8_length(texts), pa.float64()), pc.cast(lines, pa.float64())).to_numpy()
+            return Applied(table, _verdicts("line_length", means > step.max_mean_chars, means))
+        case UnicodeStep():
+            from aifactory.ingest.unicode import Fixes, repair
+
+            repaired = repair(texts, Fixes(**_options(step)))
+            return Applied(_with_texts(table, repaired.texts), counted={"changed": int(repaired.changed_N.sum())})
+        case LanguageStep():
+            from aifactory.ingest.language import language_verdicts
+
+            found, verdicts = language_verdicts(texts, **_options(step))
+            at = table.schema.get_field_index("language")
+            return Applied(table.set_column(at, "language", found.codes), verdicts)
+        case GopherQualityStep():
+            from aifactory.ingest.quality import GopherQuality, gopher_quality
+
+            return Applied(table, gopher_quality(texts, GopherQuality(**_options(step))))
+        case GopherRepetitionStep():
+            from aifactory.ingest.quality import GopherRepetition, gopher_repetition
+
+            return Applied(table, gopher_repetition(texts, GopherRepetition(**_options(step))))
+        case FineWebStep():
+            from aifactory.ingest.quality import FineWebQuality, fineweb_quality
+
+            return Applied(table, fineweb_quality(texts, FineWebQuality(**_options(step))))
+        case C4Step():
+            from aifactory.ingest.quality import C4Quality, c4_quality
+
+            kept, verdicts = c4_quality(texts, C4Quality(**_options(step)))
+            changed = int(pc.sum(pc.not_equal(kept, texts)).as_py() or 0)
+            return Applied(_with_texts(table, kept), verdicts, counted={"changed": changed})
+        case PersonalStep():
+            return _mask(table, step)
+        case LabelByRuleStep():
+            known = {step.default or "", *(rule.label for rule in step.rules)}
+            found = labels.labels_by_rule(table, step)
+            table, counted = labels.with_labels(table, found, keep_existing=step.keep_existing, possible=known)
+            return Applied(table, counted=counted)
+        case LabelByFunctionStep():
+            found = labels.labels_by_function(table, step)
+            table, counted = labels.with_labels(table, found, keep_existing=step.keep_existing)
+            return Applied(table, counted=counted)
+        case LabelByModelStep():
+            names, confidence_N = model_scores.model_labels(table, step, step_model(models, step))
+            table, counted = labels.with_labels(
+                table,
+                pa.array(names, pa.string()),
+                keep_existing=step.keep_existing,
+                possible=set(step.labels),
+                confidence_N=confidence_N,
+            )
+            return Applied(table, counted=counted)
+        case KeepLabelsStep():
+            verdicts, details = labels.label_verdicts(table, step)
+            return Applied(table, verdicts, details)
+        case ModelQualityStep():
+            return Applied(table, model_scores.quality_verdicts(table, step, step_model(models, step)))
+
+
+def _mask(table: pa.Table, step: PersonalStep) -> Applied:
+    """Personal data masked in everything that a row says."""
+    from aifactory.ingest.personal import mask_personal
+
+    counted: Counter[str] = Counter()
+    changed = np.zeros(table.num_rows, bool)
+    for name in ("prompt", "text", "messages", "rejected"):
+        column = table[name].combine_chunks()
+        if not pc.any(pc.not_equal(column, "")).as_py():
+            continue
+        masked = mask_personal(column, step.kinds)
+        counted.update(masked.counts)
+        changed |= pc.not_equal(masked.texts, column).to_numpy(zero_copy_only=False)
+        table = table.set_column(table.schema.get_field_index(name), name, masked.texts)
+    return Applied(table, counted={"changed": int(changed.sum()), **counted})
+
+
+def _options(step: RowStep) -> dict[str, Any]:
+    return step.model_dump(exclude={"step"})
+
+
+def _with_texts(table: pa.Table, texts: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index("text"), "text", texts)
+
+
+def _verdicts(rule: str, broken_N: np.ndarray[Any, Any], score_N: np.ndarray[Any, Any]) -> Verdicts:
+    return Verdicts((rule,), broken_N.astype(np.uint8), np.where(broken_N, score_N, 0.0))
+
+
+_IS_LETTER = np.array([chr(i).isalpha() and i < 128 for i in range(256)], np.int64)
+_IS_VISIBLE = np.array([not chr(i).isspace() for i in range(256)], np.int64)
+
+
+def _letter_shares(texts: pa.Array) -> np.ndarray[Any, Any]:
+    """Letters (`str.isalpha`) among the characters that are no white space, of each text that has any."""
+    data_B, offsets_N1 = text_buffers(texts)
+    letters, visible = (_sums(table[data_B], offsets_N1) for table in (_IS_LETTER, _IS_VISIBLE))
+    shares = letters / np.maximum(visible, 1)
+    for i in np.flatnonzero(~pc.string_is_ascii(texts).to_numpy(zero_copy_only=False)):
+        shown = "".join(texts[int(i)].as_py().split())
+        shares[i] = sum(map(str.isalpha, shown)) / max(len(shown), 1)
+    return shares
+
+
+def _sums(values_B: np.ndarray[Any, Any], offsets_N1: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    total = np.concatenate([[0], np.cumsum(values_B)])
+    sums: np.ndarray[Any, Any] = (total[offsets_N1[1:]] - total[offsets_N1[:-1]]).astype(np.float64)
+    return sums
