@@ -30,7 +30,7 @@ from aifactory.cluster.placement import (
 )
 from aifactory.cluster.session import connect, disconnect
 from aifactory.cluster.tasks import RunTasks, ray_data_tasks
-from aifactory.config import Config, Train
+from aifactory.config import Config, FeedbackSource, Source, Train
 from aifactory.errors import StateError
 from aifactory.evaluate.gate import Promote, Reject, judge
 from aifactory.evaluate.pipeline import evidence_of
@@ -247,10 +247,18 @@ class Factory:
     def _listing(self) -> Listing:
         """What the sources hold; files that look as they did when they were read last are not read again."""
         seen = self.books.storage.read_bytes(*_SEEN_FILES)
-        listing = list_pieces(self.config.ingest.sources, seen=None if seen is None else json.loads(seen))
+        listing = list_pieces(self._sources(), seen=None if seen is None else json.loads(seen))
         if listing.bytes_read:
             self.books.storage.write_bytes(json.dumps(listing.seen).encode(), *_SEEN_FILES)
         return listing
+
+    def _sources(self) -> list[Source]:
+        """The sources of the configuration; a log of feedback that names no database is this factory's own."""
+        sources = list(self.config.ingest.sources)
+        if any(isinstance(source, FeedbackSource) for source in sources):
+            self.books.feedback.counts()  # its tables are there, even before anything else was written
+        own = (self.config.name, self.books.database.url.render_as_string(hide_password=False))
+        return [source.belonging_to(*own) if isinstance(source, FeedbackSource) else source for source in sources]
 
     def cycle(self) -> Cycle:
         """The cycle that this configuration and what its sources hold ask for; begun if it is new."""

@@ -33,6 +33,8 @@ class CycleReport:
     """By set of tasks: bits per byte of the candidate, the release before and the baselines, with intervals."""
     reasons: Sequence[str]
     artifacts: Sequence[str]
+    pages: Sequence[str]
+    """Where the page of each corpus lies, for a person to open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +146,7 @@ def _cycle_report(books: Books, cycle: Cycle) -> CycleReport:
         scores=next((dict(event.detail) for event in reversed(made) if event.event == "evaluated"), {}),
         reasons=[] if cycle.decision is None else list(cycle.decision["reasons"]),
         artifacts=list(events),
+        pages=[books.storage.path(name, "report.html") for name, event in events.items() if event.event == "ingested"],
     )
 
 
@@ -156,6 +159,7 @@ def _cycle_lines(cycle: CycleReport) -> list[str]:
     if cycle.rows_kept or cycle.rows_rejected:
         rows = f"{cycle.rows_kept:,} kept, {cycle.rows_rejected:,} rejected" + (f" ({rules})" if rules else "")
         lines.append(f"  rows        {rows}")
+    lines += [f"  page        {page}" for page in cycle.pages]
     if cycle.tokens or rate:
         lines.append(f"  tokens      {cycle.tokens:,}{rate}")
     if cycle.artifacts:

@@ -155,7 +155,7 @@ def test_what_two_attempts_entered_counts_once(books: Books) -> None:
 
 
 def test_lines_say_what_was_made_and_found_with_intervals_and_reasons(books: Books) -> None:
-    turn(books, "run-1")
+    corpus, *_ = turn(books, "run-1")
     books.journal.write("decided", subject="small-r1", detail={"decision": "wait", "reasons": ["all", "is well"]})
     seen = {"requests": 9, "failed": 2, "failures": ["k1: 500"], "answered_by": {"small-r1": 7}, "corrections": 6}
     books.journal.write("rehearsed", subject="x", detail={**seen, "cycle": None})
@@ -163,6 +163,7 @@ def test_lines_say_what_was_made_and_found_with_intervals_and_reasons(books: Boo
     text = "\n".join(Report.of(books).lines())
 
     assert "10 kept, 3 rejected (1 empty, 2 length)" in text
+    assert f"  page        {books.storage.root}/{corpus}/report.html\n" in text
     assert "1,234, trained at 4,568 tokens/s" in text
     assert "8 s in the stages, 400 J (estimate)" in text
     assert "holdout     1.500 [1.250, 1.750] bits per byte, 40 tasks" in text

@@ -32,7 +32,7 @@ from aifactory.config.recipe import (
 from aifactory.config.runtime import Endpoint, Runtime, expand_environment
 from aifactory.config.schema import Config, schema_json
 from aifactory.config.section import Section
-from aifactory.config.sources import Columns, FileSource, ParquetSource, Source
+from aifactory.config.sources import Columns, FeedbackSource, FileSource, ParquetSource, Source
 from aifactory.config.steps import (
     AlphabeticStep,
     C4Step,
@@ -69,6 +69,7 @@ __all__ = [
     "DecontaminateStep",
     "Endpoint",
     "Evaluate",
+    "FeedbackSource",
     "FileSource",
     "FineWebStep",
     "GopherQualityStep",

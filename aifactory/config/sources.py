@@ -312,6 +312,44 @@ class KafkaSource(_Source):
     by the environment. Default: none."""
 
 
+class FeedbackSource(_Source):
+    """What a factory answered, and what its users made of it: each answer, or each correction, is a row.
+
+    A retrain takes the feedback of its own factory by itself, batch by batch; this is for all of it at once, or for that
+    of another factory.
+    """
+
+    PLACE: ClassVar[frozenset[str]] = frozenset({"allow_private", "url"})
+
+    kind: Literal["feedback"]
+    """What a factory answered, and what its users made of it. No default."""
+    of: Literal["completions", "corrections", "preferences"]
+    """completions: prompts and the answers that were given; corrections: prompts and the answers as they should have been;
+    preferences: pairs of both, the correction chosen and the answer rejected. No default."""
+    factory: str | None = Field(default=None, min_length=1)
+    """The factory's name. Default: this one."""
+    url: str | None = Field(default=None, min_length=1)
+    """SQLAlchemy URL of its state database, as `url` of the kind sql. It bears no identity. Default: the own one."""
+
+    def belonging_to(self, factory: str, url: str) -> FeedbackSource:
+        """This source with the name and the database of the factory where it names none; those need no permission."""
+        own = {"url": url, "allow_private": True} if self.url is None else {}
+        return self.model_copy(update={"factory": self.factory or factory, **own})
+
+    @property
+    def columns(self) -> Columns:
+        """The shape of its rows."""
+        told = {"prompt": "prompt", "user": "user", "timestamp": "at", "origin": "completion"}
+        if self.of == "preferences":
+            return Columns(chosen="text", rejected="answer", **told)
+        return Columns(text="text", **told)
+
+    @property
+    def key(self) -> str:
+        """The column that only grows."""
+        return "at" if self.of == "completions" else "seq"
+
+
 FileSource = (
     CodeSource
     | TextSource
@@ -326,7 +364,7 @@ FileSource = (
 )
 """The sources that are made of files."""
 
-TableSource = JsonlSource | CsvSource | ParquetSource | DatasetSource | SqlSource | KafkaSource
+TableSource = JsonlSource | CsvSource | ParquetSource | DatasetSource | SqlSource | KafkaSource | FeedbackSource
 """The sources whose rows have columns."""
 
 Source = Annotated[
@@ -341,7 +379,8 @@ Source = Annotated[
     | WarcSource
     | DatasetSource
     | SqlSource
-    | KafkaSource,
+    | KafkaSource
+    | FeedbackSource,
     Field(discriminator="kind"),
 ]
 """Where rows come from."""

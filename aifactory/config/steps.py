@@ -197,6 +197,8 @@ class PersonalStep(StepSection):
         "secret",
     )
     """What is looked for; `name` needs a model for names that is installed. Default: all but name."""
+    names_model: str = ""
+    """The installed spaCy pipeline that finds names. Default: the only one that is installed."""
 
 
 # ── labels, and what a model says ─────────────────────────────────────────────────────────────────────────────────────
@@ -285,7 +287,8 @@ class LabelByModelStep(StepSection):
     """Name of the step. No default."""
     model: ModelName
     """`registry:production` (bound when a cycle begins), `registry:` and the name or number of a release, a folder in Hugging
-    Face form on a disk that all workers share, or a hub id. Its content bears identity, its name does not. No default."""
+    Face form on a disk that all workers share, or a hub id (fetched to the driver's cache, which they then share). What it
+    holds bears identity, its name does not. No default."""
     prompt: str
     """What the model reads: {text} stands for the row's text and {prompt} for its prompt, if it has one. No default."""
     labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=2)
@@ -352,7 +355,8 @@ class ModelQualityStep(StepSection):
     """Name of the step. No default."""
     model: ModelName
     """`registry:production` (bound when a cycle begins), `registry:` and the name or number of a release, a folder in Hugging
-    Face form on a disk that all workers share, or a hub id. Its content bears identity, its name does not. No default."""
+    Face form on a disk that all workers share, or a hub id (fetched to the driver's cache, which they then share). What it
+    holds bears identity, its name does not. No default."""
     max_bits_per_byte: float = Field(default=3.0, gt=0)
     """Most bits that the model needs for a byte of the text, after the row's prompt if it has one. Default: 3."""
     min_bits_per_byte: float = Field(default=0.3, ge=0)

@@ -1,4 +1,4 @@
-"""Databases: rows from a table or a query, by SQLAlchemy.
+"""Databases: rows from a table or a query, by SQLAlchemy; the log of a factory's answers and feedback is such a query.
 
 What a database holds has no bytes to hash: its identity is that of the rows that are asked for, so a source is read once
 when it is listed and once when it is ingested, each time as a stream in a read-only transaction.
@@ -6,6 +6,7 @@ when it is listed and once when it is ingested, each time as a stream in a read-
 With a `key` the rows come in its order and are cut into ranges of it, where the hash of a key's value decides; rows with
 the same key stay together, in the order of their contents. Without one all rows are one piece, in memory, in the order of
 their contents. A position counts rows in that order, so that it never depends on how the database happens to answer.
+The log is only added to: its last range ends with the last row that was listed, so that traffic changes nothing that was.
 
 A file of SQLite is opened read-only, must be a regular file, and may attach no other; the host of a server is checked
 as every address is (see `reach`).
@@ -24,7 +25,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from aifactory.config import expand_environment
-from aifactory.config.sources import SqlSource
+from aifactory.config.sources import FeedbackSource, SqlSource
 from aifactory.errors import ConfigError
 from aifactory.ingest.blocks import BlockBuilder, Problem
 from aifactory.ingest.cuts import FILE_WEIGHT, MAX_BYTES, MIN_BYTES, Cut, ends_group
@@ -47,14 +48,17 @@ _ALLOWED = {
 }
 
 Values = dict[str, object]
+DatabaseSource = SqlSource | FeedbackSource
 
 
-def origin_of(section: SqlSource) -> str:
+def origin_of(section: DatabaseSource) -> str:
     """What the rows say they come from."""
+    if isinstance(section, FeedbackSource):
+        return section.of
     return section.table or "query"
 
 
-def cut_database(section: SqlSource) -> list[Cut]:
+def cut_database(section: DatabaseSource) -> list[Cut]:
     """The ranges of keys of a table or query.
 
     Raises   ConfigError if it can't be read.
@@ -67,7 +71,7 @@ def cut_database(section: SqlSource) -> list[Cut]:
 
 
 def read_database(
-    section: SqlSource, start: str, stop: str, sha256: str, origin: str, builder: BlockBuilder
+    section: DatabaseSource, start: str, stop: str, sha256: str, origin: str, builder: BlockBuilder
 ) -> Iterator[None]:
     """Add the rows of a range of keys.
 
@@ -99,13 +103,15 @@ def read_database(
 # ── rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _rows(connection: Connection, section: SqlSource, start: str, stop: str) -> Iterator[Values]:
+def _rows(connection: Connection, section: DatabaseSource, start: str, stop: str) -> Iterator[Values]:
     """The rows whose keys lie in a range, in the order of their keys."""
     import sqlalchemy as sa
 
     names = dict.fromkeys([*section.columns.asked, *([section.key] if section.key is not None else [])])
     relation: Any
-    if section.table is not None:
+    if isinstance(section, FeedbackSource):
+        relation = _log(section).subquery("asked")
+    elif section.table is not None:
         schema, _, table = section.table.rpartition(".")
         relation = sa.table(table, *(sa.column(name) for name in names), schema=schema or None)
     else:
@@ -125,14 +131,31 @@ def _rows(connection: Connection, section: SqlSource, start: str, stop: str) -> 
         yield dict(zip(names, row, strict=True))
 
 
-def _groups(section: SqlSource, rows: Iterator[Values]) -> Iterator[tuple[str, list[Values]]]:
+def _log(section: FeedbackSource) -> Any:
+    """The query of a factory's answers, or of the corrections of them."""
+    import sqlalchemy as sa
+
+    from aifactory.records.tables import completions, feedback
+
+    asked = [completions.c.id.label("completion"), completions.c.prompt, completions.c.answer]
+    mine = completions.c.factory == section.factory
+    if section.of == "completions":
+        users = sa.func.coalesce(completions.c.user, completions.c.id).label("user")
+        return sa.select(*asked, completions.c.answer.label("text"), users, completions.c.at).where(mine)
+    users = sa.func.coalesce(feedback.c.user, completions.c.user, completions.c.id).label("user")
+    of_it = sa.and_(completions.c.factory == feedback.c.factory, completions.c.id == feedback.c.completion)
+    said = [feedback.c.correction.label("text"), users, feedback.c.at, feedback.c.seq]
+    return sa.select(*asked, *said).join_from(feedback, completions, of_it).where(mine, feedback.c.correction.is_not(None))
+
+
+def _groups(section: DatabaseSource, rows: Iterator[Values]) -> Iterator[tuple[str, list[Values]]]:
     """Rows with the same key, in the order of their contents, and the key as JSON."""
     assert section.key is not None
     before = ""
     group: list[Values] = []
     for values in rows:
         key = values[section.key]
-        if not isinstance(key, int | str):
+        if not isinstance(key, int | float if isinstance(section, FeedbackSource) else int | str):
             raise ConfigError(
                 f"expected whole numbers or texts in the key {section.key!r} of ingest source {section.name!r}, found "
                 f"{type(key).__name__}; name another column, or none."
@@ -147,7 +170,7 @@ def _groups(section: SqlSource, rows: Iterator[Values]) -> Iterator[tuple[str, l
         yield before, sorted(group, key=_plain_json)
 
 
-def _cut_by_key(section: SqlSource, groups: Iterator[tuple[str, list[Values]]]) -> Iterator[Cut]:
+def _cut_by_key(section: DatabaseSource, groups: Iterator[tuple[str, list[Values]]]) -> Iterator[Cut]:
     start, first, position, size, last = "", 0, 0, 0, ""
     state = hashlib.sha256()
     open_cut = False
@@ -163,8 +186,10 @@ def _cut_by_key(section: SqlSource, groups: Iterator[tuple[str, list[Values]]]) 
             yield Cut(start, key, first, size, state.hexdigest())
             start, first, size, state, open_cut = key, position, 0, hashlib.sha256(), False
     if open_cut or not last:
-        # The last range has no end: a row that is added behind it makes it another one.
-        yield Cut(start, "", first, size + FILE_WEIGHT, state.hexdigest())
+        # The last range has no end: a row that is added behind it makes it another one. That of a log ends where it ends
+        # now: 0 comes before every row.
+        stop = (last or "0") if isinstance(section, FeedbackSource) else ""
+        yield Cut(start, stop, first, size + FILE_WEIGHT, state.hexdigest())
 
 
 def _second(group: tuple[str, list[Values]]) -> list[Values]:
@@ -203,7 +228,7 @@ def _update(state: Any, row: str) -> None:
 
 
 @contextmanager
-def _connection(section: SqlSource) -> Iterator[Connection]:
+def _connection(section: DatabaseSource) -> Iterator[Connection]:
     """A connection that can only read."""
     import sqlalchemy as sa
 
@@ -227,10 +252,11 @@ def _connection(section: SqlSource) -> Iterator[Connection]:
         engine.dispose()
 
 
-def _engine(section: SqlSource) -> Engine:
+def _engine(section: DatabaseSource) -> Engine:
     import sqlalchemy as sa
 
     try:
+        assert section.url is not None, "the log of a factory has the factory's own, where it names none"
         url = sa.make_url(expand_environment(section.url))
     except ValueError as error:
         raise ConfigError(f"ingest source {section.name!r}: {error}.") from None

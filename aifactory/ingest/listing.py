@@ -32,6 +32,7 @@ import numpy as np
 from aifactory.config.sources import (
     CsvSource,
     DatasetSource,
+    FeedbackSource,
     FileSource,
     JsonlSource,
     KafkaSource,
@@ -148,7 +149,7 @@ def list_pieces(
     bytes_read = 0
     for source in sources:
         memory = _Memory(source, (seen or {}).get(source.name))
-        if isinstance(source, SqlSource):
+        if isinstance(source, SqlSource | FeedbackSource):
             pieces += _pieces_of_database(source, memory)
         elif isinstance(source, KafkaSource):
             pieces += _pieces_of_topic(source, memory, open_consumer)
@@ -444,7 +445,7 @@ def _count_lines(data: bytes, *, blank_lines_count: bool) -> int:
 # ── databases and streams ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _pieces_of_database(source: SqlSource, memory: _Memory) -> Iterable[Piece]:
+def _pieces_of_database(source: SqlSource | FeedbackSource, memory: _Memory) -> Iterable[Piece]:
     from aifactory.ingest import databases
 
     cuts = databases.cut_database(source)

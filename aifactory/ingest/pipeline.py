@@ -289,7 +289,7 @@ def _examples(rejected: pa.Table, steps: Sequence[RowStep]) -> dict[str, list[di
             if isinstance(step, PersonalStep):
                 from aifactory.ingest.personal import mask_personal
 
-                texts = mask_personal(texts, step.kinds).texts
+                texts = mask_personal(texts, step.kinds, names_model=step.names_model).texts
         shown = [text[:_EXAMPLE_CHARS] for text in texts.to_pylist()]
         examples[rule] = [{**row, "text": text} for row, text in zip(first.to_pylist(), shown, strict=True)]
     return examples

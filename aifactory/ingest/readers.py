@@ -14,6 +14,7 @@ from typing import IO, Any
 from aifactory.config.sources import (
     CsvSource,
     DatasetSource,
+    FeedbackSource,
     FileSource,
     JsonlSource,
     KafkaSource,
@@ -42,12 +43,12 @@ def read_piece(piece: Piece, *, open_consumer: streams.OpenConsumer = streams.op
     section = piece.section
     builder = BlockBuilder(piece.source)
     place: Place | None = None
-    if not isinstance(section, SqlSource | KafkaSource):
+    if not isinstance(section, SqlSource | FeedbackSource | KafkaSource):
         is_cached = isinstance(section, DatasetSource) and section.hub is not None
         place = CachePlace() if is_cached else open_place(section)
     for span in piece.spans:
         try:
-            if isinstance(section, SqlSource):
+            if isinstance(section, SqlSource | FeedbackSource):
                 steps = databases.read_database(
                     section, str(span.start), str(span.stop), span.sha256, span.origin, builder
                 )

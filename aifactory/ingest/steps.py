@@ -253,7 +253,7 @@ def _mask(table: pa.Table, step: PersonalStep) -> Applied:
         column = table[name].combine_chunks()
         if not pc.any(pc.not_equal(column, "")).as_py():
             continue
-        masked = mask_personal(column, step.kinds)
+        masked = mask_personal(column, step.kinds, names_model=step.names_model)
         counted.update(masked.counts)
         changed |= pc.not_equal(masked.texts, column).to_numpy(zero_copy_only=False)
         table = table.set_column(table.schema.get_field_index(name), name, masked.texts)

@@ -70,8 +70,8 @@ def require_fit(model: PreTrainedModel, *, vocab_size: int, row_len: int) -> Non
         )
 
 
-def resolve_base(base: str) -> Path:
-    """The local folder of `model.base`: a folder as it is, anything else as a hub id whose files are fetched.
+def resolve_base(base: str, *, where: str = "model.base") -> Path:
+    """The local folder of a model that `where` names: a folder as it is, anything else as a hub id whose files are fetched.
 
     Raises   ConfigError, UnsafeModelError.
     """
@@ -86,7 +86,7 @@ def resolve_base(base: str) -> Path:
         fetched = Path(snapshot_download(base, allow_patterns=_HUB_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
-            f"expected a model folder, a hub id or registry:production at model.base, found {base!r}: no such folder, "
+            f"expected a model folder, a hub id or registry:production at {where}, found {base!r}: no such folder, "
             f"and the hub says: {error}"
         ) from error
     require_safe_folder(fetched)

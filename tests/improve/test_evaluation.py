@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from aifactory.config import LabelByModelStep
 from aifactory.errors import FencedError, StorageError
 from aifactory.improve.decision import Retrain, Wait
 from aifactory.improve.evaluation import (
@@ -106,6 +107,20 @@ def test_answers_below_the_standard_give_one_cycle_bound_to_what_it_reads(books:
     assert cycle.bound.champion == 1
     assert cycle.bound.batches == sorted(batch.id for batch in published_batches(books))
     assert launcher.turned == [(cycle.trigger, 1)]
+
+
+def test_a_cycle_is_bound_to_the_models_that_its_steps_ask_for(books: Books, tools: Tools) -> None:
+    step = LabelByModelStep(step="label_by_model", model="registry:production", prompt="{text}", labels=("a", "b"))
+    ingest = books.config.ingest.model_copy(update={"steps": (step,)})
+    books.config = books.config.model_copy(update={"ingest": ingest})
+    tools.correct(books, 16)
+
+    Evaluation(books, score=tools.Scorer(), launcher=tools.FakeLauncher(books)).tick()
+
+    (cycle,) = drifts(books)
+    production = books.registry.production()
+    assert production is not None
+    assert [tuple(each) for each in cycle.bound.models] == [("registry:production", production.model)]
 
 
 def test_decisions_are_written_down_when_they_change_and_not_again_after_a_restart(books: Books, tools: Tools) -> None:

@@ -80,11 +80,11 @@ def ingest(tmp_path: Path) -> Callable[..., Made]:
         run: Any = run_here,
         storage: str = "storage",
         name: str = "docs",
+        target: tuple[str, ...] = ("corpus", "0123456789abcdef"),
     ) -> Made:
         section = {"name": name, "kind": kind, "path": str(root)} | ({"columns": columns} if columns else {})
         asked = Ingest.model_validate({"sources": [section], "holdout_share": 0.25, **(recipe or {})})
         place = Storage(str(tmp_path / storage))
-        target = ("corpus", "0123456789abcdef")
         place.delete(*target)
         ingested = ingest_pieces(
             list_pieces(asked.sources).pieces,

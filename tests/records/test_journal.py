@@ -12,7 +12,14 @@ from aifactory.records.database import Database
 from aifactory.records.journal import ANONYMOUS, Bound, Cycle, Journal
 
 BOUND = Bound(
-    kind="drift", sources_digest="a" * 64, batches=["batch/1"], parent="model/1", champion=1, holdouts=[], restored=[]
+    kind="drift",
+    sources_digest="a" * 64,
+    batches=["batch/1"],
+    parent="model/1",
+    champion=1,
+    holdouts=[],
+    restored=[],
+    models=[],
 )
 
 

@@ -1,0 +1,277 @@
+"""The trace of a text: the training rows that share the longest spans with it.
+
+They resemble it. That the model said what it said because of them is more than can be known from this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from aifactory.errors import ConfigError, StateError, StorageError
+from aifactory.records.artifacts import Corpus, Model, TokenSet
+from aifactory.records.books import Books
+from aifactory.records.registry import Release
+
+if TYPE_CHECKING:
+    from aifactory.text.tokenizer import TextTokenizer
+    from aifactory.tokens.spans import SharingRow
+
+_SHOWN_CHARS = 160
+_NAMED = ("id", "source", "origin", "position")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedRow:
+    """A row that trained, and the longest span that it shares with the text."""
+
+    id: str
+    source: str
+    origin: str
+    position: int
+    """Which row of its origin it is (see CORPUS_SCHEMA)."""
+    span: str
+    tokens: int
+    num_bytes: int
+    text_byte: int
+    """The byte of the text at which the span begins."""
+    text_token: int
+    row_token: int
+    """The token of the row's document at which it begins: [bos], then the prompt, then the text."""
+    covered_tokens: int
+    """Tokens of the text that lie in any span which the row shares with it."""
+    spans: int
+    corpus: str
+    token_set: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceReport:
+    """The rows that share most with a text, by the longest span, then by what is covered of the text, then by id."""
+
+    release: str | None
+    """The release whose training rows were searched; None where none was made yet."""
+    completion: str | None
+    token_sets: Sequence[str]
+    text_tokens: int
+    rows: Sequence[TracedRow]
+    num_rows: int
+    """Rows that share any span that was found."""
+    left_out: int
+    """Places of the text's commonest runs that were not compared."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        what = f"the answer {self.completion}" if self.completion is not None else "the text"
+        of = f"the rows that trained {self.release}" if self.release is not None else f"{', '.join(self.token_sets)}"
+        lines = [
+            f"{self.num_rows:,} of {of} share a span with {what} ({self.text_tokens:,} tokens)"
+            + (f"; those that share most, {len(self.rows)}:" if self.rows else ".")
+        ]
+        for row in self.rows:
+            span = " ".join(row.span.split())
+            lines += [
+                f"{row.tokens} tokens, {row.num_bytes} bytes, from byte {row.text_byte} of the text  "
+                f"{row.source}:{row.origin}:{row.position} from token {row.row_token}  (id {row.id}, {row.corpus})",
+                f"    {span if len(span) <= _SHOWN_CHARS else span[: _SHOWN_CHARS - 1] + '…'}",
+            ]
+        if self.left_out:
+            lines.append(
+                f"{self.left_out:,} places of the commonest runs were not compared: rows that share nothing but those may be "
+                "missing."
+            )
+        if self.rows:
+            lines.append("These rows resemble it; whether it comes from them is not known from this.")
+        return lines
+
+
+def trace_text(
+    books: Books, *, text: str | None, completion: str | None, release: str | None, limit: int
+) -> TraceReport:
+    """The rows that share the longest spans with a text, or with the answer of a completion.
+
+    Searched are the token sets on which the model of the release was trained, and its ancestors: the release that gave the
+    answer; or the one that is named, by default the one in production; or the newest token set, where nothing was
+    released yet.
+    Raises   ConfigError for an unknown name and a text that is too short; StateError where there are no tokens yet;
+             StorageError.
+    """
+    from aifactory.tokens.spans import GUARANTEED, find_rows
+
+    if (text is None) == (completion is None) or (completion is not None and release is not None):
+        raise ConfigError("expected either a text, with or without a release, or a completion; found neither or both.")
+    if limit < 1:
+        raise ConfigError(f"expected to show at least one row, found a limit of {limit}.")
+    if completion is None:
+        assert text is not None
+        searched = _release_named(books, release)
+    else:
+        text, searched = _answer_of(books, completion)
+    token_sets = _token_sets(books, searched)
+    num_rows = left_out = text_tokens = 0
+    rows: list[tuple[SharingRow, TokenSet, TextTokenizer, list[int]]] = []
+    for tokens in token_sets:
+        tokenizer = _tokenizer(books, tokens)
+        ids = tokenizer.encode(text)
+        if len(ids) < GUARANTEED:
+            raise ConfigError(
+                f"expected a text of at least {GUARANTEED} tokens to trace, found {len(ids)} ({len(text.encode())} bytes): a "
+                "shorter one can stand in a row and not be found. Give more of the text."
+            )
+        names = {file.name for file in tokens.record.files}
+        found = find_rows(ids, _shards(tokens), names, partial(books.artifacts.fetch, tokens), limit=limit)
+        rows += [(row, tokens, tokenizer, ids) for row in found.rows]
+        num_rows, left_out = num_rows + found.num_rows, left_out + found.left_out
+        text_tokens = max(text_tokens, len(ids))
+    rows.sort(key=lambda item: (-item[0].length, -item[0].covered, item[0].row, item[1].id))
+    return TraceReport(
+        release=None if searched is None else searched.name,
+        completion=completion,
+        token_sets=[tokens.id for tokens in token_sets],
+        text_tokens=text_tokens,
+        rows=_named(books, rows[:limit]),
+        num_rows=num_rows,
+        left_out=left_out,
+    )
+
+
+# ── where is searched ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _release_named(books: Books, name: str | None) -> Release | None:
+    """The release of this name; without a name the one in production, or None where there is none yet."""
+    if name is None:
+        return books.registry.production()
+    releases = {release.name: release for release in books.registry.releases()}
+    if name not in releases:
+        raise ConfigError(f"expected one of the releases {', '.join(releases) or '(none yet)'}, found {name!r}.")
+    return releases[name]
+
+
+def _answer_of(books: Books, completion_id: str) -> tuple[str, Release]:
+    """The answer of a completion and the release that gave it."""
+    completion = books.feedback.completion(completion_id)
+    if completion is None:
+        raise ConfigError(
+            f"expected the id of an answer that the factory {books.config.name} gave, found {completion_id!r}; it is the `id` "
+            "of the response, cmpl-… or chatcmpl-…."
+        )
+    release = books.registry.release(completion.release)
+    if release is None:
+        raise StateError(f"expected release {completion.release}, which gave {completion_id}, found none of this number.")
+    return completion.answer, release
+
+
+def _token_sets(books: Books, release: Release | None) -> list[TokenSet]:
+    """What the model of a release was trained on, and what its ancestors were; the newest token set without a release."""
+    if release is None:
+        made = [event.subject for event in books.journal.events(event="tokenized") if event.subject is not None]
+        if not made:
+            raise StateError(
+                f"expected a token set of the factory {books.config.name}, found none; run: aifactory tokenize CONFIG."
+            )
+        return [books.artifacts.get(TokenSet, made[-1])]
+    found: dict[str, None] = {}
+    models = [release.model]
+    for model_id in models:
+        for input_id in books.artifacts.get(Model, model_id).record.inputs:
+            if input_id.startswith("tokens/"):
+                found[input_id] = None
+            elif input_id.startswith("model/") and input_id not in models:
+                models.append(input_id)  # is walked too, since the list is still being read
+    return [books.artifacts.get(TokenSet, token_id) for token_id in found]
+
+
+def _shards(tokens: TokenSet) -> list[str]:
+    from aifactory.tokens.pipeline import shard_names
+
+    return shard_names(tokens.record.files)
+
+
+def _tokenizer(books: Books, tokens: TokenSet) -> TextTokenizer:
+    from aifactory.tokens.pipeline import TOKENIZER_FOLDER
+
+    files = [file for file in tokens.record.files if file.name.startswith(f"{TOKENIZER_FOLDER}/")]
+    folder = books.artifacts.fetch(tokens, [file.name for file in files])
+    return _load(folder / TOKENIZER_FOLDER, tuple(file.sha256 for file in files))
+
+
+@lru_cache(maxsize=2)
+def _load(folder: Path, digests: tuple[str, ...]) -> TextTokenizer:
+    """The tokenizer in a folder; `digests` tell what lies in it."""
+    from aifactory.text.tokenizer import load_tokenizer
+
+    return load_tokenizer(folder)
+
+
+# ── what was found ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _named(
+    books: Books, found: Sequence[tuple[SharingRow, TokenSet, TextTokenizer, list[int]]]
+) -> list[TracedRow]:
+    """The rows with what the corpus says of where they come from."""
+    from aifactory.tokens.pipeline import part_of
+
+    corpora = {tokens.id: books.artifacts.get(Corpus, tokens.record.inputs[0]) for _, tokens, _, _ in found}
+    wanted: dict[tuple[str, str], set[str]] = {}
+    for row, tokens, _, _ in found:
+        wanted.setdefault((tokens.id, row.shard), set()).add(row.row)
+    said = {
+        (token_id, shard): _rows_of(books, corpora[token_id], part_of(shard, corpora[token_id]), ids)
+        for (token_id, shard), ids in wanted.items()
+    }
+    traced = []
+    for row, tokens, tokenizer, ids in found:
+        span = ids[row.text_begin : row.text_begin + row.length]
+        origin = said[tokens.id, row.shard][row.row]
+        traced.append(
+            TracedRow(
+                id=row.row,
+                source=origin["source"],
+                origin=origin["origin"],
+                position=origin["position"],
+                span=tokenizer.decode(span),
+                tokens=row.length,
+                num_bytes=_num_bytes(tokenizer, span),
+                text_byte=_num_bytes(tokenizer, ids[: row.text_begin]),
+                text_token=row.text_begin,
+                row_token=row.row_begin,
+                covered_tokens=row.covered,
+                spans=row.num_spans,
+                corpus=corpora[tokens.id].id,
+                token_set=tokens.id,
+            )
+        )
+    return traced
+
+
+def _rows_of(books: Books, corpus: Corpus, part: str, ids: set[str]) -> Mapping[str, Mapping[str, Any]]:
+    """What one part of a corpus says of these rows, all of which it must hold; by id."""
+    try:
+        table = pq.read_table(books.artifacts.fetch(corpus, [part]) / part, columns=list(_NAMED), use_threads=False)
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"expected {corpus.uri}/{part}, found no such file; move the corpus away and ingest again."
+        ) from error
+    rows = {
+        row_id: table.slice(at, 1).to_pylist()[0] for at, row_id in enumerate(table["id"].to_pylist()) if row_id in ids
+    }
+    if missing := sorted(ids - set(rows)):
+        raise StorageError(
+            f"expected the row {missing[0]} in {corpus.uri}/{part}, found it elsewhere or gone: the token set was made of "
+            "another corpus. Move both away and run again."
+        )
+    return rows
+
+
+def _num_bytes(tokenizer: TextTokenizer, ids: Sequence[int]) -> int:
+    return sum(len(tokenizer.bytes_of(token_id)) for token_id in ids)
