@@ -166,7 +166,9 @@ def _answer_of(books: Books, completion_id: str) -> tuple[str, Release]:
         )
     release = books.registry.release(completion.release)
     if release is None:
-        raise StateError(f"expected release {completion.release}, which gave {completion_id}, found none of this number.")
+        raise StateError(
+            f"expected release {completion.release}, which gave {completion_id}, found none of this number."
+        )
     return completion.answer, release
 
 
@@ -215,9 +217,7 @@ def _load(folder: Path, digests: tuple[str, ...]) -> TextTokenizer:
 # ── what was found ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _named(
-    books: Books, found: Sequence[tuple[SharingRow, TokenSet, TextTokenizer, list[int]]]
-) -> list[TracedRow]:
+def _named(books: Books, found: Sequence[tuple[SharingRow, TokenSet, TextTokenizer, list[int]]]) -> list[TracedRow]:
     """The rows with what the corpus says of where they come from."""
     from aifactory.tokens.pipeline import part_of
 

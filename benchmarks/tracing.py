@@ -104,7 +104,9 @@ def measure(quick: bool) -> Measured:
                 if note not in notes:
                     notes.append(note)
     raw["trace_s"] = raw["fresh_mixed_s"]
-    return Measured(figures={name: round(statistics.median(raw[name]), 4) for name in _FIGURES}, raw=dict(raw), notes=notes)
+    return Measured(
+        figures={name: round(statistics.median(raw[name]), 4) for name in _FIGURES}, raw=dict(raw), notes=notes
+    )
 
 
 def _write(folder: Path, sizes: Sizes, raw: dict[str, list[float]]) -> dict[str, list[int]]:

@@ -81,7 +81,10 @@ def errors_of(text: str, *overrides: str) -> list[str]:
             "a.yaml:9: unknown key 'ingest.steps.0.xyz'; valid keys: min_share, step",
         ),
         ("runtime:\n  endpoint:\n    prot: 1\n", "a.yaml:9: unknown key 'runtime.endpoint.prot'; did you mean 'port'?"),
-        ("traffic:\n  source: {kind: text, nam: x}\n", "a.yaml:8: unknown key 'traffic.source.nam'; did you mean 'name'?"),
+        (
+            "traffic:\n  source: {kind: text, nam: x}\n",
+            "a.yaml:8: unknown key 'traffic.source.nam'; did you mean 'name'?",
+        ),
         (
             "improve:\n  retrain: {steps: 1}\n",
             "a.yaml:8: unknown key 'improve.retrain.steps'; did you mean 'max_steps'?",

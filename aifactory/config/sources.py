@@ -339,10 +339,9 @@ class FeedbackSource(_Source):
     @property
     def columns(self) -> Columns:
         """The shape of its rows."""
+        said = {"chosen": "text", "rejected": "answer"} if self.of == "preferences" else {"text": "text"}
         told = {"prompt": "prompt", "user": "user", "timestamp": "at", "origin": "completion"}
-        if self.of == "preferences":
-            return Columns(chosen="text", rejected="answer", **told)
-        return Columns(text="text", **told)
+        return Columns.model_validate(said | told)
 
     @property
     def key(self) -> str:

@@ -145,7 +145,9 @@ def _log(section: FeedbackSource) -> Any:
     users = sa.func.coalesce(feedback.c.user, completions.c.user, completions.c.id).label("user")
     of_it = sa.and_(completions.c.factory == feedback.c.factory, completions.c.id == feedback.c.completion)
     said = [feedback.c.correction.label("text"), users, feedback.c.at, feedback.c.seq]
-    return sa.select(*asked, *said).join_from(feedback, completions, of_it).where(mine, feedback.c.correction.is_not(None))
+    return (
+        sa.select(*asked, *said).join_from(feedback, completions, of_it).where(mine, feedback.c.correction.is_not(None))
+    )
 
 
 def _groups(section: DatabaseSource, rows: Iterator[Values]) -> Iterator[tuple[str, list[Values]]]:

@@ -85,8 +85,8 @@ def html_text(data: bytes, charset: str | None = None) -> str | Problem:
         page = bytes_to_str(data, charset or detect_encoding(data) or "utf-8", errors="replace")
     tree = HTMLTree.parse(page.replace("\0", ""))
     # So few tags can't nest so deeply; else the tree is asked, which knows what was closed.
-    is_suspect = page.count("<") > MAX_HTML_DEPTH and tree.document is not None
-    if is_suspect and tree.document.query_selector(_DEEPER) is not None:
+    root = tree.document if page.count("<") > MAX_HTML_DEPTH else None
+    if root is not None and root.query_selector(_DEEPER) is not None:
         return Problem("nested_too_deep", float(MAX_HTML_DEPTH), f"elements nested deeper than {MAX_HTML_DEPTH}")
     return str(extract_plain_text(tree, main_content=True, alt_texts=False))
 

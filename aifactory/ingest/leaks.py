@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from aifactory.cluster.tasks import RunTasks
 from aifactory.config import DecontaminateStep
 from aifactory.ingest.duplicates import Drops
-from aifactory.ingest.index import Index, whole_texts
+from aifactory.ingest.index import Index
 from aifactory.records.artifacts import Corpus
 from aifactory.records.identity import fingerprint
 from aifactory.records.parts import Part, PartStore, made
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
     from aifactory.ingest.contamination import ContaminationIndex
 
 LEAK = "contaminated"
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 _TRAIN, _HOLDOUT = "train.parquet", "holdout.parquet"
+_SAID = ("prompt", "messages", "text")
+# What every conversation begins with is nobody's passage.
+_INSTRUCTING = frozenset({"system", "developer"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,14 +129,14 @@ def leaked_drops(
 
 
 def _ngrams_of_part(identity: str, looked: _Looked, part: Part, stays: npt.NDArray[np.bool_]) -> None:
-    rows = from_parquet(PartStore(looked.storage).read(part, _HOLDOUT), ["prompt", "text"]).filter(pa.array(stays))
+    rows = from_parquet(PartStore(looked.storage).read(part, _HOLDOUT), _SAID).filter(pa.array(stays))
     _publish(looked, identity, keys=_built(rows, looked.step).keys_K)
 
 
 def _ngrams_of_corpus(identity: str, looked: _Looked, corpus: Corpus, name: str) -> None:
     data = looked.storage.read_bytes(corpus.kind, corpus.fingerprint[:16], name)
     assert data is not None, name
-    _publish(looked, identity, keys=_built(from_parquet(data, ["prompt", "text"]), looked.step).keys_K)
+    _publish(looked, identity, keys=_built(from_parquet(data, _SAID), looked.step).keys_K)
 
 
 def _match(identity: str, looked: _Looked, part: Part, stays: npt.NDArray[np.bool_], whole: Part) -> None:
@@ -193,17 +198,28 @@ def _index(looked: _Looked, part: Part) -> ContaminationIndex:
 def _built(rows: pa.Table, step: DecontaminateStep) -> ContaminationIndex:
     from aifactory.ingest.contamination import ContaminationIndex
 
-    # Apart: a run of words that spans a prompt and its answer is nobody's quotation.
-    texts = pa.concat_arrays([rows[name].combine_chunks() for name in ("prompt", "text")])
-    return ContaminationIndex.build(texts, ngram_words=step.ngram_words, min_words=step.min_words)
+    # Apart: a run of words that spans a prompt and its answer, or two turns, is nobody's quotation.
+    turns = [text for said in _turns(rows) for text in said]
+    texts = [*(rows[name].combine_chunks() for name in ("prompt", "text")), pa.array(turns, pa.string())]
+    return ContaminationIndex.build(pa.concat_arrays(texts), ngram_words=step.ngram_words, min_words=step.min_words)
 
 
 def _training_texts(looked: _Looked, part: Part) -> pa.Array:
     """What rows that train were asked and answer, as one text each."""
     if _TRAIN not in part.files:
         return pa.array([], pa.string())
-    rows = from_parquet(PartStore(looked.storage).read(part, _TRAIN), ["prompt", "messages", "text"])
-    return whole_texts(rows)
+    rows = from_parquet(PartStore(looked.storage).read(part, _TRAIN), _SAID)
+    turns = pa.array(["\n".join(said) for said in _turns(rows)], pa.string())
+    prompts, answers = (rows[name].combine_chunks() for name in ("prompt", "text"))
+    return pc.binary_join_element_wise(prompts, turns, answers, "\n")
+
+
+def _turns(rows: pa.Table) -> list[list[str]]:
+    """What was said before the answer of each row, turn by turn, as it was said: JSON would glue words together."""
+    return [
+        [turn["content"] for turn in orjson.loads(turns) if turn["role"] not in _INSTRUCTING] if turns else []
+        for turns in rows["messages"].to_pylist()
+    ]
 
 
 def _publish(looked: _Looked, identity: str, **arrays: npt.NDArray[Any]) -> None:

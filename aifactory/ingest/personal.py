@@ -50,6 +50,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -171,8 +172,10 @@ def _apart(text: str, finds: list[Find]) -> list[Find]:
     taken = [match.span() for match in _PLACEHOLDER.finditer(text)]
     stay: list[Find] = []
     for find in sorted(set(finds), key=lambda f: (_ORDER.index(f.kind), f.start - f.end, f.start)):
-        if all(find.end <= start or end <= find.start for start, end in taken):
-            taken.append((find.start, find.end))
+        after = bisect_left(taken, (find.start, find.end))
+        is_free = after == 0 or taken[after - 1][1] <= find.start
+        if is_free and (after == len(taken) or find.end <= taken[after][0]):
+            taken.insert(after, (find.start, find.end))
             stay.append(find)
     return sorted(stay)
 
@@ -353,7 +356,7 @@ def _mark(
                     if (
                         j >= begin
                         and parts_256[data_B[j]] & 8
-                        and _ends_in(data_B, begin, j + 1, names, names_at, True)
+                        and _ends_in(data_B, begin, j + 1, names, names_at, parts_256, True)
                     ):
                         mark = 6
                 if kind == 3 and i >= hexes_end:
@@ -381,7 +384,7 @@ def _mark(
                 # -----BEGIN, or the head of a form.
                 pem = data_B[i] == 0x2D and i + 10 < end and data_B[i + 5] == 0x42 and data_B[i + 9] == 0x4E
                 before = data_B[i - 1] if i > begin else 0
-                if pem or (parts_256[before] & 16 and _ends_in(data_B, begin, i, heads, heads_at, False)):
+                if pem or (parts_256[before] & 16 and _ends_in(data_B, begin, i, heads, heads_at, parts_256, False)):
                     mark = 5
             else:
                 byte = data_B[i]
@@ -433,8 +436,8 @@ def _begins(data_B: Any, begin: int, i: int, parts_256: Any) -> bool:
 
 
 @numba.njit(cache=True, nogil=True)
-def _ends_in(data_B: Any, begin: int, stop: int, words: Any, words_at: Any, any_case: bool) -> bool:
-    """Whether one of the words stands right before `stop`."""
+def _ends_in(data_B: Any, begin: int, stop: int, words: Any, words_at: Any, parts_256: Any, any_case: bool) -> bool:
+    """Whether one of the words stands right before `stop`: in any case and after anything, or as it is and alone."""
     if stop <= begin:
         return False
     for w in range(len(words_at) - 1):
@@ -449,7 +452,7 @@ def _ends_in(data_B: Any, begin: int, stop: int, words: Any, words_at: Any, any_
             if byte != words[words_at[w + 1] - k]:
                 same = False
                 break
-        if same:
+        if same and (any_case or _begins(data_B, begin, stop - size, parts_256)):
             return True
     return False
 
@@ -557,19 +560,28 @@ _REGIONS = (
 )
 
 
-def _numbers(read: str, at: int) -> Iterator[Find]:
+def _run_end(read: str, at: int) -> int:
+    """Where the run of numbers ends that the kernel found to begin at `at`."""
     end = at
-    spacers = 0
-    # As far as the kernel went, and no further than a line of numbers can be one.
-    while end < len(read) and spacers <= 3:
-        if read[end] in "0123456789":
-            spacers = 0
-        elif read[end].isascii() and read[end] not in " .-()/":
-            break
-        else:
+    spacers, wide = 0, 0
+    for i in range(at, len(read)):
+        char = read[i]
+        if char in "0123456789":
+            end = i + 1
+            spacers, wide = 0, 0
+        elif char in " .-()/":
             spacers += 1
-        end += 1
-    end -= spacers
+        elif char > "\x7f":
+            wide += len(char.encode())
+        else:
+            break
+        if spacers > 2 or wide > 3:
+            break
+    return end
+
+
+def _numbers(read: str, at: int) -> Iterator[Find]:
+    end = _run_end(read, at)
     if _TIME.fullmatch(read, at, end):
         return
     for match in _GROUPED_CARD.finditer(read, at, end + 8):
@@ -731,9 +743,10 @@ _SPECIAL_6 = [ipaddress.IPv6Network(network) for network in _words("2001::/23 20
 
 
 def _quads(read: str, at: int) -> Iterator[Find]:
-    for match in _FOUR_OCTETS.finditer(read, at):
-        if any(not (char in "0123456789" or char in " .-()/" or char > "\x7f") for char in read[at : match.start()]):
-            return
+    end = _run_end(read, at)
+    for match in _FOUR_OCTETS.finditer(read, at, end + 2):
+        if match.end() > end:
+            break
         behind = _BEHIND.match(read, match.end())
         assert behind is not None
         port = read.startswith((":", "#"), match.end()) and behind.end() > match.end()
@@ -756,7 +769,7 @@ _HEX_GROUPS = re.compile(r"[0-9A-Fa-f:]+")
 
 def _hexes(read: str, at: int) -> Iterator[Find]:
     match = _HEX_GROUPS.match(read, at)
-    if match is None:
+    if match is None or len(match[0]) > 48:
         return
     start, end = match.span()
     start += read[start] == ":" and read[start + 1] != ":"
@@ -837,7 +850,7 @@ _WORD_BEFORE = re.compile(r"[A-Za-z0-9_]*\Z")
 _BEARER = re.compile(r"(?:Bearer |(?<=Authorization: )Basic )(?=[A-Za-z_.~+/=-]*[0-9])([A-Za-z0-9_.~+/=-]{16,})")
 _PEM = re.compile(
     r"-----BEGIN ([A-Z0-9 ]{0,24}PRIVATE KEY(?: BLOCK)?)-----"
-    r"(?:[A-Za-z0-9+/=\s:,.()-]*?-----END \1-----|(?:\s*[A-Za-z0-9+/=]{16,})*)"
+    r"(?:(?:[A-Za-z0-9+/=\s:,.()]|-(?!----))*?-----END \1-----|(?:\s*[A-Za-z0-9+/=]{16,})*)"
 )
 _WEBHOOK = re.compile(r"T[A-Za-z0-9_]{8,12}/B[A-Za-z0-9_]{8,12}/[A-Za-z0-9]{20,32}(?!\w)")
 _SAID = re.compile(r"(?:word|wort) (?:is|ist)[ :]+[\"'`]?([^\s\"'`<>\\,;(){}\[\]]{6,128})", re.IGNORECASE)

@@ -280,7 +280,7 @@ def _letter_shares(texts: pa.Array) -> np.ndarray[Any, Any]:
     """Letters (`str.isalpha`) among the characters that are no white space, of each text that has any."""
     data_B, offsets_N1 = text_buffers(texts)
     letters, visible = (_sums(table[data_B], offsets_N1) for table in (_IS_LETTER, _IS_VISIBLE))
-    shares = letters / np.maximum(visible, 1)
+    shares: np.ndarray[Any, Any] = letters / np.maximum(visible, 1)
     for i in np.flatnonzero(~pc.string_is_ascii(texts).to_numpy(zero_copy_only=False)):
         shown = "".join(texts[int(i)].as_py().split())
         shares[i] = sum(map(str.isalpha, shown)) / max(len(shown), 1)

@@ -246,9 +246,7 @@ class _Index:
                 f"expected an index of runs of {RUN} tokens in {name}, found {run}: another version made it. Move its token "
                 "set away and tokenize again."
             )
-        return cls(
-            hash_M=_numbers(batch.column("hash"), np.uint32), place_M=_numbers(batch.column("place"), np.uint32)
-        )
+        return cls(hash_M=_numbers(batch.column("hash"), np.uint32), place_M=_numbers(batch.column("place"), np.uint32))
 
     def look_up(self, hash_H: npt.NDArray[np.uint32]) -> tuple[Ints, Ints]:
         """The first entry of each of these hashes, which are ascending, and how many entries it has."""
@@ -351,23 +349,25 @@ def _best_rows(shard: str, pieces: Pieces, spans: _Spans, limit: int) -> tuple[l
     base = np.repeat(np.arange(len(piece_D)), num_spans_D) * (int(ends.max()) + 1)
     furthest = np.concatenate([[0], np.maximum.accumulate(base + ends)[:-1]])
     covered_D = np.add.reduceat(np.maximum(base + ends - np.maximum(base + in_text, furthest), 0), begins_D)
-    # Those that are equal to the last one compete by their ids.
     length_D = length[longest_D]
     last = np.lexsort((-covered_D, -length_D))[min(limit, len(piece_D)) - 1]
-    some = (length_D > length_D[last]) | ((length_D == length_D[last]) & (covered_D >= covered_D[last]))
+    # Those that are equal to the last one compete by their ids.
+    some = np.flatnonzero((length_D > length_D[last]) | ((length_D == length_D[last]) & (covered_D >= covered_D[last])))
+    names = [pieces.rows[at].as_py() for at in piece_D[some].tolist()]
+    ranks = zip((-length_D[some]).tolist(), (-covered_D[some]).tolist(), names, some.tolist(), strict=True)
     rows = [
         SharingRow(
-            row=pieces.rows[int(piece_D[at])].as_py(),
+            row=name,
             shard=shard,
-            length=int(length_D[at]),
+            length=-length,
             text_begin=int(in_text[longest_D[at]]),
             row_begin=int(in_document[longest_D[at]]),
-            covered=int(covered_D[at]),
+            covered=-covered,
             num_spans=int(num_spans_D[at]),
         )
-        for at in np.flatnonzero(some)
+        for length, covered, name, at in heapq.nsmallest(limit, ranks)
     ]
-    return heapq.nsmallest(limit, rows, key=_rank), len(piece_D)
+    return rows, len(piece_D)
 
 
 def _rank(row: SharingRow) -> tuple[int, int, str]:

@@ -12,6 +12,7 @@ from corpus_rows import corpus_table
 
 from aifactory.cluster.tasks import run_here
 from aifactory.errors import EmptyCorpusError
+from aifactory.ingest import listing
 from aifactory.ingest.decisions import Earlier
 from aifactory.ingest.index import held_out
 from aifactory.ingest.leaks import LEAK
@@ -85,7 +86,13 @@ def recipe_of(*steps):
 
 
 @pytest.fixture
-def cycle(write_files, ingest):
+def each_file_is_a_part(monkeypatch):
+    monkeypatch.setattr(listing, "MIN_BYTES", 0)
+    monkeypatch.setattr(listing, "ends_group", lambda origin, added: True)
+
+
+@pytest.fixture
+def cycle(each_file_is_a_part, write_files, ingest):
     """Ingests rows, in three files."""
 
     def turn(rows, folder, *steps, **options):
@@ -199,46 +206,50 @@ def test_what_leaks_is_what_sets_of_runs_of_words_say(cycle, seed):
     assert {line["rule"] for line in made.ledger} == {LEAK}
 
 
-def test_what_was_asked_in_a_row_of_the_holdout_leaks_in_whatever_form_it_was_asked(write_files, ingest):
+FORMS = {
+    "prompt": ({"prompt": "prompt", "text": "text"}, lambda asked, answer: {"prompt": asked, "text": answer}),
+    "messages": (
+        {"messages": "turns"},
+        lambda asked, answer: {
+            "turns": [
+                {"role": "system", "content": "Answer as well as you can and in no more than ten words, please, my friend."},
+                {"role": "user", "content": asked},
+                {"role": "assistant", "content": answer},
+            ]
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_asked_in_a_row_of_the_holdout_leaks_whoever_says_it(write_files, ingest, form):
     rng = random.Random(4)
+    columns, row_of = FORMS[form]
 
-    def asked():
-        return " ".join(words(rng, 60)) + ' he said: "why?"\n' + " ".join(words(rng, 60))
+    def paragraphs():
+        return "".join(f'{" ".join(words(rng, 6))}: "{" ".join(words(rng, 6))}"\n' for _ in range(9))
 
-    questions = [asked() for _ in range(2)]
-    rows = {
-        "prompt": on_side("holdout", lambda: {"prompt": questions[0], "text": " ".join(words(rng, 30))}),
-        "messages": on_side(
-            "holdout",
-            lambda: {
-                "messages": json.dumps([{"role": "user", "content": questions[1]}]),
-                "text": " ".join(words(rng, 30)),
-            },
-        ),
-    }
-    leaks = [on_side("train", lambda question=q: {"text": question + "\n" + " ".join(words(rng, 9))}) for q in questions]
-    turns = [
-        {"turns": [{"role": "user", "content": questions[1]}, {"role": "assistant", "content": rows["messages"]["text"]}]},
-        *({"turns": [{"role": "assistant", "content": leak["text"]}]} for leak in leaks),
-        *({"turns": [{"role": "assistant", "content": row["text"]}]} for row in text_rows(rng, 5, "train")),
-    ]
-    pairs = [
-        {"question": questions[0], "answer": rows["prompt"]["text"]},
-        *({"question": "", "answer": leak["text"]} for leak in leaks),
-        *({"question": "", "answer": row["text"]} for row in text_rows(rng, 5, "train")),
-    ]
-    for number, (given, columns) in enumerate(
-        [(pairs, {"prompt": "question", "text": "answer"}), (turns, {"messages": "turns"})]
-    ):
-        made = ingest(
-            write_files(files_of(given), folder=f"form-{number}"),
-            "jsonl",
-            columns=columns,
-            recipe=recipe_of(DECONTAMINATE),
-            storage=f"form-{number}",
+    def made_of(rows, name, *steps):
+        return ingest(
+            write_files(files_of(rows), name), "jsonl", columns=columns, recipe=recipe_of(*steps), storage=name
         )
-        assert made.figures["rows_holdout"] >= 1
-        assert line_of(made, leaks[number])["rule"] == LEAK, columns
+
+    rows = [row_of(paragraphs(), " ".join(words(rng, 30))) for _ in range(9)]
+    held = [row for row in made_of(rows, "alone").kept if row["side"] == "holdout"]
+    assert held
+    asked = [row["prompt"] or json.loads(row["messages"])[-1]["content"] for row in held]
+    # Asked again, and answered with it; each often enough that some of them would train.
+    again = [row_of(question, " ".join(words(rng, 30))) for question in asked for _ in range(4)]
+    answers = [row_of(" ".join(words(rng, 5)), question) for question in asked for _ in range(4)]
+
+    alone = made_of(rows + again + answers, "undecided")
+    made = made_of(rows + again + answers, "decided", DECONTAMINATE)
+
+    planted = {(row["prompt"], row["messages"], row["text"]) for row in alone.kept if row["side"] == "train"}
+    planted -= {(row["prompt"], row["messages"], row["text"]) for row in made_of(rows, "alone").kept}
+    assert len(planted) > 4
+    assert made.figures["rejected_by_rule"] == {LEAK: len(planted)}
+    assert {row["text"] for row in made.ledger} == {text for _, _, text in planted}
 
 
 def test_a_row_of_the_holdout_is_no_leak(cycle):
@@ -420,7 +431,7 @@ def test_leaks_do_not_depend_on_the_order_in_which_parts_are_made(cycle, run):
     assert again.bytes == made.bytes
 
 
-def test_leaks_do_not_depend_on_the_files_in_which_rows_lie(write_files, ingest):
+def test_leaks_do_not_depend_on_the_files_in_which_rows_lie(each_file_is_a_part, write_files, ingest):
     rows = leaky_rows(14)
     found = [
         {(line["text"], line["rule"], line["score"], line["detail"]) for line in made.ledger}
