@@ -9,11 +9,28 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from aifactory.errors import ConfigError, StateError
+from aifactory.ingest.decisions import NEAR, NEAR_LEAK, NEAR_SEEN
+from aifactory.ingest.duplicates import LEAK as COPY_OF_HOLDOUT
+from aifactory.ingest.duplicates import SAME, SEEN
+from aifactory.ingest.leaks import LEAK as PASSAGE_OF_HOLDOUT
 from aifactory.records.artifacts import Corpus
 from aifactory.records.books import Books
 from aifactory.records.rows import read_ledger
 
 _SHOWN_CHARS = 160
+_KEPT_ELSEWHERE = "the row that each of them is like, which the ledger names, was kept"
+_QUARANTINED = "nothing that an earlier model was judged on, or this one will be, comes back to train one"
+_FOR_GOOD = {
+    "empty": "they have no text",
+    SAME: _KEPT_ELSEWHERE,
+    NEAR: f"{_KEPT_ELSEWHERE}; raise the threshold of the step near_duplicates, or leave it out",
+    SEEN: "an ancestor has trained on them, or was judged on them",
+    NEAR_SEEN: "an ancestor has trained on rows like them, or was judged on such",
+    COPY_OF_HOLDOUT: _QUARANTINED,
+    NEAR_LEAK: _QUARANTINED,
+    PASSAGE_OF_HOLDOUT: _QUARANTINED,
+}
+"""Rules that reject whatever a person asks for, and why: rows are brought back by a step that looks at one row alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +106,8 @@ def read_rejected(books: Books, *, rule: str | None, corpus_id: str | None, limi
 def restore_rejected(books: Books, *, rule: str, corpus_id: str | None) -> Restored:
     """Bring back, in the next cycle, the rows that a rule has rejected; who asked goes to the audit.
 
-    Raises   StateError, ConfigError as `read_rejected`; ConfigError too where the rows never became rows.
+    Raises   StateError, ConfigError as `read_rejected`; ConfigError too where the rows never became rows, and for a rule by
+             which rows are rejected whatever a person asks for.
     """
     corpus = _corpus(books, corpus_id)
     found: Counter[str] = Counter()
@@ -99,6 +117,11 @@ def restore_rejected(books: Books, *, rule: str, corpus_id: str | None) -> Resto
             found[each] += 1
             restorable += each == rule and bool(key)
     _require_rule(rule, found, corpus)
+    if rule in _FOR_GOOD:
+        raise ConfigError(
+            f"expected a rule whose rows can be restored, found {rule!r}, by which {found[rule]} rows of {corpus.id} stay "
+            f"rejected: {_FOR_GOOD[rule]}."
+        )
     if not restorable:
         raise ConfigError(
             f"expected rows of {rule!r} that can be restored, found {found[rule]} that could not be read as rows; mend them "

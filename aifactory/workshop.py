@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow.compute as pc
 
@@ -42,6 +42,9 @@ from aifactory.records.journal import Cycle
 from aifactory.records.registry import REFERENCE
 from aifactory.records.rows import index_names, read_ledger, read_part
 from aifactory.records.storage import StoredFile
+
+if TYPE_CHECKING:
+    from aifactory.train.mixture import Drawn
 
 Noun = TypeVar("Noun", bound=Artifact)
 FEEDBACK = "feedback"
@@ -80,6 +83,7 @@ class Workshop:
         recipe = self.config.ingest.model_copy(
             update={
                 "holdout_share": self.config.improve.holdout_share,
+                "holdout_strata": (),
                 "steps": tuple(step for step in self.config.ingest.steps if step.FOR_FEEDBACK),
             }
         )
@@ -108,6 +112,7 @@ class Workshop:
         plain = {
             "steps": step_recipes(recipe.steps, models),
             "holdout_share": recipe.holdout_share,
+            "holdout_strata": [stratum.model_dump(mode="json") for stratum in recipe.holdout_strata],
         }
         restored: Sequence[tuple[str, str]] = ()
         if batch is None:
@@ -281,6 +286,7 @@ class Workshop:
         base: Model | Path | None,
     ) -> Model:
         """A model trained on the token sets, mixed by `shares`, from `base` or from scratch."""
+        from aifactory.tokens.pipeline import sources_of
         from aifactory.train.trainer import CODE_VERSION, train_on_ray
 
         contents: list[str] = []
@@ -299,7 +305,13 @@ class Workshop:
                 name=f"train-{target[-1]}",
                 runtime=self.config.runtime,
             )
-            return Made(files=[StoredFile(**file) for file in exported["files"]], figures=exported["figures"])
+            # Law 3: what was read of which rows, and how often, stands in the record of the model.
+            mixed = [
+                {"tokens": tokens.id, "sources": sources_of(tokens, names), **asdict(drawn)}
+                for tokens, names, drawn in self._drawn(token_sets, recipe, shares)
+            ]
+            files = [StoredFile(**file) for file in exported["files"]]
+            return Made(files=files, figures=exported["figures"] | {"mixture": mixed})
 
         model = self._make(
             cycle,
@@ -324,7 +336,6 @@ class Workshop:
         shares: Sequence[float],
         base: Model | Path | None,
     ) -> Any:
-        from aifactory.tokens.pipeline import shard_names
         from aifactory.train.worker import RowSet, Stored, Work
 
         def stored(artifact: Artifact, names: Sequence[str]) -> Stored:
@@ -343,14 +354,33 @@ class Workshop:
             base=stored(base, names(base)) if isinstance(base, Model) else base,
             tokenizer=stored(token_sets[0], names(token_sets[0], "tokenizer/")),
             row_sets=tuple(
-                RowSet(shards=stored(tokens, shard_names(tokens.record.files)), share=share)
-                for tokens, share in zip(token_sets, shares, strict=True)
+                RowSet(shards=stored(tokens, names), share=drawn.share)
+                for tokens, names, drawn in self._drawn(token_sets, recipe, shares)
             ),
             micro_batch_rows=runtime.micro_batch_rows,
             checkpoint_every_steps=runtime.checkpoint_every_steps,
             num_threads=max(1, int(runtime.cpus_per_worker)),
             parallel=runtime.parallel,
         )
+
+    def _drawn(
+        self, token_sets: Sequence[TokenSet], recipe: Train, shares: Sequence[float]
+    ) -> list[tuple[TokenSet, list[str], Drawn]]:
+        """What is read in a run: shards of each token set, or of each source where the sources are mixed by weight."""
+        from aifactory.tokens.pipeline import shard_names
+        from aifactory.train.mixture import Drawn, mix
+
+        drawn = []
+        for number, (tokens, share) in enumerate(zip(token_sets, shares, strict=True)):
+            draws = share * recipe.max_steps * recipe.global_batch_rows
+            if number or not recipe.mixture:
+                found = Drawn(share=share, epochs=draws / tokens.num_rows)
+                drawn.append((tokens, shard_names(tokens.record.files), found))
+                continue
+            for source, of_set in mix(tokens.figures["packed_rows_of"], recipe.mixture, draws=draws).items():
+                found = Drawn(share=share * of_set.share, epochs=of_set.epochs)
+                drawn.append((tokens, tokens.figures["shards_of"][source], found))
+        return drawn
 
     # ── evaluate ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

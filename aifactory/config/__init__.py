@@ -16,7 +16,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     reading   from YAML and overrides to a checked model, or to an error with file and line
 """
 
-from aifactory.config.data import Ingest, Tokenize
+from aifactory.config.data import HoldoutStratum, Ingest, Tokenize
 from aifactory.config.reading import plain_overrides
 from aifactory.config.recipe import (
     Architecture,
@@ -26,6 +26,7 @@ from aifactory.config.recipe import (
     PromoteGate,
     Retrain,
     Serve,
+    SourceShare,
     Traffic,
     Train,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "FineWebStep",
     "GopherQualityStep",
     "GopherRepetitionStep",
+    "HoldoutStratum",
     "Improve",
     "Ingest",
     "KeepLabelsStep",
@@ -98,6 +100,7 @@ __all__ = [
     "Section",
     "Serve",
     "Source",
+    "SourceShare",
     "Step",
     "Tokenize",
     "Traffic",

@@ -9,6 +9,23 @@ from aifactory.config.sources import Source
 from aifactory.config.steps import CorpusStep, DecontaminateStep, ModelStep, NearDuplicatesStep, RowStep, Step
 
 
+class HoldoutStratum(Section):
+    """Rows of which another share is held out."""
+
+    source: str | None = None
+    """Name of a source. Default: any."""
+    label: str | None = None
+    """A label that the source gave its rows; what a step says of them later moves no row. Default: any."""
+    share: float = Field(gt=0, lt=1)
+    """Share of these rows that is held out. No default."""
+
+    @model_validator(mode="after")
+    def _narrows(self) -> HoldoutStratum:
+        if self.source is None and self.label is None:
+            raise ValueError("expected a source, a label or both in a stratum, found none; or change holdout_share")
+        return self
+
+
 class Ingest(Section):
     """Sources to a Corpus."""
 
@@ -18,13 +35,19 @@ class Ingest(Section):
     """What is done to the rows, in this order; the first rule that a row breaks rejects it. Steps that look at all rows
     come after those that look at one. Rows without text and exact duplicates go in any case. Default: none."""
     holdout_share: float = Field(default=0.05, gt=0, lt=1)
-    """Share of the rows, by a hash, that never trains and on which releases are judged. Default: 0.05."""
+    """Share of the rows, by a hash, that never trains and on which releases are judged. Each source and each label gives
+    about this share of its own rows. Default: 0.05."""
+    holdout_strata: tuple[HoldoutStratum, ...] = ()
+    """Rows of which another share is held out, so that what is rare is judged too; the first that fits a row counts. A row
+    changes its side only where the share of its stratum is changed. Default: none."""
 
     @model_validator(mode="after")
     def _unique_names(self) -> Ingest:
         names = [source.name for source in self.sources]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"expected unique source names, found {repeated} more than once; rename one of each")
+        if unknown := [stratum.source for stratum in self.holdout_strata if stratum.source not in (None, *names)]:
+            raise ValueError(f"expected sources of {names} in holdout_strata, found {unknown}; correct them")
         return self
 
     @model_validator(mode="after")

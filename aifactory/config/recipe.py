@@ -46,6 +46,15 @@ class ModelBase(Section):
     """The shape of a model from scratch. Read only where `base` is none."""
 
 
+class SourceShare(Section):
+    """How much of a batch comes from one source."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Its weight among those of all sources, by packed rows; 0 leaves it out. Default: 1."""
+    max_epochs: float | None = Field(default=None, gt=0)
+    """Most times that a row of it is read in a run; what it then gives less the other sources give. Default: any."""
+
+
 class Train(Section):
     """TokenSets to a Model."""
 
@@ -53,6 +62,8 @@ class Train(Section):
     """Optimiser steps. Default: 1000."""
     global_batch_rows: int = Field(default=16, ge=1)
     """Packed rows in a step, over all workers. Default: 16."""
+    mixture: dict[str, SourceShare] = Field(default_factory=dict)
+    """By source its share of a batch; names every source, or none. Default: none, each gives as many rows as it has."""
     learning_rate: float = Field(default=3e-3, gt=0)
     """Peak learning rate. Default: 3e-3."""
     warmup_steps: int = Field(default=20, ge=0)

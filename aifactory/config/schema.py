@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from aifactory.config.data import Ingest, Tokenize
 from aifactory.config.reading import read_file, read_text
@@ -42,6 +42,17 @@ class Config(Section):
     """Simulated users; `run` then goes on after the first release until the loop has closed. Default: none."""
     runtime: Runtime = Runtime()
     """How and where it runs."""
+
+    @model_validator(mode="after")
+    def _mixture_names_the_sources(self) -> Config:
+        mixed, names = set(self.train.mixture), {source.name for source in self.ingest.sources}
+        if mixed and mixed != names:
+            raise ValueError(
+                f"expected train.mixture to name the sources {sorted(names)}, found {sorted(mixed)}; mend one"
+            )
+        if mixed and not any(share.weight for share in self.train.mixture.values()):
+            raise ValueError("expected a weight above 0 in train.mixture, found none; raise one")
+        return self
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:

@@ -55,6 +55,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 import numba
@@ -460,7 +461,7 @@ def _ends_in(data_B: Any, begin: int, stop: int, words: Any, words_at: Any, part
 # ── e-mail ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _L = r"A-Za-z0-9À-ÖØ-öø-ɏ"
-_LOCAL = re.compile(rf"[{_L}_](?:[{_L}_+-]|\.(?=[{_L}_+-])|(?<=[oOdD])'(?=[A-Za-z]))*\Z")
+_LOCAL = re.compile(rf"[{_L}_+](?:[{_L}_+-]|\.(?=[{_L}_+-])|(?<=[oOdD])'(?=[A-Za-z]))*\Z")
 _DOMAIN = re.compile(rf"(?:[{_L}](?:[{_L}-]{{0,61}}[{_L}])?\.)+(?:[A-Za-z]{{2,24}}|xn--[a-z0-9-]{{2,40}})(?![{_L}_-])")
 # Domains of two letters are countries' (ISO 3166-1, and eu, uk, su, ac); of the generic ones those that people have
 # addresses in.
@@ -772,8 +773,9 @@ def _hexes(read: str, at: int) -> Iterator[Find]:
     if match is None or len(match[0]) > 48:
         return
     start, end = match.span()
-    start += read[start] == ":" and read[start + 1] != ":"
-    end -= read[end - 1] == ":" and read[end - 2] != ":"
+    # A colon by itself belongs to the words before or after.
+    start += match[0].startswith(":") and not match[0].startswith("::")
+    end -= match[0].endswith(":") and not match[0].endswith("::")
     if re.match(r"\w", read[start - 1 : start] or " ") or re.match(r"\w", read[end : end + 1] or " "):
         return
     try:
@@ -960,7 +962,7 @@ def _persons(names_model: str) -> Persons:
         import spacy
     except ImportError as error:
         raise ConfigError(f"expected spaCy for the step personal with kind name, found none; {advice}.") from error
-    installed = sorted(spacy.util.get_installed_models())
+    installed = sorted({point.name for point in entry_points(group="spacy_models")})
     if names_model not in installed if names_model else len(installed) != 1:
         wanted = f"the spaCy pipeline {names_model!r}" if names_model else "one installed spaCy pipeline"
         found = ", ".join(installed) or "none"

@@ -19,17 +19,19 @@ for their parts first, so a run that was killed, and a run over data of which li
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from aifactory.cluster.tasks import RunTasks
-from aifactory.config import DecontaminateStep, Ingest, NearDuplicatesStep, PersonalStep, RowStep
+from aifactory.config import DecontaminateStep, HoldoutStratum, Ingest, NearDuplicatesStep, PersonalStep, RowStep
 from aifactory.errors import EmptyCorpusError
 from aifactory.ingest.card import dataset_card
 from aifactory.ingest.decisions import Earlier, decide_drops
@@ -56,6 +58,7 @@ CODE_VERSION = 2
 _SIDES = ("train", "holdout")
 _EXAMPLES = 3
 _EXAMPLE_CHARS = 400
+_SHOWN_STRATA = 200
 _LOOKED_AT_CHARS = 1 << 16
 
 
@@ -80,6 +83,7 @@ class Work:
     near_duplicates: NearDuplicatesStep | None
     decontaminate: DecontaminateStep | None
     holdout_share: float
+    holdout_strata: Sequence[HoldoutStratum]
     restored: Mapping[str, frozenset[str]]
     """By rule the keys of rows that a person has brought back."""
     storage: Storage
@@ -101,6 +105,7 @@ class Work:
             near_duplicates=recipe.near_duplicates,
             decontaminate=recipe.decontaminate,
             holdout_share=recipe.holdout_share,
+            holdout_strata=recipe.holdout_strata,
             restored=restored or {},
             storage=storage,
         )
@@ -111,6 +116,7 @@ class Work:
             "steps": self.recipes,
             "signature": None if self.near_duplicates is None else signature_recipe(self.near_duplicates),
             "holdout_share": self.holdout_share,
+            "holdout_strata": [stratum.model_dump(mode="json") for stratum in self.holdout_strata],
             "restored": {rule: sorted(keys) for rule, keys in sorted(self.restored.items())},
             "source": piece.source,
             "keyed_by_file": piece.keyed_by_file,
@@ -187,7 +193,7 @@ def _read_part(identity: str, work: Work, piece: Piece) -> None:
             block.rows,
             source=piece.source,
             keyed_by_file=piece.keyed_by_file,
-            holdout_share=work.holdout_share,
+            holdout_share=_holdout_shares(block.rows, piece.source, work),
         )
         rows, empty = reject_empty(rows)
         rows, broken = apply_steps(rows, work.steps, figures, restored=work.restored, models=work.models)
@@ -200,6 +206,18 @@ def _read_part(identity: str, work: Work, piece: Piece) -> None:
     _publish(
         work, identity, sides, rejected, None, {"rows_in": rows_in, "steps": [dict(step) for step in figures.steps]}
     )
+
+
+def _holdout_shares(rows: pa.Table, source: str, work: Work) -> npt.NDArray[np.float64]:
+    """The share of the stratum of each row."""
+    shares = np.full(rows.num_rows, work.holdout_share)
+    for stratum in reversed(work.holdout_strata):
+        if stratum.source in (None, source):
+            fits = np.ones(rows.num_rows, bool)
+            if stratum.label is not None:
+                fits = pc.equal(rows["label"], stratum.label).to_numpy()
+            shares[fits] = stratum.share
+    return shares
 
 
 def _write_part(identity: str, work: Work, part: Part, drops: Drops) -> None:
@@ -262,10 +280,20 @@ def _counted(sides: Sequence[pa.Table], rejected: pa.Table, steps: Sequence[RowS
         "lengths": {str(least): count for least, count in sorted(lengths.items())},
         "kept_by_source": _counts(rows["source"]),
         "rejected_by_source": _counts(rejected["source"]),
+        "strata": _strata(sides),
         "languages": _counts(rows["language"]),
         "labels": _counts(rows["label"]),
         "examples": _examples(rejected, steps),
     }
+
+
+def _strata(sides: Sequence[pa.Table]) -> dict[str, int]:
+    """How many rows of each source and label are on each side, by these three as JSON."""
+    counted: dict[str, int] = {}
+    for side, rows in zip(_SIDES, sides, strict=True):
+        groups = rows.group_by(["source", "label"]).aggregate([([], "count_all")]).to_pylist()
+        counted |= {json.dumps([each["source"], each["label"], side]): each["count_all"] for each in groups}
+    return counted
 
 
 def _counts(values: pa.ChunkedArray) -> dict[str, int]:
@@ -334,6 +362,7 @@ def _sum_up(pieces: Sequence[Piece], work: Work, parts: Sequence[Part], whole: S
             source: {"kept": kept.get(source, 0), "rejected": rejected.get(source, 0)}
             for source in sorted({piece.source for piece in pieces})
         },
+        "strata": _strata_of(_added(part.figures["strata"] for part in whole)),
         "examples": _first_examples(part.figures["examples"] for part in whole),
         "steps": [
             {
@@ -349,6 +378,16 @@ def _sum_up(pieces: Sequence[Piece], work: Work, parts: Sequence[Part], whole: S
     }
     assert figures["rows_in"] == figures["rows_kept"] + figures["rows_rejected"], figures
     return figures
+
+
+def _strata_of(counted: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The sides of each source and label, those of most rows first."""
+    strata: dict[tuple[str, str], dict[str, int]] = {}
+    for told, count in counted.items():
+        source, label, side = json.loads(told)
+        strata.setdefault((source, label), dict.fromkeys(_SIDES, 0))[side] = count
+    largest = sorted(strata.items(), key=lambda item: (-sum(item[1].values()), item[0]))[:_SHOWN_STRATA]
+    return [{"source": source, "label": label, **sides} for (source, label), sides in largest]
 
 
 def _first_examples(found: Iterable[Mapping[str, list[Any]]]) -> dict[str, list[Any]]:

@@ -100,11 +100,14 @@ class Rejected:
         return values
 
 
-def assign_keys(block: pa.Table, *, source: str, keyed_by_file: bool, holdout_share: float) -> pa.Table:
+def assign_keys(
+    block: pa.Table, *, source: str, keyed_by_file: bool, holdout_share: float | npt.NDArray[np.float64]
+) -> pa.Table:
     """What a source says (N rows), with what names each row for good: source, key, cluster, side, and the content's hash.
 
     keyed_by_file   a file is a row, and its name below the source names it for good; else the content does, as the
                     source has it: what the steps make of it changes no side.
+    holdout_share   of all rows, or of each: the chance that its key holds it out
     """
     contents_N2 = _content_hashes(block)
     keys_N2 = (

@@ -25,7 +25,7 @@ from aifactory.cluster.tasks import RunTasks
 from aifactory.config import Tokenize
 from aifactory.errors import EmptyCorpusError, StorageError
 from aifactory.observe.events import log_event
-from aifactory.records.artifacts import Corpus, digest_of
+from aifactory.records.artifacts import Corpus, TokenSet, digest_of
 from aifactory.records.identity import fingerprint
 from aifactory.records.parts import PartStore, made
 from aifactory.records.rows import part_names
@@ -139,6 +139,14 @@ def tokenize_corpus(
         "tokenizer_digest": shards[0]["tokenizer_digest"],
         "vocab_size": shards[0]["vocab_size"],
     }
+    by_source: dict[str, list[str]] = {}
+    for number, shard in enumerate(shards):
+        if shard["packed_rows"]:
+            by_source.setdefault(shard["source"], []).append(f"shard-{number:05d}.arrow")
+    figures["shards_of"] = by_source
+    figures["packed_rows_of"] = {
+        source: sum(shard["packed_rows"] for shard in shards if shard["source"] == source) for source in by_source
+    }
     files += [
         store.take(part, name, *target, f"{name.partition('.')[0]}-{number:05d}.arrow")
         for number, part in enumerate(made_parts)
@@ -150,6 +158,11 @@ def tokenize_corpus(
 def shard_names(files: Sequence[StoredFile]) -> list[str]:
     """The shards among the files of a token set, in order."""
     return sorted(file.name for file in files if file.name.startswith("shard-"))
+
+
+def sources_of(tokens: TokenSet, shards: Sequence[str]) -> list[str]:
+    """The sources whose rows lie in these shards."""
+    return sorted(source for source, names in tokens.figures["shards_of"].items() if set(names) & set(shards))
 
 
 def part_of(shard: str, corpus: Corpus) -> str:
@@ -203,7 +216,7 @@ def _write_shard(identity: str, work: _Work, part: str) -> None:
 
     folder = work.storage.fetch([file.name for file in work.tokenizer], *work.target) / TOKENIZER_FOLDER
     tokenizer, encoder = _open(folder, tuple(file.sha256 for file in work.tokenizer))
-    table = _read_part(work.corpus, part, work.storage, ("id", "prompt", "text", "messages"))
+    table = _read_part(work.corpus, part, work.storage, ("id", "source", "prompt", "text", "messages"))
     texts = _column(table, "text")
     documents = encode_documents(
         tokenizer,
@@ -214,6 +227,7 @@ def _write_shard(identity: str, work: _Work, part: str) -> None:
         fallback=work.chat_fallback,
     )
     counted: dict[str, Any] = {
+        "source": table["source"][0].as_py() if table.num_rows else "",  # a part holds rows of one alone
         "documents": len(documents) - len(documents.refused),
         "rows_refused": len(documents.refused),
         "refused_because": next(iter(documents.refused.values()), ""),

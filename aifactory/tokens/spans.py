@@ -46,7 +46,7 @@ Number = TypeVar("Number", bound=np.generic)
 Fetch = Callable[[list[str]], Path]
 """A local folder that holds the files of these names."""
 
-_BLOCK = 32
+_BLOCK = 64
 """Tokens that are compared at once."""
 INDEX_SCHEMA = pa.schema([("hash", pa.uint32()), ("place", pa.uint32())], metadata={"run": str(RUN)})
 FACTOR, FINISH = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
@@ -262,7 +262,7 @@ def _pieces(shard: str, fetch: Fetch) -> Pieces:
     """A shard, mapped into memory."""
     batch = _mapped(fetch([shard]) / shard)
     ids = batch.column("ids")
-    kind = np.uint16 if ids.type.value_type == pa.uint16() else np.uint32
+    kind: type[np.unsignedinteger] = np.uint16 if ids.type.value_type == pa.uint16() else np.uint32
     return Pieces(_numbers(ids.values, kind).reshape(len(ids), ids.type.list_size), batch.column("documents"))
 
 

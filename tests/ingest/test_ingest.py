@@ -356,3 +356,27 @@ def test_normalization_makes_equal_texts_equal(write_files, ingest):
     assert ingest(write_files(files)).figures["rows_kept"] == len(GOOD) + 2
     made = ingest(write_files(files), recipe={"steps": [{"step": "unicode"}]}, storage="a")
     assert made.figures["rejected_by_rule"] == {"duplicate": 1}
+
+
+def test_a_stratum_has_its_own_share_and_no_other_row_changes_its_side(write_files, ingest):
+    rows = [{"text": text, "kind": "rare" if i % 10 == 0 else "common"} for i, text in enumerate(random_texts(9, 1500))]
+    root = write_files({"a.jsonl": lines(rows)})
+    columns = {"label": "kind"}
+    plain = ingest(root, "jsonl", columns=columns, storage="plain")
+    strata = ingest(
+        root,
+        "jsonl",
+        columns=columns,
+        recipe={"holdout_strata": [{"label": "rare", "source": "docs", "share": 0.6}, {"label": "rare", "share": 0.9}]},
+    )
+
+    def sides(made, label):
+        return {row["key"]: row["side"] for row in made.kept if row["label"] == label}
+
+    assert sides(strata, "common") == sides(plain, "common")
+    before, after = sides(plain, "rare"), sides(strata, "rare")
+    assert {key for key in before if before[key] == "holdout"} <= {key for key in after if after[key] == "holdout"}
+    assert abs(sum(side == "holdout" for side in after.values()) / len(after) - 0.6) < 0.12
+    told = {stratum["label"]: stratum for stratum in strata.figures["strata"]}
+    assert told["rare"]["holdout"] == sum(side == "holdout" for side in after.values())
+    assert told["common"]["train"] + told["common"]["holdout"] == len(sides(strata, "common"))

@@ -7,16 +7,18 @@ import json
 import random
 from collections import Counter
 
+import pyarrow as pa
 import pytest
 from corpus_rows import corpus_table
 
 from aifactory.cluster.tasks import run_here
-from aifactory.errors import EmptyCorpusError
+from aifactory.config import NearDuplicatesStep
 from aifactory.ingest import listing
 from aifactory.ingest.decisions import Earlier
-from aifactory.ingest.index import held_out
+from aifactory.ingest.index import held_out, index_of, sign
 from aifactory.ingest.leaks import LEAK
 from aifactory.records.artifacts import Corpus, Record, digest_of
+from aifactory.records.rows import CORPUS_SCHEMA
 from aifactory.records.storage import StoredFile
 
 SHARE = 0.25
@@ -212,7 +214,10 @@ FORMS = {
         {"messages": "turns"},
         lambda asked, answer: {
             "turns": [
-                {"role": "system", "content": "Answer as well as you can and in no more than ten words, please, my friend."},
+                {
+                    "role": "system",
+                    "content": "Answer as well as you can and in no more than ten words, please, my friend.",
+                },
                 {"role": "user", "content": asked},
                 {"role": "assistant", "content": answer},
             ]
@@ -290,12 +295,6 @@ def test_no_copy_of_what_an_earlier_cycle_held_out_trains(cycle):
 
 def signed(made):
     """A corpus with the signatures that the step asks for, as the workshop sees to it."""
-    import pyarrow as pa
-
-    from aifactory.config import NearDuplicatesStep
-    from aifactory.ingest.index import index_of, sign
-    from aifactory.records.rows import CORPUS_SCHEMA
-
     table = pa.Table.from_pylist(made.kept, schema=CORPUS_SCHEMA)
     made.index = index_of(table, sign(table, NearDuplicatesStep(step="near_duplicates")))
     return made
@@ -348,7 +347,6 @@ def test_rows_that_were_brought_back_do_not_get_round_the_quarantine(cycle):
         "near_holdout_leak": on_side("train", lambda: {"text": replaced(rng, held["text"], 3)}),
         LEAK: on_side("train", lambda: {"text": " ".join([*words(rng, 300), held["text"]])}),
     }
-    long = {"step": "length", "max_bytes": 10}
     steps = [{"step": "length", "max_bytes": 500}, NEAR, DECONTAMINATE]
     rows = [*leaks.values(), *text_rows(rng, 10, "train", length=30)]
     first = cycle(rows, "now", *steps, target=SECOND)
@@ -365,8 +363,6 @@ def test_rows_that_were_brought_back_do_not_get_round_the_quarantine(cycle):
     )
 
     assert {line["rule"]: line["text"] for line in again.ledger} == {rule: row["text"] for rule, row in leaks.items()}
-    with pytest.raises(EmptyCorpusError):
-        cycle(rows, "now", long, target=SECOND)
 
 
 # ── who makes it, and how often ───────────────────────────────────────────────────────────────────────────────────────
@@ -403,10 +399,10 @@ def test_a_second_pass_over_the_same_data_makes_nothing(cycle):
     assert not done.total()
     assert again.bytes == first.bytes
 
-    # With one row more, that row's part is made anew and what is compared with it, and the others are not read again.
+    # With one row more its part is made anew; no other is read again, and what was held out before neither.
     (more,) = text_rows(random.Random(12), 1, "train")
     cycle([*rows, more], "more", NEAR, DECONTAMINATE, **turn)
-    assert (done["_read_part"], done["_ngrams_of_corpus"], done["_match"]) == (1, 0, 1)
+    assert (done["_read_part"], done["_ngrams_of_part"], done["_ngrams_of_corpus"]) == (1, 1, 0)
 
 
 def backwards(function, items):

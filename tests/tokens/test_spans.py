@@ -173,7 +173,7 @@ def test_what_thousands_of_rows_share_hides_no_longer_span_of_one(write, monkeyp
     common = [(f"{i:04d}", random_ids(rng, 20, 1000) + boilerplate) for i in range(3000)]
     search = write(common[:1500], [*common[1500:], ("wanted", random_ids(rng, 9, 1000) + unique)])
 
-    found = search(boilerplate + [999] + unique)
+    found = search([*boilerplate, 999, *unique])
 
     assert (found.rows[0].row, found.rows[0].length) == ("wanted", 70)
     # Each of the 3,000 has 7 whole runs of 60 tokens in the index, and each of them is there or counted.
