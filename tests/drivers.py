@@ -34,9 +34,10 @@ class Outcome:
 
 
 class Driver:
-    """`aifactory run` on one configuration."""
+    """`aifactory run`, or another verb, on one configuration."""
 
-    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, values: dict[str, Any], *, verb: str = "run") -> None:
+        self.verb = verb
         folder.mkdir(parents=True, exist_ok=True)
         self.config_file = folder / "config.yaml"
         self.config_file.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -46,7 +47,7 @@ class Driver:
     def start(self) -> subprocess.Popen[bytes]:
         """Start the command; what it says is appended to the log."""
         with open(self.log, "ab") as log:
-            command = [sys.executable, "-m", "aifactory", "run", str(self.config_file)]
+            command = [sys.executable, "-m", "aifactory", self.verb, str(self.config_file)]
             return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def finish(self, *, timeout_s: float = 400) -> None:

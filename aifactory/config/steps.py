@@ -87,13 +87,13 @@ class GopherRepetitionStep(StepSection):
 
     step: Literal["gopher_repetition"]
     """Name of the step. No default."""
-    dup_line_frac: float = 0.3
+    dup_line_frac: float = Field(default=0.3, ge=0)
     """Greatest share of lines that occurred before in the text. Default: 0.3."""
-    dup_para_frac: float = 0.3
+    dup_para_frac: float = Field(default=0.3, ge=0)
     """Greatest share of paragraphs that did. Default: 0.3."""
-    dup_line_char_frac: float = 0.2
+    dup_line_char_frac: float = Field(default=0.2, ge=0)
     """Greatest share of the text's characters in such lines. Default: 0.2."""
-    dup_para_char_frac: float = 0.2
+    dup_para_char_frac: float = Field(default=0.2, ge=0)
     """Greatest share of the text's characters in such paragraphs. Default: 0.2."""
     top_n_grams: tuple[tuple[int, float], ...] = ((2, 0.2), (3, 0.18), (4, 0.16))
     """Words of an n-gram, and the greatest share of the text's characters in the most frequent of these n-grams. Default: ((2, 0.2), (3, 0.18), (4, 0.16))."""
@@ -106,17 +106,17 @@ class FineWebStep(StepSection):
 
     step: Literal["fineweb"]
     """Name of the step. No default."""
-    line_punct_thr: float = 0.12
+    line_punct_thr: float = Field(default=0.12, ge=0)
     """Least share of lines that end with one of `stop_chars`. Default: 0.12."""
     line_punct_exclude_zero: bool = False
     """Whether to keep texts of which no line does. Default: false."""
-    short_line_thr: float = 0.67
+    short_line_thr: float = Field(default=0.67, ge=0)
     """Greatest share of short lines. Default: 0.67."""
     short_line_length: int = 30
     """Length of the longest short line, characters. Default: 30."""
-    char_duplicates_ratio: float = 0.01
+    char_duplicates_ratio: float = Field(default=0.01, ge=0)
     """Greatest share of the text's characters, LF apart, in lines that occurred before in it. Default: 0.01."""
-    new_line_ratio: float = 0.3
+    new_line_ratio: float = Field(default=0.3, ge=0)
     """Greatest number of LF by word. Default: 0.3."""
 
 

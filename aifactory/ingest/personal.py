@@ -38,7 +38,22 @@ name         Persons that an installed spaCy pipeline names. Slow (it reads ever
 How      One pass of a compiled kernel over Arrow's bytes marks the few places where a find may be (an @ between letters, seven
          digits, a name of a secret before an = …); regular expressions and checksums look at these places alone.
 
-@TABLE@
+Measured on the 298 texts of tests/ingest/personal_labelled.jsonl, 156 of them without a find and hard to leave alone,
+all invented by the author of this file before it was written; it was changed after a look at the seen two thirds alone.
+A find is right if its kind and both its ends are. The sample is small: one error in 10 is a tenth.
+
+               seen                          held back
+kind           labels  precision  recall     labels  precision  recall
+email              18      1.000   0.944         10      1.000   1.000
+phone              25      1.000   1.000         13      1.000   0.923
+ip                 15      1.000   1.000          9      1.000   1.000
+credit_card        12      1.000   1.000          5      1.000   1.000
+iban               12      1.000   1.000          7      1.000   1.000
+secret             21      1.000   1.000         10      1.000   1.000
+
+Known to be missed: addresses spelt out (anna at example dot org), numbers in other digits than ASCII's, national phone
+numbers without groups or a word before them. Known to be masked: numbers of sections and versions of four parts and
+seven digits or more without such a word, and of random 16 digits with an issuer's prefix one in ten.
 
 Import this module where it is needed: numba takes its time.
 

@@ -15,8 +15,7 @@ import pyarrow as pa
 from aifactory.text.shards import PackedRows
 from aifactory.tokens.spans import FACTOR, FINISH, INDEX_SCHEMA, RUN, STRIDE, Pieces
 
-_DIGIT_BITS = 11
-"""Hashes are sorted by three digits of so many bits: their counts stay in the fastest cache."""
+_HASH_MASK = np.uint64(0xFFFFFFFF00000000)
 
 
 def index_bytes(rows: PackedRows) -> bytes:
@@ -36,9 +35,11 @@ def entries(pieces: Pieces) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint
     if len(pieces.ids_N) > 2**32:
         raise ValueError(f"Expected a shard of at most 2**32 tokens, found {len(pieces.ids_N):,}; make smaller parts.")
     most = int((-(-(pieces.end_P - pieces.begin_P) // STRIDE)).sum())
-    hash_M, place_M = np.empty((2, most), np.uint32)
-    num = _find(pieces.ids_N, pieces.begin_P, pieces.end_P, pieces.offset_P, pieces.links[0], hash_M, place_M)
-    return _sorted(hash_M[:num], place_M[:num])
+    keys_M = np.empty(most, np.uint64)
+    num = _find(pieces.ids_N, pieces.begin_P, pieces.end_P, pieces.offset_P, pieces.links[0], keys_M)
+    keys_M = keys_M[:num]
+    keys_M.sort()  # no two are equal, so that every way of sorting gives the same
+    return (keys_M >> np.uint64(32)).astype(np.uint32), keys_M.astype(np.uint32)
 
 
 # ── kernels ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -51,10 +52,9 @@ def _find(
     end_P: npt.NDArray[np.int64],
     offset_P: npt.NDArray[np.int64],
     next_P: npt.NDArray[np.int64],
-    hash_M: npt.NDArray[np.uint32],
-    place_M: npt.NDArray[np.uint32],
+    keys_M: npt.NDArray[np.uint64],
 ) -> int:
-    """Write the entries, by place; return how many there are."""
+    """Write the entries by place, each the 32 bits of its hash and the 32 bits of its place; return how many there are."""
     num = 0
     for p in range(len(begin_P)):
         end = end_P[p]
@@ -63,8 +63,7 @@ def _find(
             mixed = np.uint64(0)
             for i in range(RUN):
                 mixed = mixed * FACTOR + np.uint64(ids_N[place + i])
-            hash_M[num] = _finished(mixed)
-            place_M[num] = place
+            keys_M[num] = _finished(mixed) | np.uint64(place)
             num += 1
             place += STRIDE
         # A run that goes on in the next piece, if there is one.
@@ -80,45 +79,13 @@ def _find(
                 mixed = mixed * FACTOR + np.uint64(ids_N[at])
                 at += 1
             if piece >= 0:
-                hash_M[num] = _finished(mixed)
-                place_M[num] = place
+                keys_M[num] = _finished(mixed) | np.uint64(place)
                 num += 1
             place += STRIDE
     return num
 
 
 @numba.njit(cache=True, nogil=True)
-def _finished(mixed: np.uint64) -> np.uint32:
-    return np.uint32(((mixed ^ (mixed >> np.uint64(32))) * FINISH) >> np.uint64(32))
-
-
-@numba.njit(cache=True, nogil=True)
-def _sorted(
-    hash_M: npt.NDArray[np.uint32], place_M: npt.NDArray[np.uint32]
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-    """The entries by hash; equal ones stay in their order.
-
-    Source   Knuth 1998, "The Art of Computer Programming", volume 3, section 5.2.5, algorithm R.
-    """
-    low = np.uint32((1 << _DIGIT_BITS) - 1)
-    # The number of entries of each digit, of all three digits in one pass; then where the first of them goes.
-    next_D3 = np.zeros((3, 1 << _DIGIT_BITS), np.int64)
-    for m in range(len(hash_M)):
-        for digit in range(3):
-            next_D3[digit, (hash_M[m] >> np.uint32(digit * _DIGIT_BITS)) & low] += 1
-    for digit in range(3):
-        total = 0
-        for value in range(1 << _DIGIT_BITS):
-            total, next_D3[digit, value] = total + next_D3[digit, value], total
-    other_hash_M, other_place_M = np.empty_like(hash_M), np.empty_like(place_M)
-    for digit in range(3):
-        shift = np.uint32(digit * _DIGIT_BITS)
-        for m in range(len(hash_M)):
-            value = (hash_M[m] >> shift) & low
-            to = next_D3[digit, value]
-            next_D3[digit, value] = to + 1
-            other_hash_M[to] = hash_M[m]
-            other_place_M[to] = place_M[m]
-        hash_M, other_hash_M = other_hash_M, hash_M
-        place_M, other_place_M = other_place_M, place_M
-    return hash_M, place_M
+def _finished(mixed: np.uint64) -> np.uint64:
+    """The hash, in the upper half."""
+    return ((mixed ^ (mixed >> np.uint64(32))) * FINISH) & _HASH_MASK

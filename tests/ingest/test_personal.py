@@ -82,7 +82,7 @@ def test_precision_and_recall_on_the_labelled_set():
             precision, recall = right / (right + false), right / (right + missed)
             line += f" {right + missed:6} {precision:9.3f} {recall:6.3f}  "
             assert precision >= (0.9 if held_back else 0.95), (kind, held_back, precision, wrong)
-            assert recall >= (0.85 if held_back else 0.95), (kind, held_back, recall, wrong)
+            assert recall >= (0.9 if held_back else 0.94), (kind, held_back, recall, wrong)
         print(line)
 
 
@@ -145,10 +145,11 @@ def test_the_finds_of_a_kind_are_those_of_all_kinds_less_the_others():
 
 def test_the_marked_places_lose_no_find():
     """The finders, asked at every place that could be one, find no more than at those that the kernel marks."""
+    run = r"(?<![0-9])(?<![0-9][ .\-/()])(?<![0-9][ .\-/()]{2})[0-9]"
     everywhere = {
         personal._AT: r"@",
-        personal._NUMBER: r"(?<![0-9])[0-9]",
-        personal._QUAD: r"(?<![0-9])[0-9]",
+        personal._NUMBER: run,
+        personal._QUAD: run,
         personal._HEXES: r"(?<![0-9a-fA-F:])[0-9a-fA-F:]",
         personal._ACCOUNT: r"[A-Z]",
         personal._FORM: r"(?s).",

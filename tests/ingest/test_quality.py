@@ -9,6 +9,7 @@ import re
 import string
 import textwrap
 import unicodedata
+from dataclasses import replace
 from functools import lru_cache
 
 import datatrove.pipeline.filters.c4_filters as reference_c4
@@ -18,8 +19,15 @@ import datatrove.pipeline.filters.gopher_repetition_filter as reference_repetiti
 import pyarrow as pa
 import pytest
 from datatrove.data import Document
+from datatrove.utils.text import PUNCTUATION_SET
+from datatrove.utils.text import TERMINAL_PUNCTUATION as REFERENCE_TERMINAL
 
 from aifactory.ingest.quality import (
+    C4_QUALITY_RULES,
+    FINEWEB_QUALITY_RULES,
+    GOPHER_QUALITY_RULES,
+    PUNCTUATION,
+    TERMINAL_PUNCTUATION,
     C4Quality,
     FineWebQuality,
     GopherQuality,
@@ -28,7 +36,11 @@ from aifactory.ingest.quality import (
     fineweb_quality,
     gopher_quality,
     gopher_repetition,
+    gopher_repetition_rules,
 )
+
+# The reference takes the mean of no words where it is asked to.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 SENTENCE_END = re.compile(r"""[.?!]["')\]}’”»›]*(?=\s|\Z)""")
 
@@ -281,14 +293,13 @@ ODD_WORDS = [
 @lru_cache(maxsize=1)
 def prose():
     """Sentences of English from the docstrings of the standard library."""
-    modules = (argparse_like := (string, textwrap, json, random, re, inspect, unicodedata))
+    modules = (string, textwrap, json, random, re, inspect, unicodedata)
     texts = [
         inspect.getdoc(value) or ""
-        for module in argparse_like
+        for module in modules
         for value in (module, *(getattr(module, name) for name in sorted(dir(module))))
         if not isinstance(value, (str, int, bytes, dict, list, tuple))
     ]
-    assert modules
     pieces = re.split(r"(?<=[.!?])\s+|\n\n", "\n\n".join(dict.fromkeys(texts)))
     return tuple(" ".join(piece.split()) for piece in dict.fromkeys(pieces) if len(piece.split()) > 3)
 
@@ -330,10 +341,280 @@ def texts_of(kind, count, seed):
     return [kind(rng) for _ in range(count)]
 
 
+SENTENCES = [
+    "The cat sat on the mat and looked at every bird with care.",
+    "Rain fell over hills that nobody had ever wanted to climb.",
+    "We have to be patient because good bread takes many hours.",
+    "A letter came from Lisbon about ships and their captains.",
+    "Nothing of what they planted grew until spring was over.",
+    "Old maps show rivers where roads have been built since then.",
+]
+PROSE = " ".join(SENTENCES)
+NUMBERS = " ".join(map(str, range(1000, 1400)))
+OF_GOPHER_QUALITY = {
+    "short_doc": SENTENCES[0],
+    "long_doc": "word " * 100_001,
+    "below_avg_threshold": "a of the to " * 20,
+    "above_avg_threshold": "extraordinarily incomprehensible " * 30,
+    "too_many_hashes": PROSE + " #" * 12,
+    "too_many_ellipsis": PROSE + " ..." * 5 + " …" * 5,
+    "too_many_bullets": "\n".join(["- " + line for line in SENTENCES] + ["• " + line for line in SENTENCES]),
+    "too_many_end_ellipsis": "\n".join([line + "..." for line in SENTENCES[:2]] + SENTENCES[2:]).replace(
+        "care.", "care…"
+    ),
+    "below_alpha_threshold": PROSE + " 1234" * 30,
+    "enough_stop_words": "Quiet green gardens grow where gentle water runs. " * 10,
+}
+LONG_LINES = [
+    f"{line} Line {i} ends here, and this is what it says of number {i * 7}." for i, line in enumerate(SENTENCES)
+]
+OF_GOPHER_REPETITION = {
+    "empty": "",
+    "dup_para_frac": "\n\n".join(["one two"] * 3 + LONG_LINES[:3]),
+    "dup_para_char_frac": "\n\n".join([NUMBERS[:400], NUMBERS[:400], *LONG_LINES[:4]]),
+    "dup_line_frac": "\n".join(["one two"] * 4 + LONG_LINES[:4]),
+    "dup_line_char_frac": "\n".join([NUMBERS[:400], NUMBERS[:400], *LONG_LINES[:4]]),
+    "top_2_gram": " ".join(f"alpha beta {n}" for n in NUMBERS.split()),
+    "top_3_gram": " ".join(f"on a mat {n} {n}x {n}y" for n in NUMBERS.split()),
+    "top_4_gram": " ".join(f"ab cd ef gh {n} {n}x {n}yz {n}w {n}v {n}u" for n in NUMBERS.split()),
+}
+OF_FINEWEB = {
+    "empty": " \n\t\n",
+    "line_punct_ratio": "\n".join(line.rstrip(".") for line in LONG_LINES),
+    "short_line_ratio": "Yes.\nNo.\nGo.\n" + LONG_LINES[0],
+    "char_dup_ratio": "\n".join([LONG_LINES[0], *LONG_LINES]),
+    "list_ratio": "\n\n\n\n\n\n\n\n".join(SENTENCES),
+}
+OF_C4 = {
+    "lorem_ipsum": PROSE + "\nWe say Lorem Ipsum dolor sit amet.",
+    "curly_bracket": PROSE + "\nThis { is code of some kind.",
+    "too_few_sentences": "\n".join(SENTENCES[:3]),
+}
+
+
+def duplicated(n, frac):
+    """A text whose repeated runs of n words are too many, and those of fewer are not looked at."""
+    params = GopherRepetition(top_n_grams=(), dup_n_grams=((n, frac),))
+    words = NUMBERS.split()
+    return params, " ".join(words[:300] + words[100 : 100 + int(300 * frac * 3)])
+
+
 # ── laws ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_character_sets_are_those_of_the_reference():
+    assert set(TERMINAL_PUNCTUATION) == REFERENCE_TERMINAL
+    assert set(PUNCTUATION) == PUNCTUATION_SET
+    assert len(set(PUNCTUATION)) == len(PUNCTUATION)
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 @pytest.mark.parametrize("kind", [odd_text, prose_text])
 def test_verdicts_are_those_of_the_reference_row_by_row(check, kind):
     check(texts_of(kind, 500, 1))
+
+
+@pytest.mark.parametrize(
+    ("check", "rules", "texts"),
+    [
+        (check_quality, GOPHER_QUALITY_RULES, OF_GOPHER_QUALITY),
+        (check_repetition, gopher_repetition_rules(GopherRepetition(dup_n_grams=())), OF_GOPHER_REPETITION),
+        (check_fineweb, FINEWEB_QUALITY_RULES, OF_FINEWEB),
+        (check_c4, C4_QUALITY_RULES, OF_C4),
+    ],
+    ids=CHECKS,
+)
+def test_every_rule_is_broken_by_a_text_that_is_made_to_break_it(check, rules, texts):
+    assert tuple(texts) == rules
+    assert tuple(check(list(texts.values()))) == rules
+    assert check([PROSE]) == [None]
+
+
+@pytest.mark.parametrize(("n", "frac"), GopherRepetition().dup_n_grams)
+def test_the_rule_for_runs_of_each_length_is_broken(n, frac):
+    params, text = duplicated(n, frac)
+    assert check_repetition([text, PROSE], params) == [f"duplicated_{n}_n_grams", None]
+
+
+def changed(params, names):
+    """The same parameters with one of them other than it is."""
+    for name in names:
+        value = getattr(params, name)
+        if isinstance(value, bool):
+            yield replace(params, **{name: not value})
+        elif isinstance(value, int | float):
+            # 0 is off for some, -1 is any for those of C4; equality counts where a ratio hits the threshold.
+            for other in (0, 1, value / 3, value * 2, 0.5, 7, *([-1] if isinstance(params, C4Quality) else [])):
+                yield replace(params, **{name: type(value)(other)})
+
+
+CHANGED = {
+    "gopher_quality": [
+        *changed(GopherQuality(), [n for n in GopherQuality.__slots__ if n != "stop_words"]),
+        GopherQuality(stop_words=()),
+        GopherQuality(stop_words=("in", "日本語", "two words", "", "İ", "the", "the")),
+    ],
+    "gopher_repetition": [
+        *changed(GopherRepetition(), [n for n in GopherRepetition.__slots__ if n.endswith("frac")]),
+        GopherRepetition(top_n_grams=(), dup_n_grams=()),
+        GopherRepetition(top_n_grams=((1, 0.1), (7, 0.0)), dup_n_grams=()),
+        GopherRepetition(top_n_grams=(), dup_n_grams=((3, 0.0), (1, 0.9))),
+        GopherRepetition(0, 0, 0, 0),
+    ],
+    "fineweb_quality": [
+        *changed(FineWebQuality(), [n for n in FineWebQuality.__slots__ if n != "stop_chars"]),
+        FineWebQuality(stop_chars=""),
+        FineWebQuality(stop_chars=".語😀"),
+    ],
+    "c4_quality": list(changed(C4Quality(), C4Quality.__slots__)),
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_verdicts_are_those_of_the_reference_by_other_thresholds_one_by_one(name):
+    texts = texts_of(odd_text, 50, 2) + texts_of(prose_text, 50, 2) + [PROSE, *OF_C4.values(), *OF_FINEWEB.values()]
+    default = CHECKS[name](texts)
+    different = 0
+    for params in CHANGED[name]:
+        different += CHECKS[name](texts, params) != default
+    assert different > len(CHANGED[name]) / 3, "most thresholds can be seen in these texts"
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def measured_quality(text, rule):
+    """What the rule compares with its threshold, by the reference's definitions."""
+    words, lines = text.split(), text.splitlines()
+    proper = [word for word in words if any(c not in PUNCTUATION_SET for c in word)]
+    return {
+        "short_doc": lambda: len(proper),
+        "long_doc": lambda: len(proper),
+        "below_avg_threshold": lambda: mean(map(len, proper)),
+        "above_avg_threshold": lambda: mean(map(len, proper)),
+        "too_many_hashes": lambda: text.count("#") / len(words),
+        "too_many_ellipsis": lambda: (text.count("...") + text.count("…")) / len(words),
+        "too_many_bullets": lambda: mean(line.lstrip().startswith(("•", "-")) for line in lines),
+        "too_many_end_ellipsis": lambda: mean(line.rstrip().endswith(("...", "…")) for line in lines),
+        "below_alpha_threshold": lambda: mean(any(map(str.isalpha, word)) for word in words),
+        "enough_stop_words": lambda: len(set(GopherQuality().stop_words) & set(words)),
+    }[rule]()
+
+
+def measured_repetition(text, rule):
+    find, words = reference_repetition.find_duplicates, text.split()
+    paragraphs, lines = re.split(r"\n{2,}", text.strip()), re.split(r"\n+", text)
+    n = int(next(iter(re.findall(r"\d+", rule)), 0))
+    return {
+        "empty": lambda: 0,
+        "dup_para_frac": lambda: find(paragraphs)[0] / len(paragraphs),
+        "dup_para_char_frac": lambda: find(paragraphs)[1] / len(text),
+        "dup_line_frac": lambda: find(lines)[0] / len(lines),
+        "dup_line_char_frac": lambda: find(lines)[1] / len(text),
+        f"top_{n}_gram": lambda: (
+            reference_repetition.find_top_duplicate(reference_repetition.get_n_grams(words, n)) / len(text)
+        ),
+        f"duplicated_{n}_n_grams": lambda: reference_repetition.find_all_duplicate(words, n) / len(text),
+    }[rule]()
+
+
+def measured_fineweb(text, rule):
+    lines = [line for line in text.split("\n") if line.strip()]
+    return {
+        "empty": lambda: 0,
+        "line_punct_ratio": lambda: mean(line.endswith(tuple(REFERENCE_TERMINAL)) for line in lines),
+        "short_line_ratio": lambda: mean(len(line) <= 30 for line in lines),
+        "char_dup_ratio": lambda: reference_repetition.find_duplicates(lines)[1] / len(text.replace("\n", "")),
+        "list_ratio": lambda: text.count("\n") / len(text.split()),
+    }[rule]()
+
+
+@pytest.mark.parametrize(
+    ("judge", "measured", "made"),
+    [
+        (lambda texts: gopher_quality(texts, GopherQuality()), measured_quality, OF_GOPHER_QUALITY),
+        (lambda texts: gopher_repetition(texts, GopherRepetition()), measured_repetition, OF_GOPHER_REPETITION),
+        (lambda texts: fineweb_quality(texts, FineWebQuality()), measured_fineweb, OF_FINEWEB),
+    ],
+    ids=["gopher_quality", "gopher_repetition", "fineweb_quality"],
+)
+def test_the_score_is_what_the_rule_compares_with_its_threshold(judge, measured, made):
+    texts = [*made.values(), *texts_of(odd_text, 150, 3), *texts_of(prose_text, 150, 3)]
+    verdicts = judge(array_of(texts))
+    rules = broken_rules(verdicts)
+    assert set(made) <= set(rules)
+    expected = [0 if rule is None else measured(text, rule) for text, rule in zip(texts, rules, strict=True)]
+    assert verdicts.score_N.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_score_of_c4_is_its_sentences_or_the_line_that_was_found():
+    _, verdicts = c4_quality(array_of([*OF_C4.values(), PROSE]), C4Quality())
+    assert verdicts.score_N.tolist() == [1, 1, 3, 0]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\n", "\u2003\u2028", "\x1c"])
+def test_a_text_without_words_breaks_the_first_rule_or_is_kept_as_the_reference_has_it(text):
+    verdicts = gopher_quality(array_of([text]), GopherQuality(min_doc_words=0, min_stop_words=0))
+    assert broken_rules(verdicts) == ["short_doc"]
+    assert verdicts.score_N.tolist() == [0]
+    check_repetition([text])
+    check_fineweb([text])
+    check_c4([text], C4Quality(min_num_sentences=-1))
+
+
+JUDGES = {
+    "gopher_quality": lambda texts: (None, gopher_quality(texts, GopherQuality())),
+    "gopher_repetition": lambda texts: (None, gopher_repetition(texts, GopherRepetition())),
+    "fineweb_quality": lambda texts: (None, fineweb_quality(texts, FineWebQuality())),
+    "c4_quality": lambda texts: c4_quality(texts, C4Quality()),
+}
+
+
+def said(judge, texts):
+    """Rule, score and, of C4, the text, row by row."""
+    kept, verdicts = judge(texts)
+    assert len(verdicts.broken_N) == len(verdicts.score_N) == len(texts)
+    rows = zip(broken_rules(verdicts), verdicts.score_N.tolist(), strict=True)
+    return list(zip(rows, [None] * len(texts) if kept is None else kept.to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("judge", JUDGES.values(), ids=JUDGES)
+def test_a_verdict_depends_on_its_text_alone(judge):
+    texts = texts_of(odd_text, 120, 4) + texts_of(prose_text, 120, 4) + [*OF_GOPHER_QUALITY.values(), ""]
+    random.Random(4).shuffle(texts)
+    alone = [said(judge, array_of([text]))[0] for text in texts]
+    assert len({rule for (rule, _), _ in alone}) > 2
+
+    assert said(judge, array_of(texts)) == alone
+    assert said(judge, array_of(texts[::-1])) == alone[::-1]
+    for start, stop in [(0, 1), (1, 100), (77, 200), (len(texts) - 1, len(texts)), (5, 5)]:
+        assert said(judge, array_of(texts)[start:stop]) == alone[start:stop]
+        assert said(judge, array_of(texts, pa.large_string())[start:stop]) == alone[start:stop]
+
+
+@pytest.mark.parametrize("judge", JUDGES.values(), ids=JUDGES)
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_no_texts_give_no_verdicts(judge, kind):
+    assert said(judge, array_of([], kind)) == []
+    assert said(judge, array_of(["a", "b"], kind)[1:1]) == []
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+@pytest.mark.parametrize(
+    "unit", ["x", "é", "語", "😀", "ab ", "é ", "a\n", "a.\n\n", "\n", " ", "a. ", "- b...\n", "[1] "]
+)
+def test_very_long_words_lines_and_texts_are_judged_as_short_ones_are(check, unit):
+    for count in (1023, 1024, 70_001):
+        check([unit * count, PROSE + unit * count, unit * count + PROSE])
+
+
+def test_a_text_of_many_different_words_and_lines_is_compared_as_a_whole():
+    rng = random.Random(5)
+    lines = [" ".join(f"w{rng.randrange(10**7)}" for _ in range(8)) + f" and, of the {i} x." for i in range(9_000)]
+    text = "\n".join(lines)
+    assert check_repetition([text, text + "\n" + "\n".join(lines[:4_000])]) == [None, "dup_line_frac"]
+    assert check_quality([text])[0] == "long_doc"
+    assert check_fineweb([text, text + "\n" + "\n".join(lines[:300])]) == [None, "char_dup_ratio"]
+    assert check_c4([text]) == [None]
