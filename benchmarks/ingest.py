@@ -145,7 +145,7 @@ class _Bench:
 
     def measured(self) -> Measured:
         figures = {name: _median(self._raw.get(name, [])) for name in _FIGURES}
-        return Measured(figures=figures, raw=self._raw, notes=self._notes, peers=self._peers)
+        return Measured(figures=figures, raw=dict(self._raw), notes=self._notes, peers=self._peers)
 
     # ── what is measured ──────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -36,7 +36,8 @@ def mix(rows: Mapping[str, int], mixture: Mapping[str, SourceShare], *, draws: f
         raise ConfigError(
             f"expected train.mixture to name every source of the corpus, found none for {unknown}; add them."
         )
-    sizes = {name: count for name, count in rows.items() if count and (not mixture or mixture[name].weight)}
+    # By name: the order of the sets counts in the order of the rows, and records keep no order.
+    sizes = {name: count for name, count in sorted(rows.items()) if count and (not mixture or mixture[name].weight)}
     weights = {name: mixture[name].weight if mixture else float(count) for name, count in sizes.items()}
     most = {name: _cap(mixture.get(name), count) for name, count in sizes.items()}
     if sum(most.values()) < draws * (1 - 1e-9):

@@ -54,6 +54,7 @@ class Row:
     prompt: str
     text: str
     messages: str = ""
+    source: str = "docs"
 
 
 class Tokens:
@@ -84,7 +85,7 @@ def make_corpus(storage: Storage) -> Callable[..., tuple[Corpus, list[Row]]]:
         number: int = 60,
         longest: int = 60,
         pairs: Sequence[tuple[Any, str]] | None = None,
-        columns: Sequence[str] = ("id", "side", "prompt", "text", "messages"),
+        columns: Sequence[str] = ("id", "side", "source", "prompt", "text", "messages"),
         mixed: bool = False,
     ) -> Any:
         rng = random.Random(seed)

@@ -158,7 +158,7 @@ def test_which_library_finds_the_tokens_changes_no_byte(make_corpus, tokenize, m
 
 def test_a_corpus_without_a_column_of_messages_gives_the_same_shards(make_corpus, tokenize):
     corpus, _ = make_corpus()
-    without, _ = make_corpus(columns=("id", "side", "prompt", "text"))
+    without, _ = make_corpus(columns=("id", "side", "source", "prompt", "text"))
 
     assert tokenize(without, name="b").bytes == tokenize(corpus).bytes
 

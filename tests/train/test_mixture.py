@@ -61,7 +61,7 @@ def test_shares_add_up_and_no_cap_is_passed(seed):
 
 
 def test_too_few_rows_for_the_run_and_a_source_without_a_share_are_errors_that_say_what_to_do():
-    with pytest.raises(ConfigError, match="21 packed rows, found 20 within their max_epochs; lower train.max_steps"):
+    with pytest.raises(ConfigError, match=r"21 packed rows, found 20 within their max_epochs; lower train\.max_steps"):
         mix({"a": 10}, {"a": SourceShare(max_epochs=2)}, draws=21)
     with pytest.raises(ConfigError, match=r"found none for \['b'\]"):
         mix({"a": 10, "b": 1}, {"a": SourceShare()}, draws=1)

@@ -1,0 +1,73 @@
+"""Laws of what is read in a run: sources are mixed by the weights of the recipe, over shards that are theirs alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import small_config
+from corpora import write_topics
+
+from aifactory import Config, Factory
+from aifactory.errors import ConfigError
+from aifactory.text.shards import TokenRows
+
+
+def two_sources(folder: Path, **train: Any) -> Config:
+    values = small_config(folder, train=train, runtime={"inline_bytes": 10_000_000})
+    write_topics(folder / "other", range(8, 10), documents=10)
+    values["ingest"]["sources"].append({"name": "other", "kind": "text", "path": str(folder / "other")})
+    return Config.model_validate(values)
+
+
+def drawn(factory: Factory) -> list[Any]:
+    return factory._workshop._drawn([factory.tokenize()], factory.config.train, [1.0])
+
+
+def test_every_source_is_read_from_shards_of_its_own_by_its_weight(tmp_path: Path) -> None:
+    mixture = {"topics": {"weight": 1}, "other": {"weight": 3}}
+    with Factory(two_sources(tmp_path, mixture=mixture)) as factory:
+        found = drawn(factory)
+        rows_of = {row["id"]: row["source"] for row in _rows(Path(factory.ingest().uri))}
+
+    assert [each.share for _, _, each in found] == [0.75, 0.25]
+    for (tokens, names, each), source in zip(found, ["other", "topics"], strict=True):
+        rows = TokenRows(Path(tokens.uri), names)
+        assert {rows_of[name] for name, _ in rows.whole_documents()} == {source}
+        assert each.epochs == pytest.approx(each.share * 60 * 8 / len(rows))
+
+
+def test_without_a_mixture_all_rows_are_one_set(tmp_path: Path) -> None:
+    with Factory(two_sources(tmp_path)) as factory:
+        ((tokens, names, each),) = drawn(factory)
+
+    assert (each.share, len(TokenRows(Path(tokens.uri), names))) == (1.0, tokens.num_rows)
+
+
+def test_weights_change_the_model_and_neither_the_corpus_nor_the_tokens(tmp_path: Path) -> None:
+    ids = []
+    for weight in (1, 2):
+        mixture = {"topics": {"weight": weight}, "other": {}}
+        with Factory(two_sources(tmp_path, mixture=mixture)) as factory:
+            ids.append((factory.ingest().id, factory.tokenize().id))
+
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("mixture", [{"topics": {}}, {"topics": {}, "other": {}, "third": {}}])
+def test_a_mixture_names_every_source_and_no_other(tmp_path: Path, mixture: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"train\.mixture to name the sources \['other', 'topics'\]"):
+        two_sources(tmp_path, mixture=mixture)
+
+
+def test_a_source_that_may_not_be_read_so_often_is_an_error_before_training(tmp_path: Path) -> None:
+    mixture = {"topics": {"max_epochs": 0.1}, "other": {"max_epochs": 0.1}}
+    with Factory(two_sources(tmp_path, mixture=mixture)) as factory, pytest.raises(ConfigError, match="max_epochs"):
+        drawn(factory)
+
+
+def _rows(corpus: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return [row for file in sorted(corpus.glob("train-*.parquet")) for row in pq.read_table(file).to_pylist()]
