@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,11 @@ from aifactory.config import (
 )
 from aifactory.ingest import labels, model_scores
 from aifactory.ingest.columns import Verdicts, text_buffers
+from aifactory.ingest.limits import beyond
 from aifactory.ingest.model_scores import StepModel, step_model
+
+if TYPE_CHECKING:
+    from aifactory.ingest.language import Languages
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +89,16 @@ def apply_steps(
 ) -> tuple[pa.Table, list[Broken]]:
     """The rows that stay and those that go, each in the order of the block.
 
-    restored   by rule the keys of rows that a person has brought back: that rule does not reject them again.
+    restored   by rule the keys of rows that a person has brought back: that rule does not reject them again, nor do those
+               of the same step that come after it, which nobody has asked about.
     models     the models that steps ask, by the names that the configuration gives them
     """
     rejected = []
     for at, step in enumerate(steps):
         rows_in = table.num_rows
         applied = _apply(table, step, models or {})
+        if step.CHANGES_TEXT:
+            applied = _with_emptied(table, applied)
         table = applied.table
         if applied.verdicts is not None:
             table, broken = _split(table, step, applied, applied.verdicts, restored or {})
@@ -105,11 +112,33 @@ def apply_steps(
 
 def reject_empty(table: pa.Table) -> tuple[pa.Table, Broken]:
     """Rows without any text but white space, which no recipe keeps."""
-    blank = pc.equal(pc.utf8_trim_whitespace(table["text"]), "")
+    blank = _blank(table["text"])
     gone = table.filter(blank)
     count = gone.num_rows
     broken = Broken(gone, ["empty"] * count, [0.0] * count, ["no text but white space"] * count)
     return (table.filter(pc.invert(blank)) if count else table), broken
+
+
+def _blank(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return pc.equal(pc.utf8_trim_whitespace(texts), "")
+
+
+def _with_emptied(table: pa.Table, applied: Applied) -> Applied:
+    """The rows of which a step leaves nothing, as they were before, break its rule `empty`."""
+    before, after = table["text"].combine_chunks(), applied.table["text"].combine_chunks()
+    places = np.flatnonzero(pc.not_equal(before, after).to_numpy(zero_copy_only=False))
+    places = places[_blank(after.take(pa.array(places))).to_numpy(zero_copy_only=False)]
+    if not len(places):
+        return applied
+    count = table.num_rows
+    known = applied.verdicts or Verdicts((), np.zeros(count, np.uint8), np.zeros(count))
+    emptied = np.zeros(count, bool)
+    emptied[places] = True
+    verdicts = Verdicts(
+        (*known.rules, "empty"), np.where(emptied, len(known.rules) + 1, known.broken_N).astype(np.uint8), known.score_N
+    )
+    texts = pc.if_else(pa.array(emptied), before, after)
+    return replace(applied, table=_with_texts(applied.table, texts), verdicts=verdicts)
 
 
 def _split(
@@ -146,15 +175,13 @@ def _detail(step: RowStep, rule: str, score: float) -> str:
         case LengthStep():
             return f"{score:.0f} bytes, not within {step.min_bytes} to {step.max_bytes}"
         case AlphabeticStep():
-            return f"{score:.3f} of the visible characters are letters, not {step.min_share:g}"
+            return f"{score:.3f} of the visible characters are letters, less than {step.min_share:g}"
         case LineLengthStep():
             return f"{score:.0f} characters a line, more than {step.max_mean_chars:g}"
-        case LanguageStep():
-            return f"the language was found with probability {score:.3f}"
         case ModelQualityStep():
             return f"{score:.3f} bits per byte, not within {step.min_bits_per_byte:g} to {step.max_bits_per_byte:g}"
         case _:
-            return f"{step.step}: {rule}, measured {score:.6g}"
+            return beyond(step, rule, score)
 
 
 def step_recipes(steps: Sequence[Step], models: Mapping[str, StepModel]) -> list[dict[str, Any]]:
@@ -196,7 +223,7 @@ def _apply(table: pa.Table, step: RowStep, models: Mapping[str, StepModel]) -> A
 
             found, verdicts = language_verdicts(texts, **_options(step))
             at = table.schema.get_field_index("language")
-            return Applied(table.set_column(at, "language", found.codes), verdicts)
+            return Applied(table.set_column(at, "language", found.codes), verdicts, _language_details(step, found, verdicts))
         case GopherQualityStep():
             from aifactory.ingest.quality import GopherQuality, gopher_quality
 
@@ -241,6 +268,16 @@ def _apply(table: pa.Table, step: RowStep, models: Mapping[str, StepModel]) -> A
             return Applied(table, verdicts, details)
         case ModelQualityStep():
             return Applied(table, model_scores.quality_verdicts(table, step, step_model(models, step)))
+
+
+def _language_details(step: LanguageStep, found: Languages, verdicts: Verdicts) -> list[str]:
+    """In words what was found of each row that goes, and what was expected of it."""
+    details = [""] * len(found.probability_N)
+    for i in np.flatnonzero(verdicts.broken_N).tolist():
+        is_other = verdicts.rules[verdicts.broken_N[i] - 1] == "language"
+        wanted = f"one of {', '.join(step.keep)}" if is_other else f"a probability of at least {step.min_probability:g}"
+        details[i] = f"{found.codes[i].as_py()} with probability {found.probability_N[i]:.3f}, expected {wanted}"
+    return details
 
 
 def _mask(table: pa.Table, step: PersonalStep) -> Applied:
