@@ -424,7 +424,7 @@ def _gigatoken(tokenizer_folder: Path) -> Callable[[pa.Array], object]:
     import awkward
     from gigatoken.gigatoken_rs import load_hf_json
 
-    from aifactory.ingest.columns import text_buffers
+    from aifactory.text.buffers import text_buffers
 
     opened = load_hf_json((tokenizer_folder / "tokenizer.json").read_bytes())
 

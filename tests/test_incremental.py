@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from aifactory import Config, Factory
 from aifactory.tokens.vocabulary import train_vocabulary
 
@@ -23,16 +25,24 @@ def written(folder: Path, number: int, *, edition: int = 0) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def config_of(folder: Path, tokenizer: Path) -> Config:
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A hundred sources, and a tokenizer that does not depend on them."""
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    for name, data in train_vocabulary(["row of edition source word"], vocab_size=270).items():
+        (tokenizer / name).write_bytes(data)
+    for number in range(SOURCES):
+        written(tmp_path, number)
     sources = [
-        {"name": f"s{number:03d}", "kind": "jsonl", "path": str(folder / f"{number:03d}.jsonl")}
+        {"name": f"s{number:03d}", "kind": "jsonl", "path": str(tmp_path / f"{number:03d}.jsonl")}
         for number in range(SOURCES)
     ]
     values: dict[str, Any] = {
         "name": "grows",
         "ingest": {"sources": sources, "steps": [{"step": "unicode"}, {"step": "near_duplicates", "threshold": 0.8}]},
         "tokenize": {"tokenizer": str(tokenizer), "row_len": 64},
-        "runtime": {"storage": str(folder / "storage")},
+        "runtime": {"storage": str(tmp_path / "storage")},
     }
     return Config.model_validate(values)
 
@@ -41,14 +51,7 @@ def parts(factory: Factory) -> set[str]:
     return {str(file) for file in Path(factory.books.storage.path("parts")).glob("*/*/part.json")}
 
 
-def test_of_a_hundred_sources_the_one_that_changed_is_read_and_made_anew(tmp_path: Path) -> None:
-    tokenizer = tmp_path / "tokenizer"
-    tokenizer.mkdir()
-    for name, data in train_vocabulary(["row of edition source word"], vocab_size=270).items():
-        (tokenizer / name).write_bytes(data)
-    for number in range(SOURCES):
-        written(tmp_path, number)
-    config = config_of(tmp_path, tokenizer)
+def test_of_a_hundred_sources_the_one_that_changed_is_read_and_made_anew(config: Config, tmp_path: Path) -> None:
     with Factory(config) as factory:
         factory.tokenize()
         first, size = parts(factory), factory._listing.bytes_read
@@ -67,14 +70,7 @@ def test_of_a_hundred_sources_the_one_that_changed_is_read_and_made_anew(tmp_pat
     assert len(new) == 3
 
 
-def test_what_has_not_changed_is_not_even_opened(tmp_path: Path) -> None:
-    tokenizer = tmp_path / "tokenizer"
-    tokenizer.mkdir()
-    for name, data in train_vocabulary(["row of edition source word"], vocab_size=270).items():
-        (tokenizer / name).write_bytes(data)
-    for number in range(SOURCES):
-        written(tmp_path, number)
-    config = config_of(tmp_path, tokenizer)
+def test_what_has_not_changed_is_not_even_opened(config: Config) -> None:
     with Factory(config) as factory:
         made = factory.tokenize().id
     with Factory(config) as factory:

@@ -107,7 +107,7 @@ class FineWebStep(StepSection):
     step: Literal["fineweb"]
     """Name of the step. No default."""
     line_punct_thr: float = Field(default=0.12, ge=0)
-    """Least share of lines that end with one of `stop_chars`. Default: 0.12."""
+    """Least share of lines that end with a mark that ends sentences in some script. Default: 0.12."""
     line_punct_exclude_zero: bool = False
     """Whether to keep texts of which no line does. Default: false."""
     short_line_thr: float = Field(default=0.67, ge=0)

@@ -30,7 +30,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from aifactory.errors import ConfigError
-from aifactory.ingest.columns import Verdicts, text_buffers
+from aifactory.ingest.columns import Verdicts
+from aifactory.text.buffers import text_buffers
 
 SAMPLE_BYTES = 1024
 """How much of a text is read. Of 2,667 documents in 87 languages (translated messages of programs) the model names

@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from aifactory.ingest.columns import text_buffers
+from aifactory.text.buffers import text_buffers
 
 NGRAM_WORDS = 3
 """With a tenth of the words replaced by others, the Jaccard similarity of texts of 200 to 400 words is 0.67 for runs of 2

@@ -80,7 +80,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aifactory.errors import ConfigError
-from aifactory.ingest.columns import text_buffers
+from aifactory.text.buffers import text_buffers
 
 if TYPE_CHECKING:
     from phonenumbers import PhoneMetadata

@@ -37,9 +37,10 @@ from aifactory.config import (
     UnicodeStep,
 )
 from aifactory.ingest import labels, model_scores
-from aifactory.ingest.columns import Verdicts, text_buffers
+from aifactory.ingest.columns import Verdicts
 from aifactory.ingest.limits import beyond
 from aifactory.ingest.model_scores import StepModel, step_model
+from aifactory.text.buffers import text_buffers
 
 if TYPE_CHECKING:
     from aifactory.ingest.language import Languages
@@ -223,7 +224,9 @@ def _apply(table: pa.Table, step: RowStep, models: Mapping[str, StepModel]) -> A
 
             found, verdicts = language_verdicts(texts, **_options(step))
             at = table.schema.get_field_index("language")
-            return Applied(table.set_column(at, "language", found.codes), verdicts, _language_details(step, found, verdicts))
+            return Applied(
+                table.set_column(at, "language", found.codes), verdicts, _language_details(step, found, verdicts)
+            )
         case GopherQualityStep():
             from aifactory.ingest.quality import GopherQuality, gopher_quality
 

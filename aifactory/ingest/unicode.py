@@ -33,7 +33,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aifactory.ingest.columns import text_array, text_buffers
+from aifactory.text.buffers import text_array, text_buffers
 
 if TYPE_CHECKING:
     from ftfy import TextFixerConfig

@@ -27,7 +27,7 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from aifactory.ingest.columns import text_buffers
+from aifactory.text.buffers import text_buffers
 
 SLACK = 80
 """A block that begins at a text's last byte, and the two bytes after each of its bytes."""

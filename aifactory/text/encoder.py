@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from aifactory.text.buffers import text_buffers
 from aifactory.text.shards import integer_type
 from aifactory.text.tokenizer import TextTokenizer
 
@@ -223,20 +224,6 @@ _SIGNS = "一龥가힣\U00020000\U0002a6df\ue000\U000f0000\U0010fffd\U000e0041\u
 
 
 # ── flat arrays ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def text_buffers(texts: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """data and offsets_D1 without a copy of the data: text i is data[offsets_D1[i] : offsets_D1[i + 1]].
-
-    Takes string, large_string or binary without nulls, sliced or not; offsets_D1[0] need not be 0.
-    """
-    kind = np.dtype(np.int64 if pa.types.is_large_string(texts.type) else np.int32)
-    _, offsets, data = texts.buffers()
-    count = len(texts) + 1
-    if not len(texts) or data is None:
-        return np.zeros(0, np.uint8), np.zeros(count, np.int64)
-    found = np.frombuffer(offsets, kind, count, texts.offset * kind.itemsize).astype(np.int64)
-    return np.frombuffer(data, np.uint8), found
 
 
 def _batches(texts: pa.Array, num_bytes: int) -> list[pa.Array]:

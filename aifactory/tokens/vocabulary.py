@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from aifactory.text.encoder import text_buffers
+from aifactory.text.buffers import text_buffers
 
 END_OF_TEXT = "<|endoftext|>"
 _BATCH_TEXTS = 10_000
