@@ -20,7 +20,7 @@ from aifactory.records.rows import read_ledger
 _SHOWN_CHARS = 160
 _KEPT_ELSEWHERE = "the row that each of them is like, which the ledger names, was kept"
 _QUARANTINED = "nothing that an earlier model was judged on, or this one will be, comes back to train one"
-_FOR_GOOD = {
+FOR_GOOD = {
     "empty": "they have no text",
     SAME: _KEPT_ELSEWHERE,
     NEAR: f"{_KEPT_ELSEWHERE}; raise the threshold of the step near_duplicates, or leave it out",
@@ -117,10 +117,10 @@ def restore_rejected(books: Books, *, rule: str, corpus_id: str | None) -> Resto
             found[each] += 1
             restorable += each == rule and bool(key)
     _require_rule(rule, found, corpus)
-    if rule in _FOR_GOOD:
+    if rule in FOR_GOOD:
         raise ConfigError(
             f"expected a rule whose rows can be restored, found {rule!r}, by which {found[rule]} rows of {corpus.id} stay "
-            f"rejected: {_FOR_GOOD[rule]}."
+            f"rejected: {FOR_GOOD[rule]}."
         )
     if not restorable:
         raise ConfigError(

@@ -16,6 +16,8 @@ from conftest import small_config
 from aifactory import Config, Factory
 from aifactory.cli import main
 from aifactory.errors import ConfigError, StateError
+from aifactory.ingest.rule_words import DECISION_RULES
+from aifactory.ledger import FOR_GOOD
 from aifactory.records.artifacts import Corpus
 
 SHORT, DIGITS = 12, 5
@@ -270,3 +272,7 @@ def test_what_no_step_could_bring_back_is_not_promised(factory: Factory, ingeste
         factory.restore(rule)
     assert factory.books.journal.events(event="restored") == []
     assert again(factory).id == ingested.id
+
+
+def test_every_rule_that_looks_at_all_rows_rejects_for_good() -> None:
+    assert set(FOR_GOOD) == {*DECISION_RULES, "empty"}

@@ -54,7 +54,7 @@ from aifactory.records.rows import (
 )
 from aifactory.records.storage import Storage, StoredFile
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 _SIDES = ("train", "holdout")
 _EXAMPLES = 3
 _EXAMPLE_CHARS = 400

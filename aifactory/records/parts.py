@@ -4,8 +4,8 @@ A stage that works part by part publishes every part here before it puts them to
 at the part where it stood, and over data of which a little has changed only the parts of that little are made anew.
 
 Layout   <root>/parts/<first 2 digits>/<first 32 digits of the fingerprint>/{files…, part.json}
-Law      part.json is written last; without it, or where a file has not the size that it says (a power cut may take what
-         can be made again), there is no part. An artifact takes a part's files over by a hard link, or
+Law      part.json is written last; without it, or where it can't be read or a file has not the size that it says (a power
+         cut may take what can be made again), there is no part. An artifact takes a part's files over by a hard link, or
          by a copy inside the object store; files are replaced and never written in place, so neither sees the other.
 """
 
@@ -47,11 +47,8 @@ class PartStore:
             values = json.loads(data)
             files = {name: StoredFile(**file) for name, file in values["files"].items()}
             part = Part(fingerprint=fingerprint, files=files, figures=values["figures"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise StorageError(
-                f"expected the record of a part at {self.storage.path(*_folder(fingerprint), _RECORD)}, found: {error}; "
-                "delete that directory and run the same command again: the part is made anew."
-            ) from error
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None  # a power cut may leave the record without its content: what it was of is made anew
         whole = all(self.storage.size(*_folder(fingerprint), name) == file.num_bytes for name, file in files.items())
         return part if whole else None
 

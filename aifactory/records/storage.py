@@ -103,26 +103,32 @@ class Storage:
         """Give a file a second place: by a hard link (local; a copy where the filesystem has none), else by a copy."""
         if not self.is_local:
             filesystem, base = self._filesystem()
+            first, second = "/".join([base, *source]), "/".join([base, *target])
             with self._explained(*target):
-                filesystem.copy_file("/".join([base, *source]), "/".join([base, *target]))
+                try:
+                    filesystem.copy_file(first, second)
+                except FileNotFoundError:  # not an object store: the folder must be there first
+                    filesystem.create_dir(second.rpartition("/")[0], recursive=True)
+                    filesystem.copy_file(first, second)
             return
         place = Path(self.path(*target))
         partial = place.with_name(f".{place.name}.{secrets.token_hex(6)}")
         with self._explained(*target):
-            place.parent.mkdir(parents=True, exist_ok=True)
+            new_folders = _made_folders(place)
             try:
                 os.link(self.path(*source), partial)
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV):
                     raise
-                data = Path(self.path(*source)).read_bytes()
-                _write_durably(place, data)
-                return
-            with open(partial, "rb") as stream:
-                os.fsync(stream.fileno())  # the first place may not have been durable
-            os.replace(partial, place)
-            partial.unlink(missing_ok=True)  # a rename onto another name of the same file leaves both
-            sync_folder(place.parent)
+                _write_durably(place, Path(self.path(*source)).read_bytes())
+            else:
+                try:
+                    with open(partial, "rb") as stream:
+                        os.fsync(stream.fileno())  # the first place may not have been durable
+                    os.replace(partial, place)
+                finally:
+                    partial.unlink(missing_ok=True)  # a rename onto another name of the same file leaves both
+            _sync_names(place, new_folders)
 
     def upload(self, folder: Path, *parts: str) -> list[StoredFile]:
         """Write every file below a local folder to a directory of the root, in order of their names."""
@@ -227,8 +233,7 @@ def _write_durably(target: Path, data: bytes) -> None:
 
 
 def _write_whole(target: Path, data: bytes, *, durable: bool) -> None:
-    new_folders = [folder for folder in target.parents if not folder.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
+    new_folders = _made_folders(target)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
     try:
         with open(partial, "wb") as stream:
@@ -241,8 +246,20 @@ def _write_whole(target: Path, data: bytes, *, durable: bool) -> None:
         partial.unlink(missing_ok=True)
         raise
     if durable:
-        for folder in [target.parent, *(folder.parent for folder in new_folders)]:
-            sync_folder(folder)
+        _sync_names(target, new_folders)
+
+
+def _made_folders(target: Path) -> list[Path]:
+    """Make the folders above a file; those that were not there before."""
+    new_folders = [folder for folder in target.parents if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return new_folders
+
+
+def _sync_names(target: Path, new_folders: list[Path]) -> None:
+    """Make the name of a file durable, and those of the folders that were made for it."""
+    for folder in [target.parent, *(folder.parent for folder in new_folders)]:
+        sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -411,7 +411,7 @@ def test_the_character_sets_are_those_of_the_reference():
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 @pytest.mark.parametrize("kind", [odd_text, prose_text])
 def test_verdicts_are_those_of_the_reference_row_by_row(check, kind):
-    check(texts_of(kind, 500, 1))
+    check(texts_of(kind, 400, 1))
 
 
 @pytest.mark.parametrize(
@@ -472,7 +472,7 @@ CHANGED = {
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_verdicts_are_those_of_the_reference_by_other_thresholds_one_by_one(name):
-    texts = texts_of(odd_text, 50, 2) + texts_of(prose_text, 50, 2) + [PROSE, *OF_C4.values(), *OF_FINEWEB.values()]
+    texts = texts_of(odd_text, 40, 2) + texts_of(prose_text, 40, 2) + [PROSE, *OF_C4.values(), *OF_FINEWEB.values()]
     default = CHECKS[name](texts)
     different = 0
     for params in CHANGED[name]:
@@ -606,8 +606,8 @@ def test_no_texts_give_no_verdicts(judge, kind):
     "unit", ["x", "é", "語", "😀", "ab ", "é ", "a\n", "a.\n\n", "\n", " ", "a. ", "- b...\n", "[1] "]
 )
 def test_very_long_words_lines_and_texts_are_judged_as_short_ones_are(check, unit):
-    for count in (1023, 1024, 70_001):
-        check([unit * count, PROSE + unit * count, unit * count + PROSE])
+    for count in (1024, 66_000):
+        check([unit * count, PROSE + unit * count])
 
 
 def test_a_text_of_many_different_words_and_lines_is_compared_as_a_whole():

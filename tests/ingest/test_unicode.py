@@ -139,7 +139,7 @@ def short(fixes):
 
 @pytest.mark.parametrize("fixes", ALL_FIXES, ids=short)
 def test_each_text_becomes_what_ftfy_and_unicodedata_make_of_it(fixes):
-    texts = texts_of(short(fixes), 150)
+    texts = texts_of(short(fixes), 100)
     expected = [reference(text, fixes) for text in texts]
 
     found = repair(pa.array(texts), fixes)
@@ -218,7 +218,7 @@ def test_quotes_ligatures_and_full_width_stay():
 
 @pytest.mark.parametrize("fixes", [Fixes(), Fixes(form="nfkc", entities=True), Fixes(**NONE)], ids=short)
 def test_what_becomes_of_a_text_depends_on_it_alone(fixes):
-    texts = [*texts_of(1, 150), "x" * 300_000, "y\r" * 150_000, "é\r" * 100_000]
+    texts = [*texts_of(1, 150), "x" * 300_000, "y\r" * 50_000, "é\r" * 40_000]
     random.Random(1).shuffle(texts)
     alone = [repair(pa.array([text]), fixes).texts[0].as_py() for text in texts]
 
@@ -244,9 +244,9 @@ def test_figures_add_up_over_blocks():
     assert whole["rows_mended"] <= whole["rows_changed"] == sum(reference(text, Fixes()) != text for text in texts)
 
 
-@pytest.mark.parametrize("unit", ["é", "e\u0301", "é\u2028", "\x07é"])
+@pytest.mark.parametrize("unit", ["é", "e\u0301", "\x07é"])
 def test_lines_that_are_longer_than_what_ftfy_looks_at_become_what_it_makes_of_them(unit):
-    text = "x" + unit * 501_000
+    text = "x" + unit * (1_001_000 // len(unit))
     (found,) = repair(pa.array([text]), Fixes()).texts.to_pylist()
     assert found == reference(text, Fixes())
 
@@ -255,9 +255,9 @@ def test_lines_that_are_longer_than_what_ftfy_looks_at_become_what_it_makes_of_t
 
 
 def test_the_widened_pattern_matches_wherever_the_other_does():
-    lines = [line for text in texts_of(3, 1500) for line in text.split("\n")]
+    lines = [line for text in texts_of(3, 500) for line in text.split("\n")]
     bad = [bool(ftfy.badness.BADNESS_RE.search(line)) for line in lines]
-    assert 100 < sum(bad) < len(bad)
+    assert 50 < sum(bad) < len(bad)
     pattern = "(?s)" + widened(ftfy.badness.BADNESS_RE)
     wide = pc.match_substring_regex(pa.array(lines), pattern).to_pylist()
     assert all(found for found, expected in zip(wide, bad, strict=True) if expected)

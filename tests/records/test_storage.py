@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
@@ -92,6 +93,118 @@ def test_a_fetched_copy_never_outlives_what_it_is_a_copy_of(storage: Storage) ->
     folder = storage.fetch(["a.bin"], "corpus", "f", version="digest-2")
 
     assert (folder / "a.bin").read_bytes() == b"second"
+
+
+def test_a_file_has_a_size_and_a_folder_or_nothing_has_none(storage: Storage) -> None:
+    storage.write_bytes(b"x" * 1_234, "corpus", "f", "a.bin")
+    storage.write_bytes(b"", "corpus", "f", "empty.bin")
+
+    assert storage.size("corpus", "f", "a.bin") == 1_234
+    assert storage.size("corpus", "f", "empty.bin") == 0
+    assert storage.size("corpus", "f") is None
+    assert storage.size("corpus", "f", "b.bin") is None
+    assert storage.size("nowhere", "at", "all") is None
+
+
+def test_a_file_that_need_not_be_durable_is_the_same_file(storage: Storage) -> None:
+    durable = storage.write_bytes(b"abc", "f", "one.bin")
+    passing = storage.write_bytes(b"abc", "f", "two.bin", durable=False)
+
+    assert storage.read_bytes("f", "two.bin") == b"abc"
+    assert (passing.num_bytes, passing.sha256) == (durable.num_bytes, durable.sha256)
+    assert storage.names("f") == ["one.bin", "two.bin"]
+
+
+def test_a_duplicate_is_a_file_of_its_own(storage: Storage) -> None:
+    storage.write_bytes(b"first", "parts", "a.bin", durable=False)
+    storage.write_bytes(b"is replaced", "corpus", "f", "deep", "b.bin")
+
+    for target in (("corpus", "f", "deep", "b.bin"), ("new", "folders", "c.bin"), ("parts", "a.bin")):
+        storage.duplicate(("parts", "a.bin"), target)
+        storage.duplicate(("parts", "a.bin"), target)
+        assert storage.read_bytes(*target) == b"first"
+        assert storage.names(*target[:-1]) == [target[-1]]
+
+    storage.write_bytes(b"second", "parts", "a.bin")
+    assert storage.read_bytes("new", "folders", "c.bin") == b"first"
+    storage.write_bytes(b"third", "corpus", "f", "deep", "b.bin")
+    assert storage.read_bytes("parts", "a.bin") == b"second"
+    storage.delete("parts")
+    assert storage.read_bytes("new", "folders", "c.bin") == b"first"
+
+
+def test_a_duplicate_of_nothing_is_explained_and_leaves_what_was_there(storage: Storage) -> None:
+    storage.write_bytes(b"before", "corpus", "a.bin")
+    with pytest.raises(StorageError, match=r"expected to write .*/corpus/a\.bin, found: .*none\.bin"):
+        storage.duplicate(("parts", "none.bin"), ("corpus", "a.bin"))
+    assert storage.read_bytes("corpus", "a.bin") == b"before"
+    assert storage.names("corpus") == ["a.bin"]
+
+
+def test_a_local_duplicate_is_a_link_and_takes_no_room(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write_bytes(b"abc", "parts", "a.bin")
+    storage.duplicate(("parts", "a.bin"), ("corpus", "b.bin"))
+    assert (tmp_path / "parts/a.bin").samefile(tmp_path / "corpus/b.bin")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV])
+def test_where_there_are_no_links_a_duplicate_is_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    storage = Storage(str(tmp_path))
+    storage.write_bytes(b"abc", "parts", "a.bin")
+    monkeypatch.setattr(os, "link", refuse)
+    storage.duplicate(("parts", "a.bin"), ("new", "corpus", "b.bin"))
+    assert storage.read_bytes("new", "corpus", "b.bin") == b"abc"
+    assert storage.names("new", "corpus") == ["b.bin"]
+    assert not (tmp_path / "parts/a.bin").samefile(tmp_path / "new/corpus/b.bin")
+
+
+@pytest.mark.parametrize("is_duplicate", [False, True])
+def test_the_names_of_a_durable_file_and_of_its_new_folders_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_duplicate: bool
+) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write_bytes(b"abc", "a.bin")
+    synced: set[str] = set()
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    if is_duplicate:
+        storage.duplicate(("a.bin",), ("corpus", "f", "b.bin"))
+    else:
+        storage.write_bytes(b"abc", "corpus", "f", "b.bin")
+
+    assert {str(tmp_path), str(tmp_path / "corpus"), str(tmp_path / "corpus" / "f")} <= synced
+    assert any(Path(name).name.startswith(".b.bin") for name in synced)
+    synced.clear()
+    storage.write_bytes(b"abc", "parts", "f", "b.bin", durable=False)
+    assert not synced
+
+
+def test_a_duplicate_that_fails_leaves_nothing_beside_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write_bytes(b"abc", "a.bin")
+    storage.write_bytes(b"before", "corpus", "b.bin")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="found the disk or the quota full"):
+        storage.duplicate(("a.bin",), ("corpus", "b.bin"))
+    assert os.listdir(tmp_path / "corpus") == ["b.bin"]
+    assert storage.read_bytes("corpus", "b.bin") == b"before"
 
 
 def test_a_file_that_should_be_there_is_named_when_it_is_fetched() -> None:
