@@ -39,7 +39,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +115,11 @@ QUICK = Sizes(
 )
 
 
-def measure(quick: bool) -> Measured:
+def measure(quick: bool, rounds: int | None) -> Measured:
     """Measure all of it."""
+    sizes = QUICK if quick else FULL
     with tempfile.TemporaryDirectory(prefix="aifactory-benchmark-") as folder:
-        bench = _Bench(Path(folder), QUICK if quick else FULL)
+        bench = _Bench(Path(folder), replace(sizes, rounds=rounds or sizes.rounds))
         bench.prepare()
         bench.fixed_cost()
         bench.peak_memory()

@@ -40,7 +40,7 @@ QUICK = (
 )
 
 
-def measure(quick: bool) -> Measured:
+def measure(quick: bool, rounds: int | None) -> Measured:
     """Run the loop and read its journal."""
     raw: dict[str, list[float]] = {
         "trigger_to_answer_s": [],
@@ -50,7 +50,7 @@ def measure(quick: bool) -> Measured:
         "help_s": [_seconds("--help") for _ in range(3 if quick else 9)],
     }
     notes = []
-    for _ in range(1 if quick else 3):
+    for _ in range(rounds or (1 if quick else 3)):
         with tempfile.TemporaryDirectory() as folder:
             overrides = (f"runtime.storage={folder}", "runtime.endpoint.port=0", *(QUICK if quick else ()))
             arguments = [str(CONFIG), *(f"--set={override}" for override in overrides)]

@@ -36,12 +36,15 @@ class Measured:
     """By peer what ran beside it: its command and its versions."""
 
 
-def main(name: str, measure: Callable[[bool], Measured]) -> None:
+def main(name: str, measure: Callable[[bool, int | None], Measured]) -> None:
     """Run one benchmark as a program."""
     parser = argparse.ArgumentParser(description=f"The benchmark of {name}.")
     parser.add_argument("--quick", action="store_true", help="prove that it runs, in under 60 s; writes no result")
+    parser.add_argument("--rounds", type=int, metavar="N", help="so many rounds, where a machine is too slow for all")
     arguments = parser.parse_args()
-    found = measure(arguments.quick)
+    if arguments.rounds is not None and arguments.rounds < 1:
+        parser.error(f"expected at least 1 round, found {arguments.rounds}")
+    found = measure(arguments.quick, arguments.rounds)
     result = {"benchmark": name, "date": datetime.date.today().isoformat(), **_circumstances(), **asdict(found)}
     if not arguments.quick:
         RESULTS.mkdir(exist_ok=True)

@@ -81,7 +81,7 @@ FULL = Sizes(shards=250, shard_tokens=400_000, rounds=5)
 QUICK = Sizes(shards=10, shard_tokens=50_000, rounds=1)
 
 
-def measure(quick: bool) -> Measured:
+def measure(quick: bool, rounds: int | None) -> Measured:
     """Make the shards, then search them."""
     sizes = QUICK if quick else FULL
     raw: dict[str, list[float]] = defaultdict(list)
@@ -89,7 +89,7 @@ def measure(quick: bool) -> Measured:
     with tempfile.TemporaryDirectory(prefix="aifactory-benchmark-") as folder:
         shards = Path(folder, "shards")
         texts = _write(shards, sizes, raw)
-        for _ in range(sizes.rounds):
+        for _ in range(rounds or sizes.rounds):
             for name, ids in texts.items():
                 file = Path(folder, f"{name}.json")
                 file.write_text(json.dumps(ids), encoding="utf-8")
