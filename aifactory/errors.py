@@ -5,6 +5,7 @@
     ├── BadRequestError        a request that can't be served as it is             (HTTP 400)
     ├── CapacityError          no room now; the same call may succeed later        (HTTP 429)
     ├── PlacementError         the cluster can't hold what the configuration asks for
+    ├── TaskError              a task did not end: its worker died again and again
     ├── StorageError           the storage root or an artifact in it is not as expected
     ├── StateError             the SQL database is not as expected
     │   └── FencedError        a newer attempt at the same cycle has taken over
@@ -42,6 +43,10 @@ class CapacityError(AIFactoryError):
 
 class PlacementError(AIFactoryError):
     """The cluster can't place the workers, replicas and actors beside one another."""
+
+
+class TaskError(AIFactoryError):
+    """A task did not end: the worker that it ran on died, again and again."""
 
 
 class StorageError(AIFactoryError):

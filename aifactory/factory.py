@@ -29,7 +29,7 @@ from aifactory.cluster.placement import (
     require_shared_state,
 )
 from aifactory.cluster.session import connect, disconnect
-from aifactory.cluster.tasks import RunTasks, ray_data_tasks
+from aifactory.cluster.tasks import RunTasks, ray_tasks
 from aifactory.config import Config, FeedbackSource, Source, Train
 from aifactory.errors import StateError
 from aifactory.evaluate.gate import Promote, Reject, judge
@@ -434,7 +434,7 @@ class Factory:
     def _run_tasks(self) -> RunTasks:
         self._connect()
         runtime = self.config.runtime
-        return ray_data_tasks(concurrency=runtime.data_tasks, cpus_per_task=runtime.cpus_per_worker)
+        return ray_tasks(concurrency=runtime.data_tasks, cpus_per_task=runtime.cpus_per_worker)
 
     def _connect(self) -> None:
         """Connect to the cluster once, and see that what will run at the same time fits on it.

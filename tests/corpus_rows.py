@@ -22,7 +22,7 @@ def corpus_table(
     keyed = assign_keys(
         pa.table(columns, schema=RAW_SCHEMA), source=source, keyed_by_file=keyed_by_file, holdout_share=holdout_share
     )
-    return assign_ids(keyed, is_changed=False)
+    return assign_ids(keyed)
 
 
 def as_rows(table: pa.Table) -> list[Any]:

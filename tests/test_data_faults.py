@@ -135,7 +135,7 @@ def test_workers_killed_as_they_work_change_nothing(tmp_path: Path, whole: tuple
     try:
         while process.poll() is None and len(kills) < 3:
             for child in psutil.Process(process.pid).children(recursive=True):
-                if _name(child).startswith("ray::Map") and parts_of(driver) > len(kills):
+                if _name(child).startswith("ray::_") and parts_of(driver) > len(kills):
                     os.kill(child.pid, signal.SIGKILL)
                     kills.append(child.pid)
                     break

@@ -1,13 +1,14 @@
-"""Tasks: a plain function over many items, by Ray Data or in this process."""
+"""Tasks: a plain function over many items, as Ray tasks or in this process."""
 
 from __future__ import annotations
 
-import logging
-import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from aifactory.errors import TaskError
+
 Result = TypeVar("Result")
+_MAX_RETRIES = 5
 
 
 class RunTasks(Protocol):
@@ -21,28 +22,40 @@ def run_here(function: Callable[..., Result], items: Sequence[tuple[Any, ...]]) 
     return [function(*item) for item in items]
 
 
-def ray_data_tasks(*, concurrency: int, cpus_per_task: float) -> RunTasks:
-    """Run the items as Ray Data tasks, `concurrency` at once; a task whose worker dies is run again by Ray."""
+def ray_tasks(*, concurrency: int, cpus_per_task: float) -> RunTasks:
+    """Run the items as Ray tasks, `concurrency` at once, wherever in the cluster there is room.
+
+    A task whose worker or node dies is run again by Ray, up to _MAX_RETRIES times. The first error of the function itself
+    ends the run: what is in flight is cancelled, and the error reaches the caller as the function raised it.
+    """
 
     def run(function: Callable[..., Result], items: Sequence[tuple[Any, ...]]) -> list[Result]:
-        import ray.data
+        import ray
+        from ray.exceptions import RayError, RayTaskError
 
-        if not items:
-            return []
-
-        def call(row: dict[str, Any]) -> dict[str, Any]:
-            return {"index": row["index"], "result": pickle.dumps(function(*pickle.loads(row["item"])))}
-
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it sets its own level when it is imported
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        # The factory's own errors must reach the caller as they are, not behind a page of the executor's log.
-        context.log_internal_stack_trace_to_stdout = False
-        context.verbose_stats_logs = False
-        payload = [{"index": i, "item": pickle.dumps(item)} for i, item in enumerate(items)]
-        pool = ray.data.TaskPoolStrategy(size=min(concurrency, len(items)))
-        dataset = ray.data.from_items(payload, override_num_blocks=len(payload))
-        rows = dataset.map(call, num_cpus=cpus_per_task, compute=pool).take_all()
-        return [pickle.loads(row["result"]) for row in sorted(rows, key=lambda row: row["index"])]
+        task = ray.remote(num_cpus=cpus_per_task, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(function)
+        results: dict[int, Result] = {}
+        flying: dict[Any, int] = {}
+        waiting = iter(enumerate(items))
+        try:
+            while len(results) < len(items):
+                while len(flying) < concurrency and (following := next(waiting, None)) is not None:
+                    number, item = following
+                    flying[task.remote(*item)] = number
+                done, _ = ray.wait(list(flying), num_returns=1)
+                for reference in done:
+                    results[flying.pop(reference)] = ray.get(reference)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayError as error:
+            raise TaskError(
+                f"expected every task of {function.__name__} to end, found that one did not after {_MAX_RETRIES} further "
+                f"tries: {error} What was published is intact: free memory or lower runtime.data_tasks, and run the same "
+                "command again."
+            ) from error
+        finally:
+            for reference in flying:
+                ray.cancel(reference, force=True)
+        return [results[number] for number in range(len(items))]
 
     return run

@@ -25,7 +25,7 @@ from aifactory.ingest.index import Index
 from aifactory.records.artifacts import Corpus
 from aifactory.records.identity import fingerprint
 from aifactory.records.parts import Part, PartStore, made
-from aifactory.records.rows import from_parquet, part_names
+from aifactory.records.rows import from_ipc, from_parquet, part_names
 from aifactory.records.storage import Storage
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 LEAK = "contaminated"
 _CODE_VERSION = 2
-_TRAIN, _HOLDOUT = "train.parquet", "holdout.parquet"
+_TRAIN, _HOLDOUT = "train.arrow", "holdout.arrow"
 _SAID = ("prompt", "messages", "text")
 # What every conversation begins with is nobody's passage.
 _INSTRUCTING = frozenset({"system", "developer"})
@@ -129,7 +129,7 @@ def leaked_drops(
 
 
 def _ngrams_of_part(identity: str, looked: _Looked, part: Part, stays: npt.NDArray[np.bool_]) -> None:
-    rows = from_parquet(PartStore(looked.storage).read(part, _HOLDOUT), _SAID).filter(pa.array(stays))
+    rows = from_ipc(PartStore(looked.storage).read(part, _HOLDOUT), _SAID).filter(pa.array(stays))
     _publish(looked, identity, keys=_built(rows, looked.step).keys_K)
 
 
@@ -208,7 +208,7 @@ def _training_texts(looked: _Looked, part: Part) -> pa.Array:
     """What rows that train were asked and answer, as one text each."""
     if _TRAIN not in part.files:
         return pa.array([], pa.string())
-    rows = from_parquet(PartStore(looked.storage).read(part, _TRAIN), _SAID)
+    rows = from_ipc(PartStore(looked.storage).read(part, _TRAIN), _SAID)
     turns = pa.array(["\n".join(said) for said in _turns(rows)], pa.string())
     prompts, answers = (rows[name].combine_chunks() for name in ("prompt", "text"))
     return pc.binary_join_element_wise(prompts, turns, answers, "\n")

@@ -49,12 +49,13 @@ from aifactory.records.rows import (
     LEDGER_SCHEMA,
     assign_ids,
     assign_keys,
-    from_parquet,
+    from_ipc,
+    to_ipc,
     to_parquet,
 )
 from aifactory.records.storage import Storage, StoredFile
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 _SIDES = ("train", "holdout")
 _EXAMPLES = 3
 _EXAMPLE_CHARS = 400
@@ -156,11 +157,13 @@ def ingest_pieces(
         _write_part,
         [(_rest_identity(part, dropped), (work, part, dropped)) for part, dropped in zip(parts, drops, strict=True)],
     )
-    files = [
-        store.take(part, file, *target, f"{file.partition('.')[0]}-{number:05d}.{file.partition('.')[2]}")
-        for number, part in enumerate(whole)
-        for file in sorted(part.files)
-    ]
+    files = store.take(
+        [
+            (part, file, (*target, f"{file.partition('.')[0]}-{number:05d}.{file.partition('.')[2]}"))
+            for number, part in enumerate(whole)
+            for file in sorted(part.files)
+        ]
+    )
     figures = _sum_up(pieces, work, parts, whole)
     if figures["rows_kept"] == figures["rows_holdout"]:
         raise EmptyCorpusError(
@@ -197,9 +200,8 @@ def _read_part(identity: str, work: Work, piece: Piece) -> None:
         )
         rows, empty = reject_empty(rows)
         rows, broken = apply_steps(rows, work.steps, figures, restored=work.restored, models=work.models)
-        is_changed = any(step.CHANGES_TEXT for step in work.steps)
-        ledger += [_ledger_of(some, is_changed) for some in (empty, *broken) if some.rules]
-        kept.append(assign_ids(rows, is_changed=is_changed))
+        ledger += [_ledger_of(some) for some in (empty, *broken) if some.rules]
+        kept.append(assign_ids(rows))
     rows = pa.concat_tables(kept) if kept else CORPUS_SCHEMA.empty_table()
     rejected = pa.concat_tables(ledger) if ledger else LEDGER_SCHEMA.empty_table()
     sides = [rows.filter(pc.equal(rows["side"], side)) for side in _SIDES]
@@ -225,21 +227,18 @@ def _write_part(identity: str, work: Work, part: Part, drops: Drops) -> None:
     store = PartStore(work.storage)
     index = read_index(store.read(part, INDEX_FILE))
     tables = [
-        from_parquet(store.read(part, f"{side}.parquet"))
-        if f"{side}.parquet" in part.files
-        else CORPUS_SCHEMA.empty_table()
+        from_ipc(store.read(part, f"{side}.arrow")) if f"{side}.arrow" in part.files else CORPUS_SCHEMA.empty_table()
         for side in _SIDES
     ]
     stays = np.ones(len(index), bool)
     stays[drops.places_D] = False
-    gone = pa.concat_tables(tables).take(pa.array(drops.places_D))
-    dropped = _ledger_of(
-        Broken(gone, list(drops.rules), drops.scores_D.tolist(), list(drops.details)), is_changed=False
-    )
-    known = [from_parquet(store.read(part, "rejected.parquet"))] if "rejected.parquet" in part.files else []
+    gone = pa.concat_tables(tables).filter(pa.array(~stays))
+    dropped = _ledger_of(Broken(gone, list(drops.rules), drops.scores_D.tolist(), list(drops.details)))
+    known = [from_ipc(store.read(part, "rejected.arrow"))] if "rejected.arrow" in part.files else []
     border = tables[0].num_rows
     kept = [tables[0].filter(pa.array(stays[:border])), tables[1].filter(pa.array(stays[border:]))]
-    _publish(work, identity, kept, pa.concat_tables([*known, dropped]), index.take(stays), {})
+    rejected = pa.concat_tables([*known, dropped])
+    _publish(work, identity, kept, rejected, index.take(stays), _counted(kept, rejected, work.steps))
 
 
 def _publish(
@@ -252,18 +251,14 @@ def _publish(
 ) -> None:
     """Publish a part: the rows of each side, the ledger, the index, which the second pass has from the first."""
     is_last = index is not None
-    files = {
-        f"{side}.parquet": to_parquet(rows, packed=is_last)
-        for side, rows in zip(_SIDES, sides, strict=True)
-        if rows.num_rows
-    }
-    if rejected.num_rows:
-        files["rejected.parquet"] = to_parquet(rejected, packed=is_last)
+    to_bytes, ending = (to_parquet, "parquet") if is_last else (to_ipc, "arrow")
+    named = zip((*_SIDES, "rejected"), (*sides, rejected), strict=True)
+    files: dict[str, bytes | memoryview] = {f"{name}.{ending}": to_bytes(rows) for name, rows in named if rows.num_rows}
     if index is None:
         rows = pa.concat_tables(sides)
         index = index_of(rows, None if work.near_duplicates is None else sign(rows, work.near_duplicates))
     files[INDEX_FILE] = index_bytes(index)
-    PartStore(work.storage).publish(identity, files, {**figures, **_counted(sides, rejected, work.steps)})
+    PartStore(work.storage).publish(identity, files, figures, to_be_taken=is_last)
 
 
 def _counted(sides: Sequence[pa.Table], rejected: pa.Table, steps: Sequence[RowStep]) -> dict[str, Any]:
@@ -334,8 +329,8 @@ def _rest_identity(part: Part, drops: Drops) -> str:
     return fingerprint(stage="ingest-rest", code_version=CODE_VERSION, recipe=lost, inputs=[part.fingerprint])
 
 
-def _ledger_of(broken: Broken, is_changed: bool) -> pa.Table:
-    rows = assign_ids(broken.rows, is_changed=is_changed) if "id" not in broken.rows.column_names else broken.rows
+def _ledger_of(broken: Broken) -> pa.Table:
+    rows = assign_ids(broken.rows) if "id" not in broken.rows.column_names else broken.rows
     said = {"rule": broken.rules, "score": broken.scores, "detail": broken.details}
     columns = [
         pa.array(said[name], LEDGER_SCHEMA.field(name).type) if name in said else rows[name]

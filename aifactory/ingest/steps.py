@@ -113,32 +113,39 @@ def apply_steps(
 
 def reject_empty(table: pa.Table) -> tuple[pa.Table, Broken]:
     """Rows without any text but white space, which no recipe keeps."""
-    blank = _blank(table["text"])
-    gone = table.filter(blank)
-    count = gone.num_rows
+    blank_N = _is_blank(table["text"].combine_chunks())
+    count = int(blank_N.sum())
+    gone = table.filter(pa.array(blank_N)) if count else table.slice(0, 0)
     broken = Broken(gone, ["empty"] * count, [0.0] * count, ["no text but white space"] * count)
-    return (table.filter(pc.invert(blank)) if count else table), broken
+    return (table.filter(pa.array(~blank_N)) if count else table), broken
 
 
-def _blank(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    return pc.equal(pc.utf8_trim_whitespace(texts), "")
+def _is_blank(texts: pa.Array) -> np.ndarray[Any, Any]:
+    """Which of N texts hold nothing but white space."""
+    data_B, offsets_N1 = text_buffers(texts)
+    starts_N, is_empty_N = offsets_N1[:-1], offsets_N1[1:] == offsets_N1[:-1]
+    first_N = np.full(len(texts), 0x20, np.uint8)
+    first_N[~is_empty_N] = data_B[starts_N[~is_empty_N]]
+    # Hardly a text begins as one must that is blank, and only those are looked through.
+    places = np.flatnonzero((first_N <= 0x20) | (first_N >= 0x80))
+    blank_N: np.ndarray[Any, Any] = np.zeros(len(texts), bool)
+    looked_at = texts.take(pa.array(places))
+    blank_N[places] = pc.equal(pc.utf8_trim_whitespace(looked_at), "").to_numpy(zero_copy_only=False)
+    return blank_N
 
 
 def _with_emptied(table: pa.Table, applied: Applied) -> Applied:
     """The rows of which a step leaves nothing, as they were before, break its rule `empty`."""
-    before, after = table["text"].combine_chunks(), applied.table["text"].combine_chunks()
-    places = np.flatnonzero(pc.not_equal(before, after).to_numpy(zero_copy_only=False))
-    places = places[_blank(after.take(pa.array(places))).to_numpy(zero_copy_only=False)]
-    if not len(places):
+    after = applied.table["text"].combine_chunks()
+    emptied = _is_blank(after)  # none was before: such a row has been rejected
+    if not emptied.any():
         return applied
     count = table.num_rows
     known = applied.verdicts or Verdicts((), np.zeros(count, np.uint8), np.zeros(count))
-    emptied = np.zeros(count, bool)
-    emptied[places] = True
     verdicts = Verdicts(
         (*known.rules, "empty"), np.where(emptied, len(known.rules) + 1, known.broken_N).astype(np.uint8), known.score_N
     )
-    texts = pc.if_else(pa.array(emptied), before, after)
+    texts = pc.if_else(pa.array(emptied), table["text"].combine_chunks(), after)
     return replace(applied, table=_with_texts(applied.table, texts), verdicts=verdicts)
 
 

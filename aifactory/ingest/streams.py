@@ -6,8 +6,7 @@ a range whose last message is the one that was seen before is not read again whe
 
     origin     topic/partition        position   the offset        timestamp   the row's own, or the message's
 
-`read_messages` and `bounds_of` work on any consumer with the methods of kafka-python's that `Consumer` names;
-`messages_of_table` takes the table that `ray.data.read_kafka` gives.
+`read_messages` and `bounds_of` work on any consumer with the methods of kafka-python's that `Consumer` names.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
-
-import pyarrow as pa
 
 from aifactory.config.sources import KafkaSource
 from aifactory.errors import ConfigError, StorageError
@@ -174,14 +171,6 @@ def add_messages(messages: Iterable[Message], section: KafkaSource, builder: Blo
         else:
             builder.add_row(origin, message.offset, row)
         yield
-
-
-def messages_of_table(table: pa.Table) -> Iterator[Message]:
-    """The messages in a table of `ray.data.read_kafka`."""
-    names = ("partition", "offset", "timestamp", "value")
-    for batch in table.select(names).to_batches():
-        for partition, offset, timestamp, value in zip(*(batch[name].to_pylist() for name in names), strict=True):
-            yield Message(partition, offset, -1 if timestamp is None else timestamp, value)
 
 
 def _partition(section: KafkaSource, number: int) -> Any:

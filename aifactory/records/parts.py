@@ -52,10 +52,17 @@ class PartStore:
         whole = all(self.storage.size(*_folder(fingerprint), name) == file.num_bytes for name, file in files.items())
         return part if whole else None
 
-    def publish(self, fingerprint: str, files: Mapping[str, bytes], figures: Mapping[str, Any]) -> Part:
-        """Write a part; from then on it is found."""
+    def publish(
+        self,
+        fingerprint: str,
+        files: Mapping[str, bytes | memoryview],
+        figures: Mapping[str, Any],
+        *,
+        to_be_taken: bool = False,
+    ) -> Part:
+        """Write a part; from then on it is found. `to_be_taken`: an artifact takes its files over as soon as all parts are there."""
         stored = {
-            name: self.storage.write_bytes(data, *_folder(fingerprint), name, durable=False)
+            name: self.storage.write_bytes(data, *_folder(fingerprint), name, durable=False, on_its_way=to_be_taken)
             for name, data in files.items()
         }
         record = {"files": {name: asdict(file) for name, file in stored.items()}, "figures": figures}
@@ -74,11 +81,11 @@ class PartStore:
             )
         return data
 
-    def take(self, part: Part, name: str, *target: str) -> StoredFile:
-        """Put a file of a part at another place below the root, as it is, without reading it."""
-        file = part.files[name]
-        self.storage.duplicate((*_folder(part.fingerprint), name), target)
-        return StoredFile(name=target[-1], num_bytes=file.num_bytes, sha256=file.sha256)
+    def take(self, wanted: Sequence[tuple[Part, str, tuple[str, ...]]]) -> list[StoredFile]:
+        """Put files of parts (part, name, target) at other places below the root, as they are, without reading them."""
+        self.storage.duplicate([((*_folder(part.fingerprint), name), target) for part, name, target in wanted])
+        files = [(part.files[name], target) for part, name, target in wanted]
+        return [StoredFile(name=target[-1], num_bytes=file.num_bytes, sha256=file.sha256) for file, target in files]
 
 
 def made(

@@ -16,7 +16,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ import pyarrow.fs as pafs
 from aifactory.errors import StorageError
 
 RECORD_NAME = "record.json"
+_WAITING = 16
+"""Files that are put on disk at once where there are many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +82,17 @@ class Storage:
         except OSError as error:
             raise StorageError(f"expected to read {self.path(*parts)}, found: {error}.") from error
 
-    def write_bytes(self, data: bytes, *parts: str, durable: bool = True) -> StoredFile:
+    def write_bytes(
+        self, data: bytes | memoryview, *parts: str, durable: bool = True, on_its_way: bool = False
+    ) -> StoredFile:
         """Write one file so that it appears whole or not at all; on a local path it is on disk when this returns.
 
-        Without `durable` a power cut may take the file, or a part of it: for what can be made again.
+        durable      without it a power cut may take the file, or a part of it: for what can be made again
+        on_its_way   that is made durable later on: the system begins to write it now, so that nobody waits then
         """
         with self._explained(*parts):
             if self.is_local:
-                _write_whole(Path(self.path(*parts)), data, durable=durable)
+                _write_whole(Path(self.path(*parts)), data, durable=durable, on_its_way=on_its_way)
             else:
                 filesystem, base = self._filesystem()
                 target = "/".join([base, *parts])
@@ -97,10 +103,23 @@ class Storage:
                     stream = filesystem.open_output_stream(target)
                 with stream:
                     stream.write(data)
-        return StoredFile(name=parts[-1], num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        num_bytes = memoryview(data).nbytes
+        return StoredFile(name=parts[-1], num_bytes=num_bytes, sha256=hashlib.sha256(data).hexdigest())
 
-    def duplicate(self, source: tuple[str, ...], target: tuple[str, ...]) -> None:
-        """Give a file a second place: by a hard link (local; a copy where the filesystem has none), else by a copy."""
+    def duplicate(self, places: Sequence[tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
+        """Give files (source, target) a second place: by hard links (local; copies where the filesystem has none), else by copies.
+
+        Several at a time, since most of it is waiting for the disk.
+        """
+        with ThreadPoolExecutor(_WAITING) as pool:
+            for _ in pool.map(self._duplicate, *zip(*places, strict=True)) if places else ():
+                pass
+        if self.is_local:
+            for folder in sorted({Path(self.path(*target)).parent for _, target in places}):
+                sync_folder(folder)
+
+    def _duplicate(self, source: tuple[str, ...], target: tuple[str, ...]) -> None:
+        """One file; on a local path its name is not durable yet."""
         if not self.is_local:
             filesystem, base = self._filesystem()
             first, second = "/".join([base, *source]), "/".join([base, *target])
@@ -114,21 +133,21 @@ class Storage:
         place = Path(self.path(*target))
         partial = place.with_name(f".{place.name}.{secrets.token_hex(6)}")
         with self._explained(*target):
-            new_folders = _made_folders(place)
+            for folder in reversed(_made_folders(place)):
+                sync_folder(folder.parent)
             try:
                 os.link(self.path(*source), partial)
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV):
                     raise
                 _write_durably(place, Path(self.path(*source)).read_bytes())
-            else:
-                try:
-                    with open(partial, "rb") as stream:
-                        os.fsync(stream.fileno())  # the first place may not have been durable
-                    os.replace(partial, place)
-                finally:
-                    partial.unlink(missing_ok=True)  # a rename onto another name of the same file leaves both
-            _sync_names(place, new_folders)
+                return
+            try:
+                with open(partial, "rb") as stream:
+                    os.fsync(stream.fileno())  # the first place may not have been durable
+                os.replace(partial, place)
+            finally:
+                partial.unlink(missing_ok=True)  # a rename onto another name of the same file leaves both
 
     def upload(self, folder: Path, *parts: str) -> list[StoredFile]:
         """Write every file below a local folder to a directory of the root, in order of their names."""
@@ -232,7 +251,7 @@ def _write_durably(target: Path, data: bytes) -> None:
     _write_whole(target, data, durable=True)
 
 
-def _write_whole(target: Path, data: bytes, *, durable: bool) -> None:
+def _write_whole(target: Path, data: bytes | memoryview, *, durable: bool, on_its_way: bool = False) -> None:
     new_folders = _made_folders(target)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
     try:
@@ -241,6 +260,9 @@ def _write_whole(target: Path, data: bytes, *, durable: bool) -> None:
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
+            elif on_its_way and hasattr(os, "posix_fadvise"):
+                # Linux begins to write what is not on disk yet and does not wait for it.
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -147,11 +147,13 @@ def tokenize_corpus(
     figures["packed_rows_of"] = {
         source: sum(shard["packed_rows"] for shard in shards if shard["source"] == source) for source in by_source
     }
-    files += [
-        store.take(part, name, *target, f"{name.partition('.')[0]}-{number:05d}.arrow")
-        for number, part in enumerate(made_parts)
-        for name in sorted(part.files)
-    ]
+    files += store.take(
+        [
+            (part, name, (*target, f"{name.partition('.')[0]}-{number:05d}.arrow"))
+            for number, part in enumerate(made_parts)
+            for name in sorted(part.files)
+        ]
+    )
     return Tokenized(files=files, figures=figures)
 
 
@@ -246,7 +248,7 @@ def _write_shard(identity: str, work: _Work, part: str) -> None:
         counted["loss_tokens"] = packed.count_loss_tokens()
         files["shard.arrow"] = shard_bytes(packed)
         files["trace.arrow"] = index_bytes(packed)
-    PartStore(work.storage).publish(identity, files, counted)
+    PartStore(work.storage).publish(identity, files, counted, to_be_taken=True)
 
 
 @lru_cache(maxsize=2)

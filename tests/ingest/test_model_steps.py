@@ -319,7 +319,7 @@ ON_A_CLUSTER = """
 import json, sys
 from pathlib import Path
 from aifactory.cluster.session import connect, disconnect
-from aifactory.cluster.tasks import ray_data_tasks, run_here
+from aifactory.cluster.tasks import ray_tasks, run_here
 from aifactory.config import Ingest
 from aifactory.ingest.decisions import Earlier
 from aifactory.ingest.listing import list_pieces
@@ -345,7 +345,7 @@ def files_of(run, root):
 
 here = files_of(run_here, "here")
 connect("tests")
-there = files_of(ray_data_tasks(concurrency=2, cpus_per_task=0.5), "there")
+there = files_of(ray_tasks(concurrency=2, cpus_per_task=0.5), "there")
 disconnect()
 print(json.dumps([here, there]))
 """

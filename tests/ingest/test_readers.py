@@ -31,7 +31,7 @@ from aifactory.ingest.json_lines import plain_rows, row_of_line
 from aifactory.ingest.listing import list_pieces
 from aifactory.ingest.readers import read_piece
 from aifactory.ingest.shapes import Shape
-from aifactory.ingest.streams import Message, add_messages, messages_of_table
+from aifactory.ingest.streams import Message, add_messages
 from aifactory.records.identity import canonical_json
 
 SOURCES = TypeAdapter(Source)
@@ -1508,24 +1508,6 @@ def test_a_broker_that_does_not_answer_or_has_lost_its_messages_is_an_error():
     )
     with pytest.raises(ConfigError, match="bootstrap_servers"):
         list_pieces([unreachable])
-
-
-def test_the_table_of_ray_data_is_a_sequence_of_messages():
-    table = pa.table(
-        {
-            "offset": [4, 5],
-            "key": pa.array([None, b"k"], pa.binary()),
-            "value": pa.array([b'{"text": "a"}', None], pa.binary()),
-            "topic": ["events", "events"],
-            "partition": pa.array([1, 1], pa.int32()),
-            "timestamp": [1_767_355_445_000, None],
-        }
-    )
-
-    assert list(messages_of_table(table)) == [
-        Message(1, 4, 1_767_355_445_000, b'{"text": "a"}'),
-        Message(1, 5, -1, None),
-    ]
 
 
 def test_a_broker_at_a_private_address_needs_permission():

@@ -136,7 +136,7 @@ def test_a_store_and_a_part_are_pickled_into_tasks(tmp_path: Path) -> None:
 def test_what_is_taken_over_is_the_file_under_its_new_name(store: PartStore) -> None:
     part = store.publish(ONE, FILES, FIGURES)
 
-    file = store.take(part, "train.parquet", "corpus", "f", "train-00003.parquet")
+    (file,) = store.take([(part, "train.parquet", ("corpus", "f", "train-00003.parquet"))])
 
     assert file == StoredFile(
         name="train-00003.parquet", num_bytes=1_000, sha256=hashlib.sha256(FILES["train.parquet"]).hexdigest()
@@ -148,7 +148,7 @@ def test_what_is_taken_over_is_the_file_under_its_new_name(store: PartStore) -> 
 def test_neither_a_part_nor_what_took_it_over_sees_the_other_change(store: PartStore) -> None:
     part = store.publish(ONE, FILES, FIGURES)
     target = ("corpus", "f", "train-00000.parquet")
-    store.take(part, "train.parquet", *target)
+    store.take([(part, "train.parquet", target)])
 
     store.publish(ONE, {**FILES, "train.parquet": b"other"}, FIGURES)
     assert store.storage.read_bytes(*target) == FILES["train.parquet"]
@@ -163,7 +163,7 @@ def test_neither_a_part_nor_what_took_it_over_sees_the_other_change(store: PartS
 def test_taking_over_reads_and_writes_nothing_on_a_local_disk(tmp_path: Path) -> None:
     store = PartStore(Storage(str(tmp_path)))
     part = store.publish(ONE, FILES, FIGURES)
-    store.take(part, "train.parquet", "corpus", "f", "a.parquet")
+    store.take([(part, "train.parquet", ("corpus", "f", "a.parquet"))])
     assert (tmp_path / "corpus/f/a.parquet").samefile(tmp_path.joinpath(*folder(ONE), "train.parquet"))
 
 

@@ -120,8 +120,8 @@ def test_a_duplicate_is_a_file_of_its_own(storage: Storage) -> None:
     storage.write_bytes(b"is replaced", "corpus", "f", "deep", "b.bin")
 
     for target in (("corpus", "f", "deep", "b.bin"), ("new", "folders", "c.bin"), ("parts", "a.bin")):
-        storage.duplicate(("parts", "a.bin"), target)
-        storage.duplicate(("parts", "a.bin"), target)
+        storage.duplicate([(("parts", "a.bin"), target)])
+        storage.duplicate([(("parts", "a.bin"), target)])
         assert storage.read_bytes(*target) == b"first"
         assert storage.names(*target[:-1]) == [target[-1]]
 
@@ -136,7 +136,7 @@ def test_a_duplicate_is_a_file_of_its_own(storage: Storage) -> None:
 def test_a_duplicate_of_nothing_is_explained_and_leaves_what_was_there(storage: Storage) -> None:
     storage.write_bytes(b"before", "corpus", "a.bin")
     with pytest.raises(StorageError, match=r"expected to write .*/corpus/a\.bin, found: .*none\.bin"):
-        storage.duplicate(("parts", "none.bin"), ("corpus", "a.bin"))
+        storage.duplicate([(("parts", "none.bin"), ("corpus", "a.bin"))])
     assert storage.read_bytes("corpus", "a.bin") == b"before"
     assert storage.names("corpus") == ["a.bin"]
 
@@ -144,7 +144,7 @@ def test_a_duplicate_of_nothing_is_explained_and_leaves_what_was_there(storage: 
 def test_a_local_duplicate_is_a_link_and_takes_no_room(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write_bytes(b"abc", "parts", "a.bin")
-    storage.duplicate(("parts", "a.bin"), ("corpus", "b.bin"))
+    storage.duplicate([(("parts", "a.bin"), ("corpus", "b.bin"))])
     assert (tmp_path / "parts/a.bin").samefile(tmp_path / "corpus/b.bin")
 
 
@@ -158,7 +158,7 @@ def test_where_there_are_no_links_a_duplicate_is_a_copy(
     storage = Storage(str(tmp_path))
     storage.write_bytes(b"abc", "parts", "a.bin")
     monkeypatch.setattr(os, "link", refuse)
-    storage.duplicate(("parts", "a.bin"), ("new", "corpus", "b.bin"))
+    storage.duplicate([(("parts", "a.bin"), ("new", "corpus", "b.bin"))])
     assert storage.read_bytes("new", "corpus", "b.bin") == b"abc"
     assert storage.names("new", "corpus") == ["b.bin"]
     assert not (tmp_path / "parts/a.bin").samefile(tmp_path / "new/corpus/b.bin")
@@ -179,7 +179,7 @@ def test_the_names_of_a_durable_file_and_of_its_new_folders_are_on_disk(
 
     monkeypatch.setattr(os, "fsync", noted)
     if is_duplicate:
-        storage.duplicate(("a.bin",), ("corpus", "f", "b.bin"))
+        storage.duplicate([(("a.bin",), ("corpus", "f", "b.bin"))])
     else:
         storage.write_bytes(b"abc", "corpus", "f", "b.bin")
 
@@ -202,7 +202,7 @@ def test_a_duplicate_that_fails_leaves_nothing_beside_what_was_there(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="found the disk or the quota full"):
-        storage.duplicate(("a.bin",), ("corpus", "b.bin"))
+        storage.duplicate([(("a.bin",), ("corpus", "b.bin"))])
     assert os.listdir(tmp_path / "corpus") == ["b.bin"]
     assert storage.read_bytes("corpus", "b.bin") == b"before"
 
