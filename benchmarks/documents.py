@@ -3,6 +3,8 @@
 Sentences are taken from the docstrings and put together anew by a seeded generator, about 2 KB a document, so that no two
 documents are alike but those that are planted: exact copies, and near ones in which a share of the words is replaced.
 
+None quotes a control token: a peer would take it for one, where we encode what was written.
+
 Two things make them more like what is collected. One sentence in ten gets a word that hardly occurs again: in texts of
 people new words never end, and a tokenizer that remembers words would look faster than it is without them (Heaps 1978,
 "Information Retrieval", section 7.5). And a share of the documents breaks a published rule each, or is not in Unicode NFC.
@@ -170,6 +172,6 @@ def _is_prose(sentence: str) -> bool:
         6 <= len(words) <= 60
         and sentence[0].isupper()
         and sentence[-1] == "."
-        and not any(mark in sentence for mark in ("{", "}", ">>>", "::", "__", "lorem"))
+        and not any(mark in sentence for mark in ("{", "}", ">>>", "::", "__", "lorem", "<|"))
         and sum(character.isalpha() or character == " " for character in sentence) > 0.9 * len(sentence)
     )
