@@ -3,14 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
+# What starts Ray has both CPUs to itself.
+LOOPS := tests/test_loop.py tests/test_clusters.py tests/test_data_faults.py tests/test_faults.py
 
-.PHONY: quickstart test test-faults test-gpu check format schema peers clean
+.PHONY: quickstart test test-slow test-faults test-gpu check format schema peers clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/aifactory run $(CONFIG)
 
 test: $(VENV)/installed-dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not gpu"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not gpu and not slow" -n 2 --dist loadfile $(LOOPS:%=--ignore=%)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not gpu and not slow" $(LOOPS)
+
+# The loop in all its turns: negative controls, killed actors, two nodes, Ray jobs.
+test-slow: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 # SIGKILL at random moments and at every stage boundary, for many minutes.
 test-faults: $(VENV)/installed-dev

@@ -42,6 +42,7 @@ def written(folder: Path, values: dict[str, Any]) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_the_loop_closes_over_two_nodes_and_postgresql(tmp_path: Path, postgres_url: str) -> None:  # noqa: F811
     runtime = {"workers": 2, "cpus_per_worker": 0.8, "state_url": postgres_url}
     config = written(tmp_path, small_config(tmp_path, traffic=unknown_traffic(tmp_path), runtime=runtime))
@@ -92,6 +93,7 @@ def head(tmp_path: Path) -> Iterator[str]:
         each.kill()
 
 
+@pytest.mark.slow
 def test_the_loop_closes_as_ray_jobs_and_the_retrain_is_one_of_them(head: str, tmp_path: Path) -> None:
     config = written(tmp_path, small_config(tmp_path, traffic=unknown_traffic(tmp_path)))
 

@@ -128,6 +128,7 @@ def test_a_driver_killed_among_its_parts_ends_with_the_same_bytes(
     assert digests(killed) == whole
 
 
+@pytest.mark.slow
 def test_workers_killed_as_they_work_change_nothing(tmp_path: Path, whole: tuple[str, ...]) -> None:
     driver = Driver(tmp_path, values_of(tmp_path), verb="tokenize")
     process = driver.start()
@@ -169,6 +170,7 @@ def test_a_node_that_is_lost_changes_nothing(tmp_path: Path, whole: tuple[str, .
     assert digests(driver) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="a small disk is mounted in a namespace of its own")
 def test_a_full_disk_is_an_error_that_says_so_and_what_was_published_is_intact(
     tmp_path: Path, whole: tuple[str, ...]

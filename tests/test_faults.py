@@ -29,6 +29,7 @@ def driver(folder: Path) -> Driver:
     return Driver(folder, values)
 
 
+@pytest.mark.slow
 def test_a_driver_killed_in_training_and_in_traffic_ends_as_if_it_had_never_been(
     tmp_path: Path, uninterrupted: Driver
 ) -> None:

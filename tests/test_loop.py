@@ -77,6 +77,7 @@ def test_an_answer_is_traced_to_the_feedback_that_made_its_release(uninterrupted
     assert lines.count("corpus/") >= 2
 
 
+@pytest.mark.slow
 def test_killing_the_evaluation_actor_again_and_again_changes_nothing(
     make_factory: Make, tmp_path: Path, uninterrupted: Driver
 ) -> None:
@@ -125,6 +126,7 @@ def _kill_the_actor(factory: Factory, ended: threading.Event, kills: list[str]) 
                 break
 
 
+@pytest.mark.slow
 def test_traffic_about_what_the_model_knows_is_no_reason_to_retrain(make_factory: Make, tmp_path: Path) -> None:
     traffic = unknown_traffic(tmp_path)
     traffic["source"]["path"] = str(tmp_path / "corpus")
@@ -137,6 +139,7 @@ def test_traffic_about_what_the_model_knows_is_no_reason_to_retrain(make_factory
     assert "not established" in report.decisions[-1]["reasons"][-1]
 
 
+@pytest.mark.slow
 def test_feedback_with_shuffled_answers_gives_a_candidate_that_is_rejected(make_factory: Make, tmp_path: Path) -> None:
     factory = make_factory(name="shuffled", traffic=unknown_traffic(tmp_path, shuffle_corrections=True))
 
@@ -149,6 +152,7 @@ def test_feedback_with_shuffled_answers_gives_a_candidate_that_is_rejected(make_
     assert [release.number for release in factory.books.registry.releases()] == [1]
 
 
+@pytest.mark.slow
 def test_two_workers_and_one_worker_give_the_same_corpus_tokens_and_fingerprints(
     make_factory: Make, tmp_path: Path
 ) -> None:
@@ -170,6 +174,7 @@ def test_two_workers_and_one_worker_give_the_same_corpus_tokens_and_fingerprints
     assert model_1.fingerprint == model_2.fingerprint
 
 
+@pytest.mark.slow
 def test_a_promotion_that_the_registry_makes_is_swapped_in_and_rolled_back_under_load(
     make_factory: Make, tmp_path: Path
 ) -> None:
@@ -237,6 +242,7 @@ def test_bad_files_are_in_the_ledger_and_the_run_goes_on(make_factory: Make, tmp
     assert found.rows_kept == len(KNOWN) * 14
 
 
+@pytest.mark.slow
 def test_two_factories_share_a_cluster_and_a_database_without_meeting(make_factory: Make, tmp_path: Path) -> None:
     shared = {"state_url": f"sqlite:///{tmp_path / 'shared.db'}"}
     one = make_factory(name="one", runtime=shared)

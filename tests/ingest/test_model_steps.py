@@ -294,6 +294,7 @@ def test_the_bytes_of_a_corpus_do_not_depend_on_who_made_its_parts(write_files, 
     assert set(made.kept[0]) == set(again.kept[0]) and CONFIDENCE not in made.kept[0]
 
 
+@pytest.mark.slow
 def test_workers_of_a_cluster_label_as_this_process_does(tmp_path, folder):
     """The function of a job lies in the job's working directory, which is on no path of a console script."""
     (tmp_path / "labels_of_job.py").write_text(

@@ -107,7 +107,7 @@ def test_a_document_that_is_no_utf8_is_a_line_of_the_ledger(write_files):
 
 def test_compressed_documents_are_unpacked(write_files):
     found = read(
-        write_files({"a.txt.gz": gzip.compress(b"text a"), "b.txt.bz2": bz2.compress(b"text b")}), include=("*",)
+        write_files({"a.txt.gz": gzip.compress(b"text a", mtime=0), "b.txt.bz2": bz2.compress(b"text b")}), include=("*",)
     )
 
     assert found.of("origin", "text") == [("a.txt.gz", "text a"), ("b.txt.bz2", "text b")]
@@ -314,7 +314,7 @@ def test_a_truncated_archive_gives_the_rows_before_the_damage(write_files):
                 "damaged.jsonl.gz": bytes(damaged),
                 "not.jsonl.gz": b"no gzip at all",
                 "not.jsonl.zst": b"no zstd at all",
-                "one.jsonl.gz": gzip.compress(b'{"text": "one"}'),
+                "one.jsonl.gz": gzip.compress(b'{"text": "one"}', mtime=0),
             }
         ),
         "jsonl",
@@ -334,8 +334,8 @@ def test_a_truncated_archive_gives_the_rows_before_the_damage(write_files):
 
 
 def test_a_bomb_is_a_line_of_the_ledger_and_the_rest_goes_on(write_files):
-    bomb = gzip.compress(b'{"text": "' + b"a" * 200_000_000 + b'"}\n')
-    many = gzip.compress(b'{"text": "a"}\n' * 2_000_000)
+    bomb = gzip.compress(b'{"text": "' + b"a" * 200_000_000 + b'"}\n', mtime=0)
+    many = gzip.compress(b'{"text": "a"}\n' * 2_000_000, mtime=0)
     found = read(
         write_files({"a.jsonl.gz": bomb, "b.jsonl.gz": many, "c.jsonl": '{"text": "c"}\n'}), "jsonl", max_ratio=50
     )
@@ -861,8 +861,8 @@ def test_records_of_csv_are_rows_and_positions_count_them(write_files):
         ("a.csv", "text;n\na, b;1\n", {"delimiter": ";"}),
         ("a.csv", "a\\, b,1\n", {"escape": "\\", "column_names": ("text", "n"), "quote": None}),
         ("a.csv", '"a, b",1\n', {"column_names": ("text", "n")}),
-        ("a.csv.gz", gzip.compress(b'text,n\n"a, b",1\n'), {}),
-        ("a.tsv.gz", gzip.compress(b"text\tn\na, b\t1\n"), {}),
+        ("a.csv.gz", gzip.compress(b'text,n\n"a, b",1\n', mtime=0), {}),
+        ("a.tsv.gz", gzip.compress(b"text\tn\na, b\t1\n", mtime=0), {}),
         ("a.csv", '\n\ntext,n\n"a, b",1', {"multiline": False}),
         ("a.csv", 'n,text,more\n1,"a, b",NULL\n', {}),
     ],
@@ -883,7 +883,7 @@ def test_bad_csv_is_in_the_ledger(write_files):
                 "nul.csv": b"text,n\na\0b,1\n",
                 "open.csv": 'text,n\n"never closed,1\nb,2\n',
                 "wide.csv": "text,n\na,1,2\nb,2\n",
-                "cut.csv.gz": gzip.compress(b"text,n\na,1\n")[:-6],
+                "cut.csv.gz": gzip.compress(b"text,n\na,1\n", mtime=0)[:-6],
             }
         ),
         "csv",
@@ -1064,13 +1064,13 @@ def test_pages_of_an_archive_are_rows_with_their_url(write_files):
             ("https://example.org/a", "text/html; charset=utf-8", "200 OK", html, {}),
             ("https://example.org/b.png", "image/png", "200 OK", b"\x89PNG", {}),
             ("https://example.org/c", "text/html", "404 Not Found", html, {}),
-            ("https://example.org/d", "text/html", "200 OK", gzip.compress(html), {"Content-Encoding": "gzip"}),
+            ("https://example.org/d", "text/html", "200 OK", gzip.compress(html, mtime=0), {"Content-Encoding": "gzip"}),
             ("https://example.org/e", "text/html", "200 OK", b"<div>" * 10_000, {}),
             ("https://example.org/f", "text/html", "200 OK", b"\x1b", {"Content-Encoding": "br"}),
             ("https://example.org/g", "text/html", "200 OK", gzip.compress(bytes(10**8)), {"Content-Encoding": "gzip"}),
         ]
     )
-    members = b"".join(gzip.compress(b"WARC/1.0" + part) for part in archive.split(b"WARC/1.0")[1:])
+    members = b"".join(gzip.compress(b"WARC/1.0" + part, mtime=0) for part in archive.split(b"WARC/1.0")[1:])
     for name, data in (("a.warc", archive), ("a.warc.gz", members)):
         found = read(write_files({name: data}, folder=name), "warc")
 
@@ -1084,7 +1084,7 @@ def test_pages_of_an_archive_are_rows_with_their_url(write_files):
 
 def test_a_broken_archive_of_the_web_is_in_the_ledger(write_files):
     whole = warc([("https://example.org/a", "text/html", "200 OK", PAGE.encode(), {})] * 3)
-    files = {"cut.warc": whole[:-300], "not.warc": b"garbage" * 100, "cut.warc.gz": gzip.compress(whole)[:-20]}
+    files = {"cut.warc": whole[:-300], "not.warc": b"garbage" * 100, "cut.warc.gz": gzip.compress(whole, mtime=0)[:-20]}
     found = read(write_files(files), "warc")
 
     assert {(line["origin"].split("#")[0], line["rule"]) for line in found.ledger} == {
@@ -1101,7 +1101,7 @@ def test_every_kind_is_read_from_an_object_store(s3):  # noqa: F811
     rows = lines(table.to_pylist()).encode()
     s3.put("data/a.parquet", parquet(table, row_group_size=10))
     s3.put("data/a.jsonl", rows)
-    s3.put("data/b.jsonl.gz", gzip.compress(rows))
+    s3.put("data/b.jsonl.gz", gzip.compress(rows, mtime=0))
     s3.put("data/a.csv", b"text\n" + b"".join(b"row %d\n" % i for i in range(100)))
     s3.put("data/a.txt", b"text")
     expected = table["text"].to_pylist()

@@ -93,11 +93,13 @@ class Failing(Storage):
 
     left = 0
 
-    def write_bytes(self, data: bytes, *parts: str, durable: bool = True) -> StoredFile:
+    def write_bytes(
+        self, data: bytes | memoryview, *parts: str, durable: bool = True, on_its_way: bool = False
+    ) -> StoredFile:
         if not self.left:
             raise StorageError("the disk is full")
         self.left -= 1
-        return super().write_bytes(data, *parts, durable=durable)
+        return super().write_bytes(data, *parts, durable=durable, on_its_way=on_its_way)
 
 
 @pytest.mark.parametrize("written", range(len(FILES) + 1))
