@@ -359,8 +359,9 @@ class Workshop:
             ),
             micro_batch_rows=runtime.micro_batch_rows,
             checkpoint_every_steps=runtime.checkpoint_every_steps,
-            num_threads=max(1, int(runtime.cpus_per_worker)),
+            num_threads=recipe.threads or max(1, int(runtime.cpus_per_worker)),
             parallel=runtime.parallel,
+            shard_workers=runtime.shard_workers,
         )
 
     def _drawn(
@@ -483,6 +484,7 @@ class Workshop:
             "workers": runtime.workers,
             "threads_per_worker": max(1, int(runtime.cpus_per_worker)),
             "micro_batch_rows": runtime.micro_batch_rows,
+            "parallel": runtime.parallel,
             "machine": platform.machine(),
             "python": platform.python_version(),
             "cpu_flags": _cpu_flags(),

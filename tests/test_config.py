@@ -512,3 +512,28 @@ def test_the_schema_names_every_section_and_holds_for_a_configuration() -> None:
     assert schema["additionalProperties"] is False
     for field in schema["properties"].values():
         assert "description" in field or schema["$defs"][field["$ref"].rpartition("/")[2]]["description"]
+
+
+ACROSS = (
+    "train.reproducible=across_workers",
+    "train.micro_batch_rows=2",
+    "train.threads=1",
+    "train.global_batch_rows=8",
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("train.reproducible=across_workers",), "expected micro_batch_rows and threads beside"),
+        (("train.threads=2",), "train.threads with reproducible: across_workers alone"),
+        ((*ACROSS, "train.global_batch_rows=12"), "1, 2, 4, 8... times micro_batch_rows"),
+        ((*ACROSS, "runtime.micro_batch_rows=4"), "no runtime.micro_batch_rows beside"),
+        ((*ACROSS, "runtime.parallel=fsdp"), "no runtime.parallel beside"),
+    ],
+)
+def test_across_workers_asks_for_all_that_decides_the_bits_and_leaves_the_runtime_none(
+    overrides: tuple[str, ...], said: str
+) -> None:
+    assert read(SMALL, *ACROSS).train.is_across_workers
+    assert any(said in line for line in errors_of(SMALL, *overrides))

@@ -21,6 +21,7 @@ from aifactory.config.reading import plain_overrides
 from aifactory.config.recipe import (
     Architecture,
     Evaluate,
+    Guards,
     Improve,
     ModelBase,
     PromoteGate,
@@ -75,6 +76,7 @@ __all__ = [
     "FineWebStep",
     "GopherQualityStep",
     "GopherRepetitionStep",
+    "Guards",
     "HoldoutStratum",
     "Improve",
     "Ingest",

@@ -55,6 +55,19 @@ class SourceShare(Section):
     """Most times that a row of it is read in a run; what it then gives less the other sources give. Default: any."""
 
 
+class Guards(Section):
+    """Steps that are not taken: the run goes back to its newest checkpoint and leaves the batch out."""
+
+    max_skipped: int = Field(default=3, ge=0)
+    """Batches that may be left out before the run stops, because their loss or gradient is not finite, or for a spike.
+    Default: 3."""
+    spike_deviations: float = Field(default=0.0, ge=0)
+    """A loss so many robust standard deviations above the median of those before it is a spike; 0: none is.
+    Default: 0."""
+    spike_window: int = Field(default=64, ge=8)
+    """Losses that it is compared with. Default: 64."""
+
+
 class Train(Section):
     """TokenSets to a Model."""
 
@@ -68,8 +81,13 @@ class Train(Section):
     """Peak learning rate. Default: 3e-3."""
     warmup_steps: int = Field(default=20, ge=0)
     """Steps of linear warm-up. Default: 20."""
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    """How the rate falls after the warm-up: by a cosine, linearly, or (wsd) only in the last `decay_share` of the steps.
+    Default: cosine."""
+    decay_share: float = Field(default=0.2, gt=0, le=1)
+    """Of wsd: the share of all steps in which the rate falls, linearly. Default: 0.2."""
     final_lr_share: float = Field(default=0.1, ge=0, le=1)
-    """Share of the peak at which the cosine ends. Default: 0.1."""
+    """Share of the peak at which the rate ends. Default: 0.1."""
     weight_decay: float = Field(default=0.1, ge=0)
     """AdamW's decay, on matrices only. Default: 0.1."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -82,6 +100,40 @@ class Train(Section):
     """auto: bf16 autocast where the processor or the GPU computes in it, else fp32. Default: auto."""
     seed: int = Field(default=1, ge=0)
     """Seed of the weights, of the order of the rows and of dropout. Default: 1."""
+    guards: Guards = Guards()
+    """What keeps a bad batch from spoiling the weights."""
+    reproducible: Literal["execution", "across_workers"] = "execution"
+    """What promises the same weights to the bit: the same execution, or the recipe alone, by any number of workers that is a
+    power of two. The latter needs `micro_batch_rows` and `threads`, of which results then depend. Default: execution."""
+    micro_batch_rows: int | None = Field(default=None, ge=1)
+    """Of across_workers: rows of one forward pass; `global_batch_rows` is a power of two times it. Default: none."""
+    threads: int | None = Field(default=None, ge=1)
+    """Of across_workers: threads of each worker on a CPU. Default: none."""
+
+    @property
+    def is_across_workers(self) -> bool:
+        """Whether the weights depend on the recipe alone."""
+        return self.reproducible == "across_workers"
+
+    @model_validator(mode="after")
+    def _fixed_where_it_matters(self) -> Train:
+        if not self.is_across_workers:
+            for name in ("micro_batch_rows", "threads"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"expected train.{name} with reproducible: across_workers alone; use runtime's")
+            return self
+        if self.micro_batch_rows is None or self.threads is None:
+            raise ValueError(
+                "expected micro_batch_rows and threads beside reproducible: across_workers, since the bits of a sum depend "
+                f"on both; found {self.micro_batch_rows} and {self.threads}"
+            )
+        count, left = divmod(self.global_batch_rows, self.micro_batch_rows)
+        if left or count & (count - 1):
+            raise ValueError(
+                "expected global_batch_rows to be 1, 2, 4, 8... times micro_batch_rows for reproducible: across_workers, "
+                f"found {self.global_batch_rows} and {self.micro_batch_rows}"
+            )
+        return self
 
 
 # ── evaluate, promote ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -51,8 +51,11 @@ class Runtime(Section):
     """CPUs that a training worker or a data task asks Ray for; it runs so many threads, at least one. Default: 1."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs that a training worker asks Ray for. Default: 0; CUDA and NCCL are used where it is above."""
-    parallel: Literal["ddp"] = "ddp"
-    """How several workers share a model. Default: ddp."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several workers share a model: each holds all of it (ddp), or a part of every block (fsdp: FSDP2).
+    Default: ddp."""
+    shard_workers: int | None = Field(default=None, ge=1)
+    """Of fsdp: so many workers hold one copy of the model between them (hybrid sharding). Default: all."""
     data_tasks: int = Field(default=2, ge=1)
     """Tasks that read, tokenize or score at once. Default: 2."""
     inline_bytes: int = Field(default=8_000_000, ge=0)

@@ -54,6 +54,16 @@ class Config(Section):
             raise ValueError("expected a weight above 0 in train.mixture, found none; raise one")
         return self
 
+    @model_validator(mode="after")
+    def _across_workers_leaves_nothing_to_the_runtime(self) -> Config:
+        if self.train.is_across_workers:
+            for name in sorted({"micro_batch_rows", "parallel", "shard_workers"} & self.runtime.model_fields_set):
+                raise ValueError(
+                    f"expected no runtime.{name} beside train.reproducible: across_workers, which decides it, found "
+                    f"{getattr(self.runtime, name)!r}; leave it out"
+                )
+        return self
+
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
         """Read `path` and apply dotted overrides such as `train.max_steps=10`.

@@ -3,23 +3,36 @@
 Layout   <folder>/step-00000100/{model.safetensors, optimizer.pt, COMMITTED}; the marker holds the latest losses
 Law      COMMITTED is written last. A run continues from the newest step that has it, whatever its launcher remembers.
          Nothing is read that can run code: safetensors, and `weights_only` for the optimiser.
+Whole    A checkpoint holds whole weights and moments by their names, however they were shared, so that any number of
+         workers goes on from it, by ddp or by fsdp.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from aifactory.records.storage import Storage
 
+State = dict[str, Any]
+"""Weights by name, whole, on the CPU."""
+
 _MARKER = "COMMITTED"
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class Checkpoints:
@@ -30,14 +43,12 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
 
-    def save(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, *, losses: Sequence[float] = ()
-    ) -> None:
+    def save(self, step: int, weights: State, moments: Mapping[str, Any], *, losses: Sequence[float] = ()) -> None:
         """Commit the state after `step` steps, then delete all but the newest `keep`."""
         name = f"step-{step:08d}"
         buffer = io.BytesIO()
-        torch.save(optimizer.state_dict(), buffer)
-        self.storage.write_bytes(save_tensors(_weights(model)), *self.folder, name, "model.safetensors")
+        torch.save(dict(moments), buffer)
+        self.storage.write_bytes(save_tensors(weights), *self.folder, name, "model.safetensors")
         self.storage.write_bytes(buffer.getvalue(), *self.folder, name, "optimizer.pt")
         marker = json.dumps({"step": step, "losses": list(losses)})
         self.storage.write_bytes(marker.encode(), *self.folder, name, _MARKER)
@@ -54,21 +65,15 @@ class Checkpoints:
             if name.startswith("step-") and self.storage.read_bytes(*self.folder, name, _MARKER) is not None
         )
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:
-        """Load the newest committed state; return its step and losses, 0 and none where there is none."""
+    def newest(self) -> tuple[int, list[float], State, dict[str, Any]] | None:
+        """Of the newest committed checkpoint the step, the losses, the weights and the optimiser's state; None without one."""
         steps = self.committed()
         if not steps:
-            return 0, []
+            return None
         name = f"step-{steps[-1]:08d}"
-        weights = self._read(name, "model.safetensors")
-        missing, unexpected = model.load_state_dict(load_tensors(weights), strict=False)
-        tied = set(getattr(model, "_tied_weights_keys", None) or ())
-        assert not unexpected, unexpected
-        assert set(missing) <= tied, missing
-        state: dict[str, Any] = torch.load(io.BytesIO(self._read(name, "optimizer.pt")), weights_only=True)
-        optimizer.load_state_dict(state)
-        marker = json.loads(self._read(name, _MARKER))
-        return steps[-1], list(marker["losses"])
+        weights = load_tensors(self._read(name, "model.safetensors"))
+        moments: dict[str, Any] = torch.load(io.BytesIO(self._read(name, "optimizer.pt")), weights_only=True)
+        return steps[-1], list(json.loads(self._read(name, _MARKER))["losses"]), weights, moments
 
     def _read(self, *names: str) -> bytes:
         data = self.storage.read_bytes(*self.folder, *names)
@@ -76,9 +81,28 @@ class Checkpoints:
         return data
 
 
-def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state without the second names of tied weights, which safetensors refuses."""
+def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> tuple[State, dict[str, Any]]:
+    """The weights, and the optimiser's state where it is asked for. All workers must call it; rank 0 has what it returns.
+
+    Weights that are tied are named once, as safetensors wants it.
+    """
+    names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    state: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
+    weights = {name: value.contiguous() for name, value in state.items() if name in names}
+    moments = {} if optimizer is None else get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+    return weights, moments
+
+
+def restore(checkpoints: Checkpoints, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:
+    """Load the newest committed state, each worker its part; return its step and losses, 0 and none where there is none."""
+    found = checkpoints.newest()
+    if found is None:
+        return 0, []
+    step, losses, weights, moments = found
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    missing, unexpected = set_model_state_dict(model, weights, options=options)
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
-    names = {name for name, _ in model.named_parameters()}  # parameters that are shared are named once
-    state = model.state_dict()
-    return {name: value.contiguous() for name, value in state.items() if name in names or name not in tied}
+    assert not unexpected, unexpected
+    assert set(missing) <= tied, missing
+    set_optimizer_state_dict(model, optimizer, moments, options=options)
+    return step, losses

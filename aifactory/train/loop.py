@@ -9,24 +9,27 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from aifactory.errors import TrainingError
+from aifactory.observe.events import log_event
 from aifactory.text.shards import TokenRows
-from aifactory.train.checkpoint import Checkpoints
+from aifactory.train.checkpoint import Checkpoints, State, restore, whole_state
+from aifactory.train.guard import Skipped, Skips, objection
+from aifactory.train.parallel import share
+from aifactory.train.room import Room
 from aifactory.train.sampler import Sampler
+from aifactory.train.schedule import learning_rate
 from aifactory.train.step import (
+    clip_gradients,
     dropout_seed,
-    learning_rate,
     make_optimizer,
     resolve_precision,
     summed_loss,
@@ -51,7 +54,9 @@ class TrainingRun:
     checkpoint_every_steps: int
     checkpoints: Checkpoints
     parallel: str = "ddp"
-    """How several workers share the model: a key of `_PARALLEL`."""
+    """How several workers share the model: `ddp` or `fsdp`."""
+    shard_workers: int | None = None
+    """Of `fsdp`: so many workers hold one copy of the model between them. Default: all."""
     progress_file: Path | None = None
     """Where rank 0 appends a line of JSON about every second, for whoever watches."""
     after_step: Callable[[int], None] | None = None
@@ -71,27 +76,38 @@ class TrainingFigures:
     final_loss: float
     """Mean over the last tenth of all steps, nats per token."""
     precision: str
+    skipped: tuple[Skipped, ...]
+    """The batches that were left out, and why."""
 
 
 def train_model(
     model: nn.Module, run: TrainingRun, *, device: torch.device, rank: int = 0, world_size: int = 1
-) -> TrainingFigures:
-    """Train `model` in place.
+) -> tuple[TrainingFigures, State]:
+    """Train `model` in place. Returns also the weights, whole, on the CPU; on other ranks than 0 they may be empty.
 
-    Raises   TrainingError if a gradient is not finite: what was committed before is intact.
+    Raises   NoRoomError if a micro-batch does not fit into memory: begun again, the run takes smaller ones;
+             TrainingError if more batches than `train.guards` allows had to be left out: what was committed is intact.
     """
     recipe = run.recipe
-    if recipe.global_batch_rows < world_size:
-        raise TrainingError(
-            f"expected at least one row a worker in train.global_batch_rows, found {recipe.global_batch_rows} rows for "
-            f"{world_size} workers; raise it or lower runtime.workers."
-        )
+    room = Room(run.checkpoints.storage, *run.checkpoints.folder)
+    micro_batch_rows = recipe.micro_batch_rows or room.rows(run.micro_batch_rows)
+    _require_shares(recipe, world_size, "fsdp" if run.parallel == "fsdp" and world_size > 1 else "ddp")
     precision = resolve_precision(recipe.precision, device)
     model.to(device).train()
+    shared = share(
+        run.parallel,
+        model,
+        device,
+        precision,
+        world_size=world_size,
+        shard_workers=run.shard_workers,
+        num_micro_batches=recipe.global_batch_rows // micro_batch_rows if recipe.is_across_workers else None,
+    )
     optimizer = make_optimizer(model, recipe)
-    first_step, restored = run.checkpoints.restore(model, optimizer)
-    losses = deque(restored, maxlen=max(1, recipe.max_steps // 10))
-    wrapped = _PARALLEL[run.parallel](model, device) if world_size > 1 else model
+    first_step, restored = restore(run.checkpoints, model, optimizer)
+    last_tenth = max(1, recipe.max_steps // 10)
+    losses = deque(restored, maxlen=max(last_tenth, recipe.guards.spike_window))
+    skips = Skips(run.checkpoints.storage, *run.checkpoints.folder)
     sampler = Sampler(
         set_sizes=[len(rows) for rows in run.rows],
         shares=run.shares,
@@ -103,70 +119,91 @@ def train_model(
     started = reported = time.perf_counter()
     waited = 0.0
 
-    for step in range(first_step, recipe.max_steps):
+    step = first_step
+    taken = 0
+    while step < recipe.max_steps:
         asked = time.perf_counter()
+        number = skips.batch(step)
         # Every worker knows the number of tokens in the whole batch, so the mean needs no exchange of its own.
-        batch, num_tokens = _read_batch(run, sampler, step, mine)
+        batch, num_tokens = _read_batch(run, sampler, number, mine)
         waited += time.perf_counter() - asked
-        micro_batches = [range(at, min(at + run.micro_batch_rows, mine.stop)) for at in mine[:: run.micro_batch_rows]]
-        own_loss = torch.zeros((), device=device)
+        micro_batches = [range(at, min(at + micro_batch_rows, mine.stop)) for at in mine[::micro_batch_rows]]
         for micro in micro_batches:
             torch.manual_seed(dropout_seed(recipe.seed, step, micro.start))
             here = slice(micro.start - mine.start, micro.stop - mine.start)
             tensors = (torch.from_numpy(values[here]).to(device) for values in batch)
-            is_last = micro is micro_batches[-1]
-            with nullcontext() if is_last or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync():
-                loss = summed_loss(wrapped, *tensors, precision=precision) / num_tokens
-                # DDP divides the summed gradients by the number of workers; this takes that back.
-                (loss * world_size).backward()  # type: ignore[no-untyped-call]
-            own_loss += loss.detach()
-        norm = update(model, optimizer, rate=learning_rate(recipe, step), grad_clip=recipe.grad_clip)
-        if not np.isfinite(norm):
-            raise TrainingError(
-                f"expected a finite gradient, found {norm} at step {step}; the checkpoints up to step "
-                f"{max(run.checkpoints.committed(), default=0)} are intact. Lower train.learning_rate."
-            )
-        if world_size > 1:
-            distributed.all_reduce(own_loss)
-        losses.append(float(own_loss))
+            with room.watched(len(micro), is_fixed=recipe.is_across_workers):
+                with shared.micro_batch(is_last=micro is micro_batches[-1]):
+                    loss = summed_loss(shared.forward, *tensors, precision=shared.precision) / num_tokens
+                    (loss * shared.scale).backward()  # type: ignore[no-untyped-call]
+                shared.add(loss)
+        loss_of_batch = shared.reduce()
+        norm = clip_gradients(model, recipe.grad_clip)
+        taken += 1
+        if reason := objection(loss_of_batch, norm, list(losses), recipe.guards):
+            optimizer.zero_grad(set_to_none=True)
+            skips.add(Skipped(batch=number, step=step, reason=reason, rows=_rows_of(run, sampler, number)))
+            if len(skips.skipped) > recipe.guards.max_skipped:
+                raise TrainingError(
+                    f"expected at most {recipe.guards.max_skipped} batches that can't be trained on (train.guards), found one "
+                    f"more at step {step}: {reason}; the checkpoints up to step "
+                    f"{max(run.checkpoints.committed(), default=0)} are intact. Lower train.learning_rate."
+                )
+            if rank == 0:
+                skips.write()
+            # Without a checkpoint the weights are those before this step, which was not taken.
+            back, restored = restore(run.checkpoints, model, optimizer)
+            if back:
+                step, losses = back, deque(restored, maxlen=losses.maxlen)
+            log_event("skipped", batch=number, reason=reason, goes_on_at=step)
+            continue
+        losses.append(loss_of_batch)
+        update(optimizer, rate=learning_rate(recipe, step))
         done = step + 1
+        if done % run.checkpoint_every_steps == 0 and done < recipe.max_steps:
+            weights, moments = whole_state(model, optimizer)
+            if rank == 0:
+                run.checkpoints.save(done, weights, moments, losses=losses)
         if rank == 0:
-            if done % run.checkpoint_every_steps == 0 and done < recipe.max_steps:
-                run.checkpoints.save(done, model, optimizer, losses=losses)
             now = time.perf_counter()
             if run.progress_file and (now - reported >= _REPORT_EVERY_S or done == recipe.max_steps):
                 reported = now
-                rate = (done - first_step) * recipe.global_batch_rows * row_len / (now - started)
+                rate = taken * recipe.global_batch_rows * row_len / (now - started)
                 _append(run.progress_file, {"step": done, "loss": losses[-1], "tokens_per_s": rate})
         if run.after_step is not None:
             run.after_step(done)
+        step = done
 
     seconds = time.perf_counter() - started
-    tokens = (recipe.max_steps - first_step) * recipe.global_batch_rows * row_len
-    return TrainingFigures(
+    tokens = taken * recipe.global_batch_rows * row_len
+    figures = TrainingFigures(
         steps=recipe.max_steps,
         resumed_from=first_step,
         tokens=recipe.max_steps * recipe.global_batch_rows * row_len,
         seconds=seconds,
         tokens_per_s=tokens / seconds if tokens else 0.0,
         data_wait_share=waited / seconds if tokens else 0.0,
-        final_loss=float(np.mean(losses)),
+        final_loss=float(np.mean(list(losses)[-last_tenth:])),
         precision=precision,
+        skipped=tuple(skips.skipped),
     )
+    return figures, whole_state(model)[0]
 
 
-def _ddp(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    return DistributedDataParallel(
-        model,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        # Rotary frequencies are the only buffers and never change.
-        broadcast_buffers=False,
-    )
-
-
-_PARALLEL: Mapping[str, Callable[[nn.Module, torch.device], DistributedDataParallel]] = {"ddp": _ddp}
-"""How several workers share a model, by the word of `runtime.parallel`."""
+def _require_shares(recipe: Train, world_size: int, how: str) -> None:
+    """Refuse a number of workers among whom the batch can't be divided."""
+    rows = recipe.global_batch_rows
+    if rows < world_size:
+        raise TrainingError(
+            f"expected at least one row a worker in train.global_batch_rows, found {rows} rows for {world_size} workers; "
+            "raise it or lower runtime.workers."
+        )
+    if how == "fsdp" and rows % world_size:
+        # All workers gather a block together, so each must come to it equally often.
+        raise TrainingError(
+            f"expected runtime.workers to divide train.global_batch_rows for runtime.parallel: fsdp, found {world_size} "
+            f"and {rows}; change one of them."
+        )
 
 
 def _share_of_batch(batch_rows: int, rank: int, world_size: int) -> range:
@@ -188,6 +225,15 @@ def _read_batch(run: TrainingRun, sampler: Sampler, step: int, mine: range) -> t
             for values, read in zip(batch, found, strict=True):
                 values[places] = read
     return batch, max(1, num_tokens)
+
+
+def _rows_of(run: TrainingRun, sampler: Sampler, step: int) -> tuple[str, ...]:
+    """The ids of the source rows in a batch."""
+    found: dict[str, None] = {}
+    for slot in sampler.batch(step):
+        for document in run.rows[slot.row_set].documents(slot.row):
+            found[str(document["row"])] = None
+    return tuple(found)
 
 
 def _append(file: Path, values: dict[str, float]) -> None:

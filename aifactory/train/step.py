@@ -5,13 +5,13 @@ Legend   B rows of a micro-batch, T tokens of a row, V vocabulary.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def summed_loss(
-    model: nn.Module,
+    model: Callable[..., Any],
     ids_BT: torch.Tensor,
     positions_BT: torch.Tensor,
     loss_mask_BT: torch.Tensor,
@@ -70,23 +70,20 @@ def make_optimizer(model: nn.Module, recipe: Train) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), fused=True)
 
 
-def learning_rate(recipe: Train, step: int) -> float:
-    """Linear warm-up, then a cosine down to `final_lr_share` of the peak at the last step. `step` counts from 0."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    span = max(1, recipe.max_steps - 1 - recipe.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - recipe.warmup_steps) / span)))
-    return recipe.learning_rate * (recipe.final_lr_share + (1 - recipe.final_lr_share) * cosine)
+def clip_gradients(model: nn.Module, max_norm: float) -> float:
+    """Clip all gradients together to a norm; return what it was before, the same on every worker."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    if isinstance(norm, DTensor):  # each worker knows its part
+        norm = norm.full_tensor()
+    return float(norm)
 
 
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, *, rate: float, grad_clip: float) -> float:
-    """Clip, step, clear the gradients; return the norm of the gradient before it was clipped."""
-    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+def update(optimizer: torch.optim.Optimizer, *, rate: float) -> None:
+    """Take a step, clear the gradients."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(norm)
 
 
 def dropout_seed(seed: int, step: int, slot: int) -> int:

@@ -26,6 +26,7 @@ from aifactory.text.tokenizer import load_tokenizer
 from aifactory.train.base import model_from_folder, model_from_scratch, require_fit
 from aifactory.train.checkpoint import Checkpoints
 from aifactory.train.loop import TrainingRun, train_model
+from aifactory.train.room import NoRoomError
 from aifactory.train.step import count_parameters
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Work:
     num_threads: int
     parallel: str = "ddp"
     """How several workers share the model."""
+    shard_workers: int | None = None
+    """Of `fsdp`: so many workers hold one copy of the model between them."""
 
 
 def work(
@@ -84,7 +87,24 @@ def work(
     device: torch.device | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> None:
-    """Take one worker's part in the run; rank 0 exports the model."""
+    """Take one worker's part in the run; rank 0 exports the model. Alone, it goes on where a micro-batch was too large.
+
+    Raises   TrainingError; NoRoomError where other workers must begin again as well.
+    """
+    while True:
+        try:
+            _work(task, rank=rank, world_size=world_size, device=device, after_step=after_step)
+            return
+        except NoRoomError:
+            if world_size > 1:
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _work(
+    task: Work, *, rank: int, world_size: int, device: torch.device | None, after_step: Callable[[int], None] | None
+) -> None:
     torch.set_num_threads(task.num_threads)
     device = device or _device()
     storage = task.storage
@@ -102,7 +122,8 @@ def work(
             row_len=rows[0].row_len,
             seed=task.recipe.seed,
         )
-    figures = train_model(
+    kind, config = type(model), model.config
+    figures, weights = train_model(
         model,
         TrainingRun(
             recipe=task.recipe,
@@ -112,6 +133,7 @@ def work(
             checkpoint_every_steps=task.checkpoint_every_steps,
             checkpoints=Checkpoints(storage, *task.run_folder),
             parallel=task.parallel,
+            shard_workers=task.shard_workers,
             progress_file=Path(storage.make_folder(*task.run_folder)) / PROGRESS if storage.is_local else None,
             after_step=after_step,
         ),
@@ -120,8 +142,11 @@ def work(
         world_size=world_size,
     )
     if rank == 0:
-        counted = asdict(figures) | {"parameters": count_parameters(model.parameters())}
-        _export(task, model, tokenizer_folder, counted)
+        whole = kind(config)
+        whole.load_state_dict(weights, strict=False)
+        whole.tie_weights()
+        counted = asdict(figures) | {"parameters": count_parameters(whole.parameters())}
+        _export(task, whole, tokenizer_folder, counted)
 
 
 def _device() -> torch.device:

@@ -107,7 +107,8 @@ def test_a_document_that_is_no_utf8_is_a_line_of_the_ledger(write_files):
 
 def test_compressed_documents_are_unpacked(write_files):
     found = read(
-        write_files({"a.txt.gz": gzip.compress(b"text a", mtime=0), "b.txt.bz2": bz2.compress(b"text b")}), include=("*",)
+        write_files({"a.txt.gz": gzip.compress(b"text a", mtime=0), "b.txt.bz2": bz2.compress(b"text b")}),
+        include=("*",),
     )
 
     assert found.of("origin", "text") == [("a.txt.gz", "text a"), ("b.txt.bz2", "text b")]
@@ -1064,7 +1065,13 @@ def test_pages_of_an_archive_are_rows_with_their_url(write_files):
             ("https://example.org/a", "text/html; charset=utf-8", "200 OK", html, {}),
             ("https://example.org/b.png", "image/png", "200 OK", b"\x89PNG", {}),
             ("https://example.org/c", "text/html", "404 Not Found", html, {}),
-            ("https://example.org/d", "text/html", "200 OK", gzip.compress(html, mtime=0), {"Content-Encoding": "gzip"}),
+            (
+                "https://example.org/d",
+                "text/html",
+                "200 OK",
+                gzip.compress(html, mtime=0),
+                {"Content-Encoding": "gzip"},
+            ),
             ("https://example.org/e", "text/html", "200 OK", b"<div>" * 10_000, {}),
             ("https://example.org/f", "text/html", "200 OK", b"\x1b", {"Content-Encoding": "br"}),
             ("https://example.org/g", "text/html", "200 OK", gzip.compress(bytes(10**8)), {"Content-Encoding": "gzip"}),

@@ -9,8 +9,12 @@ BLOCKED = ["ray", "pydantic", "sqlalchemy", "alembic"]
 PURE = [
     "aifactory.train.base",
     "aifactory.train.checkpoint",
+    "aifactory.train.guard",
     "aifactory.train.loop",
+    "aifactory.train.parallel",
+    "aifactory.train.room",
     "aifactory.train.sampler",
+    "aifactory.train.schedule",
     "aifactory.train.step",
     "aifactory.train.worker",
     "aifactory.evaluate.gate",

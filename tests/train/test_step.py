@@ -8,7 +8,7 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from aifactory.config import Train
-from aifactory.train.step import dropout_seed, learning_rate, make_optimizer, resolve_precision, summed_loss, update
+from aifactory.train.step import clip_gradients, dropout_seed, make_optimizer, resolve_precision, summed_loss, update
 
 LENGTHS = [5, 9, 3, 7]
 VOCABULARY = 60
@@ -101,24 +101,6 @@ def test_bf16_computes_products_in_bf16_and_keeps_weights_and_loss_in_fp32(packe
     assert float(rounded) == pytest.approx(float(exact), rel=0.02)
 
 
-def test_the_learning_rate_warms_up_and_ends_at_its_share():
-    recipe = Train(max_steps=100, warmup_steps=10, learning_rate=2.0, final_lr_share=0.1)
-    rates = [learning_rate(recipe, step) for step in range(100)]
-
-    assert rates[0] == pytest.approx(0.2)
-    assert rates[9] == rates[10] == pytest.approx(2.0)
-    assert rates[99] == pytest.approx(0.2)
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-
-
-@pytest.mark.parametrize(("max_steps", "warmup_steps"), [(1, 0), (1, 5), (2, 1), (3, 3), (5, 4)])
-def test_a_short_run_has_a_rate_for_every_step(max_steps, warmup_steps):
-    recipe = Train(max_steps=max_steps, warmup_steps=warmup_steps, learning_rate=1.0)
-
-    assert all(0 < learning_rate(recipe, step) <= 1 for step in range(max_steps))
-
-
 def test_vectors_do_not_decay():
     model = make_model("llama")
     groups = make_optimizer(model, Train(weight_decay=0.1)).param_groups
@@ -129,11 +111,12 @@ def test_vectors_do_not_decay():
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
-def test_an_update_clips_to_the_norm_and_returns_what_it_was():
+def test_gradients_are_clipped_to_the_norm_which_is_returned_as_it_was():
     weight = torch.nn.Linear(2, 1, bias=False)
     weight.weight.data.zero_()
     weight.weight.grad = torch.tensor([[3.0, 4.0]])
-    norm = update(weight, torch.optim.SGD(weight.parameters(), lr=9.0), rate=0.5, grad_clip=1.0)
+    norm = clip_gradients(weight, 1.0)
+    update(torch.optim.SGD(weight.parameters(), lr=9.0), rate=0.5)
 
     assert norm == pytest.approx(5.0)
     assert weight.weight.grad is None

@@ -10,15 +10,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from aifactory.engine.load import load_model
 from aifactory.errors import ConfigError, TokenizerMismatchError, TrainingError, UnsafeModelError
+from aifactory.text.shards import TokenRows
+from aifactory.train import loop
 from aifactory.train.base import model_from_scratch, resolve_base
-from aifactory.train.checkpoint import Checkpoints
-from aifactory.train.step import make_optimizer
+from aifactory.train.checkpoint import Checkpoints, restore, whole_state
+from aifactory.train.room import NoRoomError, Room
+from aifactory.train.step import make_optimizer, summed_loss
 from aifactory.train.worker import Stored, work
 
 GANG = Path(__file__).parent / "gang.py"
@@ -96,7 +100,7 @@ def test_the_newest_checkpoints_are_kept(runs, uninterrupted):
     optimizer = make_optimizer(model, uninterrupted.recipe)
     checkpoints = Checkpoints(runs.storage, "runs", "kept", keep=2)
     for step in (1, 2, 30):
-        checkpoints.save(step, model, optimizer)
+        checkpoints.save(step, *whole_state(model, optimizer))
 
     assert checkpoints.committed() == [2, 30]
     assert runs.storage.names("runs", "kept") == ["step-00000002", "step-00000030"]
@@ -110,23 +114,25 @@ def test_the_state_of_the_optimizer_runs_no_code_when_it_is_read(runs, uninterru
     model = tiny_model(runs, uninterrupted)
     optimizer = make_optimizer(model, uninterrupted.recipe)
     checkpoints = Checkpoints(runs.storage, "runs", "bomb")
-    checkpoints.save(1, model, optimizer)
+    checkpoints.save(1, *whole_state(model, optimizer))
     folder = Path(runs.storage.path("runs", "bomb", "step-00000001"))
     torch.load(folder / "optimizer.pt", weights_only=True)
     torch.save({"state": Bomb()}, folder / "optimizer.pt")
 
     with pytest.raises(pickle.UnpicklingError):
-        checkpoints.restore(model, optimizer)
+        restore(checkpoints, model, optimizer)
     assert not (tmp_path / "exploded").exists()
 
 
 def test_no_checkpoint_is_step_zero(runs, uninterrupted):
     model = tiny_model(runs, uninterrupted)
 
-    assert Checkpoints(runs.storage, "runs", "none").restore(model, make_optimizer(model, uninterrupted.recipe)) == (
-        0,
-        [],
-    )
+    optimizer = make_optimizer(model, uninterrupted.recipe)
+    assert restore(Checkpoints(runs.storage, "runs", "none"), model, optimizer) == (0, [])
+
+
+FSDP = {"parallel": "fsdp", "micro_batch_rows": 1}
+ACROSS = {"reproducible": "across_workers", "micro_batch_rows": 1, "threads": 1}
 
 
 # ── several workers, micro-batches ────────────────────────────────────────────────────────────────────────────────────
@@ -144,6 +150,16 @@ def gang(runs, tmp_path_factory):
         "uneven-2": (runs.work("uneven-2", dropout=0.0, global_batch_rows=5), 2, None),
         "uneven-3": (runs.work("uneven-3", dropout=0.0, global_batch_rows=5), 3, None),
         "bf16": (runs.work("bf16-2", dropout=0.0, precision="bf16"), 2, None),
+        "fsdp": (runs.work("fsdp", changes=FSDP), 2, None),
+        "fsdp-killed": (runs.work("fsdp-killed", changes=FSDP), 2, 7),
+        "fsdp-again": (runs.work("fsdp-killed", changes=FSDP), 2, None),
+        "fsdp-to-one": (runs.work("fsdp-to-one", changes=FSDP), 2, 7),
+        "fsdp-bf16": (runs.work("fsdp-bf16", dropout=0.0, precision="bf16", changes=FSDP), 2, None),
+        "hybrid": (runs.work("hybrid", changes={**FSDP, "shard_workers": 2}), 4, None),
+        "tree-2": (runs.work("tree-2", **ACROSS), 2, None),
+        "tree-4": (runs.work("tree-4", **ACROSS), 4, None),
+        "tree-killed": (runs.work("tree-killed", **ACROSS), 4, 7),
+        "tree-again": (runs.work("tree-killed", **ACROSS), 2, None),
     }
     file = tmp_path_factory.mktemp("gang") / "jobs"
     file.write_bytes(pickle.dumps(list(tasks.values())))
@@ -218,6 +234,92 @@ def test_bf16_trains_with_one_worker_and_with_two(runs, gang, largest_difference
     assert largest_difference(alone, exact) > 0
 
 
+def test_fsdp_equals_ddp(runs, gang, largest_difference):
+    tasks, codes, errors = gang
+
+    assert codes["fsdp"] == [0, 0], errors
+    assert codes["hybrid"] == [0, 0, 0, 0], errors
+    assert largest_difference(tasks["fsdp"], tasks["two-dropped"]) < 1e-5
+    assert largest_difference(tasks["hybrid"], tasks["two-dropped"]) < 1e-5
+    assert losses(runs, tasks["fsdp"]) == pytest.approx(losses(runs, tasks["two-dropped"]), rel=1e-5)
+
+
+def test_a_run_of_fsdp_that_was_killed_ends_with_the_same_bytes(runs, gang):
+    tasks, codes, errors = gang
+
+    assert codes["fsdp-killed"][0] == -9
+    assert codes["fsdp-again"] == [0, 0], errors
+    assert runs.figures(tasks["fsdp-again"])["resumed_from"] == 6
+    assert runs.files(tasks["fsdp-again"]) == runs.files(tasks["fsdp"])
+    assert losses(runs, tasks["fsdp-again"]) == losses(runs, tasks["fsdp"])
+
+
+def test_what_fsdp_began_one_worker_can_end(runs, gang, largest_difference):
+    tasks, codes, _ = gang
+    alone = replace(tasks["fsdp-to-one"], parallel="ddp")
+    runs.run(alone)
+
+    assert codes["fsdp-to-one"][0] == -9
+    assert runs.figures(alone)["resumed_from"] == 6
+    assert largest_difference(alone, tasks["two-dropped"]) < 1e-5
+
+
+def test_fsdp_in_bf16_learns_what_ddp_learns(runs, gang):
+    tasks, codes, errors = gang
+
+    assert codes["fsdp-bf16"] == [0, 0], errors
+    assert {weight.dtype for weight in runs.weights(tasks["fsdp-bf16"]).values()} == {torch.float32}
+    assert losses(runs, tasks["fsdp-bf16"]) == pytest.approx(losses(runs, tasks["bf16"]), rel=0.02)
+
+
+def test_fsdp_refuses_a_batch_that_its_workers_can_not_share_evenly(runs):
+    with pytest.raises(
+        TrainingError, match=r"expected runtime\.workers to divide train\.global_batch_rows.*found 2 and 5"
+    ):
+        work(runs.work("odd", global_batch_rows=5, changes=FSDP), rank=0, world_size=2, device=torch.device("cpu"))
+
+
+# ── the same bits by any number of workers ────────────────────────────────────────────────────────────────────────────
+
+
+def test_across_workers_1_2_and_4_workers_end_with_the_same_bytes_dropout_included(runs, gang, largest_difference):
+    tasks, codes, errors = gang
+    alone = runs.work("tree-1", **ACROSS)
+    runs.run(alone)
+
+    assert (codes["tree-2"], codes["tree-4"]) == ([0] * 2, [0] * 4), errors
+    assert runs.files(tasks["tree-2"]) == runs.files(tasks["tree-4"]) == runs.files(alone)
+    assert losses(runs, tasks["tree-2"]) == losses(runs, tasks["tree-4"]) == losses(runs, alone)
+    # The same run as any other, but for the order of its sums.
+    assert largest_difference(alone, tasks["two-dropped"]) < 1e-5
+
+
+def test_without_it_the_bytes_differ_by_the_number_of_workers(runs, gang):
+    tasks, _, _ = gang
+    alone = runs.work("execution-1", changes={"micro_batch_rows": 1})
+    runs.run(alone)
+
+    assert runs.files(alone) != runs.files(tasks["two-dropped"])
+
+
+def test_across_workers_a_run_of_four_that_was_killed_ends_with_two_and_the_same_bytes(runs, gang):
+    tasks, codes, errors = gang
+
+    assert codes["tree-killed"][0] == -9
+    assert codes["tree-again"] == [0, 0], errors
+    assert runs.figures(tasks["tree-again"])["resumed_from"] == 6
+    assert runs.files(tasks["tree-again"]) == runs.files(tasks["tree-4"])
+    assert losses(runs, tasks["tree-again"]) == losses(runs, tasks["tree-4"])
+
+
+def test_across_workers_the_micro_batch_of_the_runtime_changes_nothing(runs):
+    tasks = [runs.work(f"tree-micro-{rows}", **ACROSS, changes={"micro_batch_rows": rows}) for rows in (1, 4)]
+    for task in tasks:
+        runs.run(task)
+
+    assert runs.files(tasks[0]) == runs.files(tasks[1])
+
+
 def test_micro_batches_equal_one_large_batch(runs, largest_difference):
     tasks = [runs.work(f"micro-{rows}", dropout=0.0, changes={"micro_batch_rows": rows}) for rows in (4, 1, 2, 3, 100)]
     for task in tasks:
@@ -260,7 +362,7 @@ def broken_base(runs, uninterrupted, tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(runs, uninterrupted, stopped, broken_base):
-    task = runs.work("diverges")
+    task = runs.work("diverges", guards={"max_skipped": 0})
     with pytest.raises(stopped):
         runs.run(task, stop_after=5)
     checkpoints = Checkpoints(runs.storage, *task.run_folder)
@@ -269,7 +371,8 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(runs
     weights = runs.weights(uninterrupted)
     (folder / "model.safetensors").write_bytes((broken_base / "model.safetensors").read_bytes())
 
-    with pytest.raises(TrainingError, match=r"found (nan|inf) at step 3; the checkpoints up to step 3 are intact"):
+    said = r"found one more at step 3: .* is (nan|inf); the checkpoints up to step 3 are intact"
+    with pytest.raises(TrainingError, match=said):
         runs.run(task)
 
     assert checkpoints.committed() == [3]
@@ -278,6 +381,133 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(runs
     assert {name: file.tolist() for name, file in runs.weights(task).items()} == {
         name: weight.tolist() for name, weight in weights.items()
     }
+
+
+@pytest.fixture
+def poisoned_base(runs, uninterrupted, tmp_path):
+    """A model that one token breaks: whatever is read with it has no finite loss. And the ids of the rows with that token."""
+    model = tiny_model(runs, uninterrupted)
+    model.config.tie_word_embeddings = False
+    untied = type(model)(model.config)
+    ids = [row["ids"] for row in every_row(runs)]
+    counts = {token: sum(token in row for row in ids) for token in {t for row in ids for t in row}}
+    token = min((count, token) for token, count in counts.items())[1]
+    with torch.no_grad():
+        untied.get_input_embeddings().weight[token] = float("inf")
+    untied.save_pretrained(tmp_path / "poisoned")
+    return tmp_path / "poisoned", token
+
+
+def every_row(runs):
+    for row_set in runs.row_sets:
+        rows = TokenRows(Path(runs.storage.path(*row_set.shards.folder)), row_set.shards.names)
+        for index in range(len(rows)):
+            yield {
+                "ids": rows.read(np.array([index]))[0][0].tolist(),
+                "documents": {document["row"] for document in rows.documents(index)},
+            }
+
+
+@pytest.mark.parametrize("every", [2, 1000])
+def test_a_batch_without_a_finite_loss_is_left_out_its_rows_are_named_and_the_run_goes_on(
+    runs, stopped, poisoned_base, every
+):
+    base, token = poisoned_base
+    changes = {"base": base, "checkpoint_every_steps": every}
+    task = runs.work(f"poisoned-{every}", dropout=0.0, guards={"max_skipped": 20}, changes=changes)
+    runs.run(task)
+    skipped = runs.figures(task)["skipped"]
+
+    assert 0 < len(skipped) < 20
+    poisoned = set().union(*(row["documents"] for row in every_row(runs) if token in row["ids"]))
+    for each in skipped:
+        assert "is nan" in each["reason"] or "is inf" in each["reason"]
+        assert set(each["rows"]) & poisoned
+    assert all(torch.isfinite(weight).all() for name, weight in runs.weights(task).items() if "embed" not in name)
+    assert runs.figures(task)["steps"] == 10
+
+    again = runs.work(f"poisoned-again-{every}", dropout=0.0, guards={"max_skipped": 20}, changes=changes)
+    for stop_after in (1, 4, 7):
+        with pytest.raises(stopped):
+            runs.run(again, stop_after=stop_after)
+    runs.run(again)
+    assert runs.files(again) == runs.files(task)
+    assert runs.figures(again)["skipped"] == skipped
+
+
+def test_more_batches_than_allowed_stop_the_run(runs, poisoned_base):
+    task = runs.work("too-poisoned", guards={"max_skipped": 0}, changes={"base": poisoned_base[0]})
+
+    with pytest.raises(TrainingError, match=r"expected at most 0 batches .* Lower train\.learning_rate"):
+        runs.run(task)
+    assert not runs.folder(task).exists()
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Memory for so many rows at once, from a step on."""
+
+    def make(rows, *, from_call=0):
+        calls = []
+
+        def crowded(model, ids_BT, *rest, **options):
+            calls.append(len(ids_BT))
+            if len(ids_BT) > rows and len(calls) > from_call:
+                raise torch.OutOfMemoryError(f"no room for {len(ids_BT)} rows")
+            return summed_loss(model, ids_BT, *rest, **options)
+
+        monkeypatch.setattr(loop, "summed_loss", crowded)
+        return calls
+
+    return make
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved_and_the_run_is_that_of_smaller_ones(runs, narrow):
+    small = runs.work("small", changes={"micro_batch_rows": 1})
+    runs.run(small)
+    calls = narrow(1)
+    task = runs.work("crowded", changes={"micro_batch_rows": 4})
+    runs.run(task)
+
+    assert calls[:3] == [4, 2, 1]
+    assert set(calls[2:]) == {1}
+    assert runs.files(task) == runs.files(small)
+
+
+def test_a_run_that_gets_too_little_room_goes_on_from_its_checkpoint(runs, uninterrupted, narrow, largest_difference):
+    narrow(1, from_call=9)
+    task = runs.work("crowded-later", dropout=0.0)
+    runs.run(task)
+    plain = runs.work("never-crowded", dropout=0.0)
+    narrow(2)
+    runs.run(plain)
+
+    assert runs.figures(task)["resumed_from"] == 3
+    assert largest_difference(task, plain) < 1e-5
+
+
+def test_one_row_that_does_not_fit_and_a_micro_batch_that_is_fixed_are_errors(runs, narrow):
+    narrow(0)
+    for task in (runs.work("no-room"), runs.work("no-room-fixed", **{**ACROSS, "micro_batch_rows": 2})):
+        with pytest.raises(TrainingError, match="can't be halved"):
+            runs.run(task)
+
+
+def test_of_several_workers_the_one_without_room_ends_the_run_and_notes_what_fits(runs, narrow):
+    narrow(1)
+    task = runs.work("crowded-gang", changes={"micro_batch_rows": 2})
+    room = Room(runs.storage, *task.run_folder)
+    with pytest.raises(NoRoomError, match="begun again, the run takes 1"), room.watched(2, is_fixed=False):
+        loop.summed_loss(None, torch.zeros(2, 8))
+
+    assert room.rows(8) == 1
+    assert Room(runs.storage, "runs", "other").rows(8) == 8
+
+
+def test_other_errors_are_no_lack_of_room(runs):
+    with pytest.raises(RuntimeError, match="shape"), Room(runs.storage, "runs", "shape").watched(2, is_fixed=False):
+        raise RuntimeError("a wrong shape")
+    assert Room(runs.storage, "runs", "shape").rows(2) == 2
 
 
 def test_a_row_longer_than_the_context_is_refused(runs, uninterrupted):
