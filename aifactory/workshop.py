@@ -479,12 +479,12 @@ class Workshop:
         return artifact
 
     def _execution(self) -> dict[str, Any]:
-        runtime = self.config.runtime
+        runtime, train = self.config.runtime, self.config.train
         return {
             "workers": runtime.workers,
-            "threads_per_worker": max(1, int(runtime.cpus_per_worker)),
-            "micro_batch_rows": runtime.micro_batch_rows,
-            "parallel": runtime.parallel,
+            "threads_per_worker": train.threads or max(1, int(runtime.cpus_per_worker)),
+            "micro_batch_rows": train.micro_batch_rows or runtime.micro_batch_rows,
+            "parallel": "tree" if train.is_across_workers else runtime.parallel,
             "machine": platform.machine(),
             "python": platform.python_version(),
             "cpu_flags": _cpu_flags(),

@@ -6,7 +6,7 @@ import os
 import re
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from aifactory.config.section import Section
 
@@ -72,6 +72,12 @@ class Runtime(Section):
     """Power of one busy CPU, for the estimate of joules where no counter can be read. Default: 10."""
     endpoint: Endpoint = Endpoint()
     """The inference endpoint."""
+
+    @model_validator(mode="after")
+    def _only_fsdp_shards(self) -> Runtime:
+        if self.shard_workers is not None and self.parallel != "fsdp":
+            raise ValueError(f"expected shard_workers with parallel: fsdp alone, found parallel: {self.parallel}")
+        return self
 
     @field_validator("state_url", "storage", mode="after")
     @classmethod

@@ -76,6 +76,8 @@ class TrainingFigures:
     final_loss: float
     """Mean over the last tenth of all steps, nats per token."""
     precision: str
+    micro_batch_rows: int
+    """Rows of one forward pass; fewer than asked for where those did not fit into memory."""
     skipped: tuple[Skipped, ...]
     """The batches that were left out, and why."""
 
@@ -91,7 +93,7 @@ def train_model(
     recipe = run.recipe
     room = Room(run.checkpoints.storage, *run.checkpoints.folder)
     micro_batch_rows = recipe.micro_batch_rows or room.rows(run.micro_batch_rows)
-    _require_shares(recipe, world_size, "fsdp" if run.parallel == "fsdp" and world_size > 1 else "ddp")
+    _require_shares(recipe, world_size, run.parallel)
     precision = resolve_precision(recipe.precision, device)
     model.to(device).train()
     shared = share(
@@ -185,6 +187,7 @@ def train_model(
         data_wait_share=waited / seconds if tokens else 0.0,
         final_loss=float(np.mean(list(losses)[-last_tenth:])),
         precision=precision,
+        micro_batch_rows=micro_batch_rows,
         skipped=tuple(skips.skipped),
     )
     return figures, whole_state(model)[0]

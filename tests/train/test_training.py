@@ -472,6 +472,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_the_run_is_that_of_smalle
     assert calls[:3] == [4, 2, 1]
     assert set(calls[2:]) == {1}
     assert runs.files(task) == runs.files(small)
+    assert runs.figures(task)["micro_batch_rows"] == 1
 
 
 def test_a_run_that_gets_too_little_room_goes_on_from_its_checkpoint(runs, uninterrupted, narrow, largest_difference):
@@ -493,7 +494,7 @@ def test_one_row_that_does_not_fit_and_a_micro_batch_that_is_fixed_are_errors(ru
             runs.run(task)
 
 
-def test_of_several_workers_the_one_without_room_ends_the_run_and_notes_what_fits(runs, narrow):
+def test_what_fits_is_noted_for_the_next_start(runs, narrow):
     narrow(1)
     task = runs.work("crowded-gang", changes={"micro_batch_rows": 2})
     room = Room(runs.storage, *task.run_folder)
