@@ -538,3 +538,9 @@ def test_across_workers_asks_for_all_that_decides_the_bits_and_leaves_the_runtim
 ) -> None:
     assert read(SMALL, *ACROSS).train.is_across_workers
     assert any(said in line for line in errors_of(SMALL, *overrides))
+
+
+def test_a_configuration_across_workers_can_be_handed_on_to_a_job() -> None:
+    config = read(SMALL, *ACROSS)
+
+    assert Config.model_validate_json(config.model_dump_json()) == config

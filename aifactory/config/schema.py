@@ -57,11 +57,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _across_workers_leaves_nothing_to_the_runtime(self) -> Config:
         if self.train.is_across_workers:
-            for name in sorted({"micro_batch_rows", "parallel", "shard_workers"} & self.runtime.model_fields_set):
-                raise ValueError(
-                    f"expected no runtime.{name} beside train.reproducible: across_workers, which decides it, found "
-                    f"{getattr(self.runtime, name)!r}; leave it out"
-                )
+            for name in ("micro_batch_rows", "parallel", "shard_workers"):
+                # By value: a configuration that was handed on to a job has every field set.
+                if getattr(self.runtime, name) != Runtime.model_fields[name].default:
+                    raise ValueError(
+                        f"expected no runtime.{name} beside train.reproducible: across_workers, which decides it, found "
+                        f"{getattr(self.runtime, name)!r}; leave it out"
+                    )
         return self
 
     @classmethod
