@@ -6,12 +6,13 @@ CONFIG ?= configs/quickstart.yaml
 # What starts Ray has both CPUs to itself.
 LOOPS := tests/test_loop.py tests/test_clusters.py tests/test_data_faults.py tests/test_faults.py
 
+.NOTPARALLEL:
 .PHONY: quickstart test test-slow test-faults test-gpu check format schema peers clean
 
-quickstart: $(VENV)/installed
+quickstart: $(VENV)/installed $(VENV)/kernels
 	$(BIN)/aifactory run $(CONFIG)
 
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-dev $(VENV)/kernels
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not gpu and not slow" -n 2 --dist loadfile $(LOOPS:%=--ignore=%)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not gpu and not slow" $(LOOPS)
 
@@ -49,6 +50,11 @@ peers: .peers/datatrove/installed .peers/datasets/installed
 .peers/%/installed: Makefile
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)
+	touch $@
+
+# What numba compiles at a first call, before anybody waits for it.
+$(VENV)/kernels: | $(VENV)/bin/python
+	$(BIN)/python -m aifactory.kernels
 	touch $@
 
 clean:

@@ -15,7 +15,7 @@ STAGES = {"ingest", "tokens", "train", "evaluate", "serve", "improve", "traffic"
 CORES = {"text", "engine"}
 # From the top down; what stands in one set is on one level.
 LEVELS: list[set[str]] = [
-    {"cli", "__main__"},
+    {"cli", "__main__", "kernels"},
     {"factory"},
     {"workshop", "report", "ledger", "trace"},
     STAGES,
