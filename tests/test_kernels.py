@@ -20,7 +20,7 @@ def _kernels() -> set[str]:
     """All kernels, as numba names what it keeps of them."""
     found = set()
     for room in (aifactory.ingest, aifactory.tokens):
-        for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+        for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
             for value in vars(importlib.import_module(module.name)).values():
                 if isinstance(value, Dispatcher):
                     found.add(f"{value.py_func.__module__.rpartition('.')[2]}.{value.py_func.__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,3 +46,8 @@ class Verdicts:
     """0 where every rule is kept, else 1 + the index of the rule in `rules`."""
     score_N: npt.NDArray[np.float64]
     """What the broken rule measured, in that rule's unit; 0 where none is broken."""
+
+    @classmethod
+    def none(cls, count: int, rules: tuple[str, ...]) -> Self:
+        """Of so many texts that keep all rules, as far as is known."""
+        return cls(rules, np.zeros(count, np.uint8), np.zeros(count, np.float64))
