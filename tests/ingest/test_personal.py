@@ -26,7 +26,7 @@ import pytest
 from aifactory.config import PersonalStep
 from aifactory.errors import ConfigError
 from aifactory.ingest import personal
-from aifactory.ingest.personal import PLACEHOLDERS, Find, find_personal, mask_personal
+from aifactory.ingest.personal import PLACEHOLDERS, Find, find_personal, ibans, marks, mask_personal, names
 from aifactory.ingest.steps import Figures, apply_steps
 
 KINDS = ("email", "phone", "ip", "credit_card", "iban", "secret")
@@ -147,22 +147,22 @@ def test_the_marked_places_lose_no_find():
     """The finders, asked at every place that could be one, find no more than at those that the kernel marks."""
     run = r"(?<![0-9])(?<![0-9][ .\-/()])(?<![0-9][ .\-/()]{2})[0-9]"
     everywhere = {
-        personal._AT: r"@",
-        personal._NUMBER: run,
-        personal._QUAD: run,
-        personal._HEXES: r"(?<![0-9a-fA-F:])[0-9a-fA-F:]",
-        personal._ACCOUNT: r"[A-Z]",
-        personal._FORM: r"(?s).",
-        personal._ASSIGNED: r"[:=]",
-        personal._URL: r":",
+        marks.AT: r"@",
+        marks.NUMBER: run,
+        marks.QUAD: run,
+        marks.HEXES: r"(?<![0-9a-fA-F:])[0-9a-fA-F:]",
+        marks.ACCOUNT: r"[A-Z]",
+        marks.FORM: r"(?s).",
+        marks.ASSIGNED: r"[:=]",
+        marks.URL: r":",
     }
-    names = re.compile(rf"(?i)({'|'.join(map(re.escape, (*personal._PASSWORDS, *personal._KEYS)))})[\"' \\\]=]*\Z")
+    known = re.compile(rf"(?i)({'|'.join(map(re.escape, (*marks.PASSWORDS, *marks.KEYS)))})[\"' \\\]=]*\Z")
     for text in all_texts():
         read = personal._without_escapes(text)
         finds = []
         for mark, pattern in everywhere.items():
             for place in re.finditer(pattern, read):
-                if mark == personal._ASSIGNED and not names.search(text[: place.start()]):
+                if mark == marks.ASSIGNED and not known.search(text[: place.start()]):
                     continue
                 finds += personal._FINDERS[mark](read, place.start())
         assert personal._apart(text, finds) == find_personal(text)
@@ -271,10 +271,10 @@ def test_a_number_of_no_issuer_is_no_card(prefix):
         assert "CARD" not in masked(f"pay with {with_luhn(prefix, 16, generator)} please")
 
 
-@pytest.mark.parametrize("country", sorted(personal._IBAN_LENGTHS))
+@pytest.mark.parametrize("country", sorted(ibans._IBAN_LENGTHS))
 def test_an_iban_is_found_by_its_checksum_and_the_length_of_its_country(country):
     generator = random.Random(country)
-    size = personal._IBAN_LENGTHS[country]
+    size = ibans._IBAN_LENGTHS[country]
     account = "".join(generator.choice("0123456789") for _ in range(size - 4))
     value = 0
     for char in account + country + "00":
@@ -368,9 +368,9 @@ def test_the_step_masks_all_that_a_row_says_and_counts():
 @pytest.fixture
 def forgotten():
     """No pipeline is remembered from another test, nor for one."""
-    personal._persons.cache_clear()
+    names.names_in.cache_clear()
     yield
-    personal._persons.cache_clear()
+    names.names_in.cache_clear()
 
 
 def install_pipeline(folder, name, labels):
