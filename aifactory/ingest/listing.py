@@ -346,12 +346,12 @@ def cut_file(
 
     Raises   OSError if it can't be read.
     """
-    from aifactory.ingest import tables
+    from aifactory.ingest import arrow_streams, csv_files, parquet_files
 
     if isinstance(source, ParquetSource):
-        return tables.cut_parquet(file, num_bytes, source.columns)
+        return parquet_files.cut_parquet(file, num_bytes, source.columns)
     if isinstance(source, DatasetSource):
-        return tables.cut_arrow(file, num_bytes)
+        return arrow_streams.cut_arrow(file, num_bytes)
     is_cut = isinstance(source, JsonlSource) or (isinstance(source, CsvSource) and not source.multiline)
     if num_bytes <= MAX_BYTES or not is_cut or packing_of(origin):
         state, size = hashlib.sha256(), 0
@@ -361,7 +361,7 @@ def cut_file(
             size += len(block)
         return [Cut(0, size, 0, size, state.hexdigest())]
     if isinstance(source, CsvSource):
-        header = b"" if source.column_names else tables.csv_header(file)
+        header = b"" if source.column_names else csv_files.csv_header(file)
         return _cut_lines(file, hashers, header, blank_lines_count=False)
     return _cut_lines(file, hashers, b"", blank_lines_count=True)
 

@@ -23,7 +23,17 @@ from aifactory.config.sources import (
     WarcSource,
 )
 from aifactory.errors import StorageError
-from aifactory.ingest import databases, documents, json_lines, streams, tables, warc
+from aifactory.ingest import (
+    arrow_streams,
+    csv_files,
+    databases,
+    documents,
+    json_lines,
+    parquet_files,
+    streams,
+    tables,
+    warc,
+)
 from aifactory.ingest.blocks import Block, BlockBuilder, Problem
 from aifactory.ingest.hub import CachePlace
 from aifactory.ingest.listing import Piece, Span
@@ -96,13 +106,13 @@ def _read_file(section: FileSource, place: Place, span: Span, builder: BlockBuil
         start, stop, origin = int(span.start), int(span.stop), span.origin
         sha256 = None if is_known else span.sha256
         if isinstance(section, ParquetSource):
-            yield from tables.read_parquet(file, start, stop, sha256, section.columns, origin, builder)
+            yield from parquet_files.read_parquet(file, start, stop, sha256, section.columns, origin, builder)
         elif isinstance(section, DatasetSource):
-            yield from tables.read_arrow(file, start, stop, sha256, section.columns, origin, builder)
+            yield from arrow_streams.read_arrow(file, start, stop, sha256, section.columns, origin, builder)
         else:
             header = b""
             if isinstance(section, CsvSource) and start and not section.column_names:
-                header = tables.csv_header(file)
+                header = csv_files.csv_header(file)
             content = _Content(file, start, stop, None if is_known else hashlib.sha256(header))
             yield from _read_content(section, content, span, header, builder)
             content.finish(span.sha256)
@@ -127,7 +137,7 @@ def _read_content(
     if isinstance(section, JsonlSource):
         yield from json_lines.read_json_lines(blocks, Shape(section.columns), origin, builder)
     elif isinstance(section, CsvSource):
-        yield from tables.read_csv(blocks, header, section, span.name, origin, builder)
+        yield from csv_files.read_csv(blocks, header, section, span.name, origin, builder)
     elif isinstance(section, WarcSource):
         yield from warc.read_warc(blocks, section.max_ratio, origin, builder)
     else:
