@@ -324,9 +324,16 @@ class Workshop:
             make=make,
             num_cpus=self.config.runtime.workers * self.config.runtime.cpus_per_worker,
         )
-        # The record is there: nobody resumes this run any more.
-        self.books.storage.delete("runs", f"train-{model.fingerprint[:16]}")
+        self._clear_run("runs", f"train-{model.fingerprint[:16]}")
         return model
+
+    def _clear_run(self, *folder: str) -> None:
+        """The record is there, so nobody resumes the run any more: only what a person looks at is left of it."""
+        from aifactory.train.run_log import KEPT
+
+        for name in self.books.storage.names(*folder):
+            if name not in KEPT:
+                self.books.storage.delete_any(*folder, name)
 
     def _work(
         self,
@@ -336,6 +343,7 @@ class Workshop:
         shares: Sequence[float],
         base: Model | Path | None,
     ) -> Any:
+        from aifactory.train.trackers import tracker_environment
         from aifactory.train.worker import RowSet, Stored, Work
 
         def stored(artifact: Artifact, names: Sequence[str]) -> Stored:
@@ -362,6 +370,9 @@ class Workshop:
             num_threads=recipe.threads or max(1, int(runtime.cpus_per_worker)),
             parallel=runtime.parallel,
             shard_workers=runtime.shard_workers,
+            factory=self.config.name,
+            trackers=runtime.trackers,
+            environment=tracker_environment(),
         )
 
     def _drawn(

@@ -64,6 +64,9 @@ class Runtime(Section):
     """Rows of one forward pass on one worker. Default: 8."""
     checkpoint_every_steps: int = Field(default=100, ge=1)
     """Steps between two checkpoints of a training run. Default: 100."""
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Who is told of every step of a training run: TensorBoard (events in the run's folder), MLflow (extra `mlflow`), Weights
+    & Biases (extra `wandb`); the latter two go where their own environment variables say. Default: tensorboard."""
     max_failures: int = Field(default=3, ge=0)
     """Times that training workers are started again after a failure. Default: 3."""
     tick_s: float = Field(default=1.0, gt=0)

@@ -28,27 +28,45 @@ class Energy:
     seconds: float = 0.0
 
 
+class Meter:
+    """What this node has used since the meter was made; it may be read again and again.
+
+    share   of what the counters say: they cover all that ran on this node meanwhile, so of blocks that run side by side
+            each is given its part
+    """
+
+    def __init__(self, *, num_cpus: float, watts_per_cpu: float, powercap: Path = POWERCAP, share: float = 1.0) -> None:
+        self._watts = num_cpus * watts_per_cpu
+        self._powercap = powercap
+        self._share = share
+        self._timer = Timer()
+        self._before = _counters(powercap)
+
+    def read(self) -> Energy:
+        """Joules and seconds up to now."""
+        seconds, after = self._timer.seconds, _counters(self._powercap)
+        # A counter that came or went in between says nothing of the block.
+        if not self._before or self._before.keys() != after.keys():
+            return Energy(joules=self._watts * seconds, source="estimate", seconds=seconds)
+        spent = sum(_spent(name, self._before[name], after[name], self._powercap) for name in after)
+        return Energy(joules=self._share * spent, source="nvml" if _NVML in after else "rapl", seconds=seconds)
+
+
 @contextmanager
-def measured(*, num_cpus: float, watts_per_cpu: float, powercap: Path = POWERCAP) -> Iterator[Energy]:
-    """Measure a block on this node.
+def measured(
+    *, num_cpus: float, watts_per_cpu: float, powercap: Path = POWERCAP, share: float = 1.0
+) -> Iterator[Energy]:
+    """Measure a block on this node, as a `Meter` does.
 
     Units   joules, seconds. Counters cover this node alone and all that ran on it meanwhile.
     """
     energy = Energy()
-    timer = Timer()
-    before = _counters(powercap)
+    meter = Meter(num_cpus=num_cpus, watts_per_cpu=watts_per_cpu, powercap=powercap, share=share)
     try:
         yield energy
     finally:
-        timer.stop()
-        energy.seconds = timer.seconds
-        after = _counters(powercap)
-        # A counter that came or went in between says nothing of the block.
-        if before and before.keys() == after.keys():
-            energy.source = "nvml" if _NVML in after else "rapl"
-            energy.joules = sum(_spent(name, before[name], after[name], powercap) for name in after)
-        else:
-            energy.joules = num_cpus * watts_per_cpu * timer.seconds
+        found = meter.read()
+        energy.joules, energy.source, energy.seconds = found.joules, found.source, found.seconds
 
 
 def _counters(powercap: Path) -> dict[str, float]:

@@ -204,6 +204,15 @@ class Storage:
         with suppress(FileNotFoundError):
             filesystem.delete_file("/".join([base, *parts]))
 
+    def delete_any(self, *parts: str) -> None:
+        """Delete a file, or a directory with all that is in it; nothing happens where there is neither."""
+        filesystem, base = self._filesystem()
+        info = filesystem.get_file_info("/".join([base, *parts]))
+        if info.type == pafs.FileType.Directory:
+            self.delete(*parts)
+        elif info.type == pafs.FileType.File:
+            self.delete_file(*parts)
+
     def make_folder(self, *parts: str) -> str:
         """Create a directory (a no-op on object stores) and return its path."""
         if self.is_local:

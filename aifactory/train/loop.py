@@ -6,12 +6,10 @@ being started again is the same as never having been stopped.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +23,7 @@ from aifactory.train.checkpoint import Checkpoints, State, restore, whole_state
 from aifactory.train.guard import Skipped, Skips, objection
 from aifactory.train.parallel import share
 from aifactory.train.room import Room
+from aifactory.train.run_log import RunLog
 from aifactory.train.sampler import Sampler
 from aifactory.train.schedule import learning_rate
 from aifactory.train.step import (
@@ -38,8 +37,6 @@ from aifactory.train.step import (
 
 if TYPE_CHECKING:
     from aifactory.config import Train
-
-_REPORT_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +54,8 @@ class TrainingRun:
     """How several workers share the model: `ddp` or `fsdp`."""
     shard_workers: int | None = None
     """Of `fsdp`: so many workers hold one copy of the model between them. Default: all."""
-    progress_file: Path | None = None
-    """Where rank 0 appends a line of JSON about every second, for whoever watches."""
+    log: RunLog | None = None
+    """Of rank 0: where it says how far it is, for whoever watches."""
     after_step: Callable[[int], None] | None = None
     """Called with the number of steps done; tests stop a run with it."""
 
@@ -118,7 +115,10 @@ def train_model(
     )
     mine = _share_of_batch(recipe.global_batch_rows, rank, world_size)
     row_len = run.rows[0].row_len
-    started = reported = time.perf_counter()
+    log = run.log if rank == 0 else None
+    if log is not None:
+        log.begin(model, recipe, device=device, precision=precision, workers=world_size, row_len=row_len, at=first_step)
+    started = time.perf_counter()
     waited = 0.0
 
     step = first_step
@@ -157,21 +157,22 @@ def train_model(
             back, restored = restore(run.checkpoints, model, optimizer)
             if back:
                 step, losses = back, deque(restored, maxlen=losses.maxlen)
+                if log is not None:
+                    log.back(step)
             log_event("skipped", batch=number, reason=reason, goes_on_at=step)
             continue
         losses.append(loss_of_batch)
-        update(optimizer, rate=learning_rate(recipe, step))
+        rate = learning_rate(recipe, step)
+        update(optimizer, rate=rate)
         done = step + 1
+        if log is not None:
+            log.step(done, loss=loss_of_batch, norm=norm, rate=rate)
         if done % run.checkpoint_every_steps == 0 and done < recipe.max_steps:
             weights, moments = whole_state(model, optimizer)
+            if log is not None:
+                log.keep()
             if rank == 0:
                 run.checkpoints.save(done, weights, moments, losses=losses)
-        if rank == 0:
-            now = time.perf_counter()
-            if run.progress_file and (now - reported >= _REPORT_EVERY_S or done == recipe.max_steps):
-                reported = now
-                rate = taken * recipe.global_batch_rows * row_len / (now - started)
-                _append(run.progress_file, {"step": done, "loss": losses[-1], "tokens_per_s": rate})
         if run.after_step is not None:
             run.after_step(done)
         step = done
@@ -237,8 +238,3 @@ def _rows_of(run: TrainingRun, sampler: Sampler, step: int) -> tuple[str, ...]:
         for document in run.rows[slot.row_set].documents(slot.row):
             found[str(document["row"])] = None
     return tuple(found)
-
-
-def _append(file: Path, values: dict[str, float]) -> None:
-    with open(file, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(values) + "\n")

@@ -11,10 +11,11 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aifactory.errors import AIFactoryError, TrainingError
+from aifactory.errors import AIFactoryError, StorageError, TrainingError
+from aifactory.observe.energy import Meter
+from aifactory.observe.events import log_event
 from aifactory.observe.progress import progress
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 CODE_VERSION = 3
 _POLL_S = 0.5
+_POLL_AFAR_S = 5.0
 
 
 def train_on_ray(task: Work, *, name: str, runtime: Runtime) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def train_on_ray(task: Work, *, name: str, runtime: Runtime) -> dict[str, Any]:
 
     finished = exported(task.storage, task.run_folder)
     if finished is None:
-        with _watch(task):
+        with _watch(task, runtime):
             _fit(task, name, runtime)
         finished = exported(task.storage, task.run_folder)
     if finished is None:
@@ -83,24 +85,36 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _watch(task: Work) -> Iterator[None]:
-    """Show what rank 0 appends to its progress file; without a local one, nothing is shown."""
-    from aifactory.train.worker import PROGRESS
+def _watch(task: Work, runtime: Runtime) -> Iterator[None]:
+    """Show what rank 0 says of the run, and what the run has used so far."""
+    from aifactory.train.run_log import MFU
 
-    file = Path(task.storage.path(*task.run_folder, PROGRESS))
     ended = threading.Event()
-    start = file.stat().st_size if task.storage.is_local and file.exists() else 0
+    meter = Meter(num_cpus=runtime.workers * runtime.cpus_per_worker, watts_per_cpu=runtime.watts_per_cpu)
+    before = _told(task)
 
     def follow() -> None:
+        shown_before: dict[str, Any] = {}
         with progress("train", total=task.recipe.max_steps) as shown:
-            while not ended.wait(_POLL_S):
-                last = _last_line(file, start)
-                if last is not None:
-                    shown.update(last["step"], loss=last["loss"], tokens_per_s=last["tokens_per_s"])
+            while not ended.wait(_POLL_S if task.storage.is_local else _POLL_AFAR_S):
+                told = _told(task)
+                if told is None or told == before:  # what an earlier start has left there
+                    continue
+                if not shown_before and "peak_flops_per_s" in told:
+                    log_event(
+                        "training",
+                        run=task.run_folder[-1],
+                        mfu=MFU,
+                        flops_per_token=told["flops_per_token"],
+                        peak=f"{told['peak_flops_per_s'] / 1e12:.4g} TFLOP/s a worker ({told['peak_source']})",
+                    )
+                for warning in told["warnings"][len(shown_before.get("warnings", ())) :]:
+                    log_event("warned", of=warning)
+                shown_before = told
+                energy = meter.read()
+                figures = {name: told[name] for name in ("loss", "tokens_per_s", "mfu") if name in told}
+                shown.update(told["step"], **figures, energy=f"{energy.joules:,.0f} J ({energy.source})")
 
-    if not task.storage.is_local:
-        yield
-        return
     watcher = threading.Thread(target=follow, name="train-progress", daemon=True)
     watcher.start()
     try:
@@ -110,16 +124,12 @@ def _watch(task: Work) -> Iterator[None]:
         watcher.join()
 
 
-def _last_line(file: Path, start: int) -> dict[str, float] | None:
+def _told(task: Work) -> dict[str, Any] | None:
+    """What rank 0 has written last."""
+    from aifactory.train.run_log import PROGRESS
+
     try:
-        with open(file, "rb") as stream:
-            stream.seek(max(start, file.stat().st_size - 4096))
-            lines = stream.read().splitlines()
-    except FileNotFoundError:
-        return None
-    for line in reversed(lines):
-        try:
-            return dict(json.loads(line))
-        except ValueError:
-            continue  # the line that is being written, or the end of one that the seek has cut
-    return None
+        data = task.storage.read_bytes(*task.run_folder, PROGRESS)
+    except StorageError:
+        return None  # what is shown is no reason to stop
+    return None if data is None else dict(json.loads(data))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,14 @@ from aifactory.train.base import model_from_folder, model_from_scratch, require_
 from aifactory.train.checkpoint import Checkpoints
 from aifactory.train.loop import TrainingRun, train_model
 from aifactory.train.room import NoRoomError
+from aifactory.train.run_log import RunLog
 from aifactory.train.step import count_parameters
+from aifactory.train.trackers import make_trackers
 
 if TYPE_CHECKING:
     from aifactory.config import Architecture, Train
 
 EXPORTED = "exported.json"
-PROGRESS = "progress.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,12 @@ class Work:
     """How several workers share the model."""
     shard_workers: int | None = None
     """Of `fsdp`: so many workers hold one copy of the model between them."""
+    factory: str = ""
+    """Whose run it is, for trackers."""
+    trackers: tuple[str, ...] = ()
+    """Who else is told of the run (`runtime.trackers`)."""
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Variables that trackers read, where the worker's machine does not set them itself."""
 
 
 def work(
@@ -93,7 +101,8 @@ def work(
     """
     while True:
         try:
-            _work(task, rank=rank, world_size=world_size, device=device, after_step=after_step)
+            with _log(task) if rank == 0 else nullcontext() as log:
+                _work(task, rank=rank, world_size=world_size, device=device, after_step=after_step, log=log)
             return
         except NoRoomError:
             if world_size > 1:
@@ -103,7 +112,13 @@ def work(
 
 
 def _work(
-    task: Work, *, rank: int, world_size: int, device: torch.device | None, after_step: Callable[[int], None] | None
+    task: Work,
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device | None,
+    after_step: Callable[[int], None] | None,
+    log: RunLog | None,
 ) -> None:
     torch.set_num_threads(task.num_threads)
     device = device or _device()
@@ -134,19 +149,26 @@ def _work(
             checkpoints=Checkpoints(storage, *task.run_folder),
             parallel=task.parallel,
             shard_workers=task.shard_workers,
-            progress_file=Path(storage.make_folder(*task.run_folder)) / PROGRESS if storage.is_local else None,
+            log=log,
             after_step=after_step,
         ),
         device=device,
         rank=rank,
         world_size=world_size,
     )
-    if rank == 0:
+    if log is not None:
+        log.close(is_finished=True)
         whole = kind(config)
         whole.load_state_dict(weights, strict=False)
         whole.tie_weights()
-        counted = asdict(figures) | {"parameters": count_parameters(whole.parameters())}
+        counted = asdict(figures) | log.figures() | {"parameters": count_parameters(whole.parameters())}
         _export(task, whole, tokenizer_folder, counted)
+
+
+def _log(task: Work) -> RunLog:
+    for name, value in task.environment.items():
+        os.environ.setdefault(name, value)
+    return RunLog(task.storage, *task.run_folder, name=task.factory, trackers=make_trackers(task.trackers))
 
 
 def _device() -> torch.device:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aifactory.observe.energy import measured
+from aifactory.observe.energy import Meter, measured
 
 
 def set_counter(powercap: Path, domain: str, joules: float, *, most: float = 1000) -> None:
@@ -61,3 +61,26 @@ def test_a_block_that_fails_is_measured_too(tmp_path: Path) -> None:
     with pytest.raises(KeyError), measured(num_cpus=1, watts_per_cpu=10, powercap=tmp_path) as energy:
         raise KeyError
     assert energy.joules > 0
+
+
+def test_a_meter_is_read_while_the_block_runs(tmp_path: Path) -> None:
+    set_counter(tmp_path, "intel-rapl:0", 100)
+    meter = Meter(num_cpus=1, watts_per_cpu=10, powercap=tmp_path)
+    read = []
+    for joules in (101, 104):
+        set_counter(tmp_path, "intel-rapl:0", joules)
+        read.append(meter.read().joules)
+
+    assert read == [pytest.approx(1), pytest.approx(4)]
+
+
+def test_blocks_that_run_side_by_side_are_given_their_parts_of_what_was_counted(tmp_path: Path) -> None:
+    set_counter(tmp_path, "intel-rapl:0", 100)
+    with measured(num_cpus=1, watts_per_cpu=10, powercap=tmp_path, share=0.25) as counted:
+        set_counter(tmp_path, "intel-rapl:0", 108)
+    with measured(num_cpus=1, watts_per_cpu=10, powercap=tmp_path / "none", share=0.25) as estimated:
+        time.sleep(0.01)
+
+    assert (counted.source, counted.joules) == ("rapl", pytest.approx(2.0))
+    # An estimate is of the block's own CPUs alone.
+    assert estimated.joules == pytest.approx(10 * estimated.seconds)
