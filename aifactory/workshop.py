@@ -287,6 +287,7 @@ class Workshop:
     ) -> Model:
         """A model trained on the token sets, mixed by `shares`, from `base` or from scratch."""
         from aifactory.tokens.pipeline import sources_of
+        from aifactory.train.parity import prove_export
         from aifactory.train.trainer import CODE_VERSION, train_on_ray
 
         contents: list[str] = []
@@ -299,19 +300,18 @@ class Workshop:
             plain["architecture"] = self.config.model.architecture.model_dump(mode="json")
 
         def make(target: tuple[str, ...]) -> Made:
-            self.run_tasks()
-            exported = train_on_ray(
-                self._work(target, token_sets, recipe, shares, base),
-                name=f"train-{target[-1]}",
-                runtime=self.config.runtime,
-            )
+            run = self.run_tasks()
+            task = self._work(target, token_sets, recipe, shares, base)
+            exported = train_on_ray(task, name=f"train-{target[-1]}", runtime=self.config.runtime)
+            # Law 7, before there is a record: a process that never saw the trainer loads what it exported.
+            (parity,) = run(prove_export, [(task, self.config.promote.parity_tolerance)])
             # Law 3: what was read of which rows, and how often, stands in the record of the model.
             mixed = [
                 {"tokens": tokens.id, "sources": sources_of(tokens, names), **asdict(drawn)}
                 for tokens, names, drawn in self._drawn(token_sets, recipe, shares)
             ]
             files = [StoredFile(**file) for file in exported["files"]]
-            return Made(files=files, figures=exported["figures"] | {"mixture": mixed})
+            return Made(files=files, figures=exported["figures"] | {"mixture": mixed, "parity": parity})
 
         model = self._make(
             cycle,

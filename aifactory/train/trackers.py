@@ -71,7 +71,12 @@ class TensorBoard:
         self._scratch = None if run.storage.is_local else tempfile.TemporaryDirectory()
         folder = run.storage.path(*run.folder, TENSORBOARD) if self._scratch is None else self._scratch.name
         # What earlier starts wrote of later steps is void: they are taken again.
-        self._writer = SummaryWriter(folder, purge_step=run.first_step + 1 if run.first_step else None)
+        self._writer = SummaryWriter(
+            folder,
+            purge_step=run.first_step + 1 if run.first_step else None,
+            # Its names are exact to the second: two starts within one would share a file.
+            filename_suffix=f".{run.first_step:08d}-{os.getpid()}-{time.monotonic_ns()}",
+        )
         lines = "\n".join(f"| {name} | {value} |" for name, value in run.parameters.items())
         self._writer.add_text("recipe", f"| name | value |\n| --- | --- |\n{lines}", run.first_step)
         self._uploaded_at = time.monotonic()

@@ -27,6 +27,7 @@ from aifactory.text.tokenizer import load_tokenizer
 from aifactory.train.base import model_from_folder, model_from_scratch, require_fit
 from aifactory.train.checkpoint import Checkpoints
 from aifactory.train.loop import TrainingRun, train_model
+from aifactory.train.parity import write_probe
 from aifactory.train.room import NoRoomError
 from aifactory.train.run_log import RunLog
 from aifactory.train.step import count_parameters
@@ -162,7 +163,7 @@ def _work(
         whole.load_state_dict(weights, strict=False)
         whole.tie_weights()
         counted = asdict(figures) | log.figures() | {"parameters": count_parameters(whole.parameters())}
-        _export(task, whole, tokenizer_folder, counted)
+        _export(task, whole, tokenizer_folder, rows, counted)
 
 
 def _log(task: Work) -> RunLog:
@@ -180,8 +181,10 @@ def _device() -> torch.device:
     return torch.device("cuda", index)
 
 
-def _export(task: Work, model: nn.Module, tokenizer_folder: Path, figures: dict[str, Any]) -> None:
-    """Write the model's folder, then the list of its files."""
+def _export(
+    task: Work, model: nn.Module, tokenizer_folder: Path, rows: Sequence[TokenRows], figures: dict[str, Any]
+) -> None:
+    """Write the model's folder, what is compared with it (`parity`), then the list of its files."""
     assert isinstance(model, PreTrainedModel)
     nn.Module.to(model, "cpu", torch.float32)
     model.train(False)
@@ -193,6 +196,7 @@ def _export(task: Work, model: nn.Module, tokenizer_folder: Path, figures: dict[
             (folder / name).write_bytes((tokenizer_folder / name).read_bytes())
         (folder / GOLDEN_NAME).write_bytes(golden_answers(model, tokenizer))
         files = task.storage.upload(folder, *task.model_folder)
+    write_probe(task, model, tokenizer, rows)
     exported = {"files": [asdict(file) for file in files], "figures": figures}
     task.storage.write_bytes(json.dumps(exported).encode(), *task.run_folder, EXPORTED)
 
