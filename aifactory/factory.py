@@ -25,6 +25,7 @@ from aifactory.cluster.placement import (
     asked_for_training,
     cluster_hosts,
     cluster_nodes,
+    number_fitting,
     require_placement,
     require_shared_state,
 )
@@ -32,8 +33,8 @@ from aifactory.cluster.session import connect, disconnect
 from aifactory.cluster.tasks import RunTasks, ray_tasks
 from aifactory.config import Config, FeedbackSource, Source, Train
 from aifactory.errors import StateError
-from aifactory.evaluate.gate import Promote, Reject, judge
-from aifactory.evaluate.pipeline import evidence_of
+from aifactory.evaluate.gate import Promote, Reject, best_of, judge
+from aifactory.evaluate.pipeline import evidence_of, evidence_of_best
 from aifactory.ingest.listing import Listing, list_pieces
 from aifactory.ingest.readers import read_piece
 from aifactory.observe.events import log_event, log_to_stderr
@@ -84,7 +85,7 @@ class Factory:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.books = Books(config)
-        self._workshop = Workshop(config, self.books, run_tasks=self._run_tasks)
+        self._workshop = Workshop(config, self.books, run_tasks=self._run_tasks, runs_at_once=self._runs_at_once)
         self._started_ray = False
         self._connected = False
 
@@ -114,9 +115,10 @@ class Factory:
         log_event("turning", cycle=cycle.number, trigger=cycle.trigger, attempt=cycle.attempt)
         corpora = self._ingest(cycle)
         material = self._tokenize(cycle, corpora)
-        model = self._train(cycle, material)
-        scorecard = self._evaluate(cycle, material, model)
-        return self._promote(cycle, model, scorecard)
+        candidates = self._train(cycle, material)
+        scorecards = [self._evaluate(cycle, material, model) for model in candidates]
+        model, scorecard = self._choose(cycle, candidates, scorecards)
+        return self._promote(cycle, model, scorecard, of=len(candidates))
 
     def run(self) -> Report:
         """The main job: a cycle over the sources; with `traffic`, on until simulated users have closed the loop."""
@@ -150,15 +152,17 @@ class Factory:
         return self._tokenize(cycle, self._ingest(cycle)).token_sets[0]
 
     def train(self) -> Model:
-        """Token set to a model."""
+        """Token set to a model; with `train.candidates` to one for each, of which this is the first."""
         cycle = self.cycle()
-        return self._train(cycle, self._tokenize(cycle, self._ingest(cycle)))
+        return self._train(cycle, self._tokenize(cycle, self._ingest(cycle)))[0]
 
     def evaluate(self) -> Scorecard:
-        """Model to a scorecard."""
+        """Model to a scorecard; with `train.candidates` that of the best."""
         cycle = self.cycle()
         material = self._tokenize(cycle, self._ingest(cycle))
-        return self._evaluate(cycle, material, self._train(cycle, material))
+        candidates = self._train(cycle, material)
+        scorecards = [self._evaluate(cycle, material, model) for model in candidates]
+        return self._choose(cycle, candidates, scorecards)[1]
 
     def promote(self) -> Release | Reject:
         """Scorecard to a release, if the gate lets it pass. What was decided before stays decided."""
@@ -349,10 +353,11 @@ class Factory:
         ]
         return Material(corpora=corpora, token_sets=token_sets)
 
-    def _train(self, cycle: Cycle, material: Material) -> Model:
-        recipe, shares = self._recipe_of(cycle, material)
+    def _train(self, cycle: Cycle, material: Material) -> list[Model]:
+        """A model for each candidate; side by side where there is room."""
+        recipes, shares = self._recipes_of(cycle, material)
         base = self._parent(cycle) or self._base_folder()
-        return self._workshop.train(cycle, material.token_sets, recipe=recipe, shares=shares, base=base)
+        return self._workshop.train(cycle, material.token_sets, recipes=recipes, shares=shares, base=base)
 
     def _evaluate(self, cycle: Cycle, material: Material, model: Model) -> Scorecard:
         champion = None
@@ -364,9 +369,33 @@ class Factory:
             cycle, model, champion=champion, sources=material.sources, feedback=material.feedback
         )
 
-    def _promote(self, cycle: Cycle, model: Model, scorecard: Scorecard) -> Release | Reject:
-        """Judge, then apply the verdict in one transaction."""
-        verdict = judge(evidence_of(scorecard.figures), self.config.promote)
+    def _choose(
+        self, cycle: Cycle, candidates: Sequence[Model], scorecards: Sequence[Scorecard]
+    ) -> tuple[Model, Scorecard]:
+        """The candidate with the best holdout; with several, what they were compared by is entered into the books."""
+        best = best_of([evidence_of(scorecard.figures) for scorecard in scorecards])
+        model, scorecard = candidates[best], scorecards[best]
+        if len(candidates) > 1 and not self.books.journal.events(event="chosen", cycle=cycle.trigger):
+            compared = [
+                {
+                    "model": m.id,
+                    "scorecard": s.id,
+                    "differs": dict(differs),
+                    "holdout": s.figures["holdout"]["candidate"],
+                }
+                for m, s, differs in zip(candidates, scorecards, self.config.train.candidates, strict=True)
+            ]
+            detail = {"candidates": compared, "scorecard": scorecard.id}
+            self.books.journal.write(
+                "chosen", cycle=cycle.trigger, attempt=cycle.attempt, subject=model.id, detail=detail
+            )
+            log_event("chosen", cycle=cycle.number, artifact=model.id, of=len(candidates))
+        return model, scorecard
+
+    def _promote(self, cycle: Cycle, model: Model, scorecard: Scorecard, *, of: int) -> Release | Reject:
+        """Judge, then apply the verdict in one transaction. The model was chosen `of` so many."""
+        evidence = evidence_of_best(self.books.storage, scorecard, self.config.evaluate, of=of)
+        verdict = judge(evidence, self.config.promote)
         decision = verdict.to_json()
         if isinstance(verdict, Promote):
             release = self.books.registry.promote(cycle, model=model.id, scorecard=scorecard.id, decision=decision)
@@ -398,12 +427,12 @@ class Factory:
     def _corpora_of(self, model: Model) -> list[Corpus]:
         return [self.books.artifacts.get(Corpus, corpus_id) for corpus_id in self._token_sets_of(model)]
 
-    def _recipe_of(self, cycle: Cycle, material: Material) -> tuple[Train, list[float]]:
-        """The recipe of training and the share of each token set in a batch."""
-        recipe = self.config.train
+    def _recipes_of(self, cycle: Cycle, material: Material) -> tuple[Sequence[Train], list[float]]:
+        """The recipes of training, one for each candidate, and the share of each token set in a batch."""
         feedback = material.token_sets[1:]
         if not feedback:
-            return recipe, [1.0]
+            return self.config.train.recipes(), [1.0]
+        recipe = self.config.train.model_copy(update={"candidates": ()})
         retrain = self.config.improve.retrain
         recipe = recipe.model_copy(
             update={
@@ -415,7 +444,7 @@ class Factory:
         )
         rows = sum(tokens.num_rows for tokens in feedback)
         shares = [retrain.feedback_share * tokens.num_rows / rows for tokens in feedback]
-        return recipe, [1 - retrain.feedback_share, *shares]
+        return [recipe], [1 - retrain.feedback_share, *shares]
 
     def _user_texts(self) -> list[tuple[str, str]]:
         """What the simulated users know, a user for each text."""
@@ -435,6 +464,12 @@ class Factory:
         self._connect()
         runtime = self.config.runtime
         return ray_tasks(concurrency=runtime.data_tasks, cpus_per_task=runtime.cpus_per_worker)
+
+    def _runs_at_once(self, most: int) -> int:
+        """How many training runs fit beside one another, and beside what is served."""
+        self._connect()
+        beside = asked_for_serving(self.config) if self._serves_too() else []
+        return number_fitting(asked_for_training(self.config), cluster_nodes(), beside=beside, most=most)
 
     def _connect(self) -> None:
         """Connect to the cluster once, and see that what will run at the same time fits on it.

@@ -31,6 +31,8 @@ class CycleReport:
     joules_source: str
     scores: Mapping[str, Any]
     """By set of tasks: bits per byte of the candidate, the release before and the baselines, with intervals."""
+    candidates: Sequence[Mapping[str, Any]]
+    """Of several: what each has different, its model, its scorecard, its holdout, and whether it was chosen."""
     reasons: Sequence[str]
     artifacts: Sequence[str]
     pages: Sequence[str]
@@ -126,7 +128,14 @@ def _cycle_report(books: Books, cycle: Cycle) -> CycleReport:
     events = {e.subject: e for e in books.journal.events(cycle=cycle.trigger) if e.event in _STAGES and e.subject}
     made = list(events.values())
     corpora = [event.detail for event in made if event.event == "ingested"]
-    rates = [event.detail["tokens_per_s"] for event in made if event.event == "trained"]
+    chosen = next(iter(books.journal.events(event="chosen", cycle=cycle.trigger)), None)
+    trained, evaluated = ([event for event in made if event.event == name] for name in ("trained", "evaluated"))
+    candidates: list[dict[str, Any]] = []
+    if chosen is not None:
+        # What was chosen may have been made in an earlier cycle.
+        trained = [e for e in books.journal.events(event="trained") if e.subject == chosen.subject]
+        evaluated = [e for e in books.journal.events(event="evaluated") if e.subject == chosen.detail["scorecard"]]
+        candidates = [{**each, "chosen": each["model"] == chosen.subject} for each in chosen.detail["candidates"]]
     rules: dict[str, int] = {}
     for corpus in corpora:
         for rule, number in corpus["rejected_by_rule"].items():
@@ -139,11 +148,12 @@ def _cycle_report(books: Books, cycle: Cycle) -> CycleReport:
         rows_rejected=sum(corpus["rows_rejected"] for corpus in corpora),
         rejected_by_rule=rules,
         tokens=sum(event.detail["tokens"] for event in made if event.event == "tokenized"),
-        tokens_per_s=rates[-1] if rates else None,
+        tokens_per_s=trained[-1].detail["tokens_per_s"] if trained else None,
         seconds=sum(event.seconds or 0.0 for event in made),
         joules=sum(event.joules or 0.0 for event in made),
         joules_source="+".join(sorted({event.joules_source or "estimate" for event in made})) or "estimate",
-        scores=next((dict(event.detail) for event in reversed(made) if event.event == "evaluated"), {}),
+        scores=dict(evaluated[-1].detail) if evaluated else {},
+        candidates=candidates,
         reasons=[] if cycle.decision is None else list(cycle.decision["reasons"]),
         artifacts=list(events),
         pages=[books.storage.path(name, "report.html") for name, event in events.items() if event.event == "ingested"],
@@ -165,6 +175,10 @@ def _cycle_lines(cycle: CycleReport) -> list[str]:
     if cycle.artifacts:
         cost = f"{cycle.seconds:.0f} s in the stages, {cycle.joules:,.0f} J ({cycle.joules_source})"
         lines.append(f"  cost        {cost}")
+    for each in cycle.candidates:
+        differs = ", ".join(f"{name}: {value}" for name, value in each["differs"].items()) or "as train says"
+        mark = " (chosen)" if each["chosen"] else ""
+        lines.append(f"  candidate   {differs}: {_interval(each['holdout'])} bits per byte, {each['model']}{mark}")
     for name in ("holdout", "target", "known"):
         comparison = cycle.scores.get(name)
         if comparison:

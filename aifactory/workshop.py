@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow.compute as pc
 
-from aifactory.cluster.tasks import RunTasks, run_here
+from aifactory.cluster.tasks import RunTasks, run_here, run_threads
 from aifactory.config import Columns, Config, Ingest, NearDuplicatesStep, ParquetSource, Train
 from aifactory.errors import StateError, StorageError
 from aifactory.ingest.decisions import Earlier
@@ -24,6 +24,7 @@ from aifactory.ingest.model_scores import StepModel, Stored
 from aifactory.ingest.pipeline import CODE_VERSION as INGEST_VERSION
 from aifactory.ingest.pipeline import Work, ingest_pieces
 from aifactory.ingest.steps import step_recipes
+from aifactory.model_card import CARD, CHART, model_card
 from aifactory.observe.energy import measured
 from aifactory.observe.events import log_event
 from aifactory.records.artifacts import (
@@ -62,11 +63,21 @@ class Made:
 class Workshop:
     """Makes the nouns of the loop for one factory."""
 
-    def __init__(self, config: Config, books: Books, *, run_tasks: Callable[[], RunTasks]) -> None:
-        """`run_tasks` connects to the cluster: it is called only where something is to be made."""
+    def __init__(
+        self,
+        config: Config,
+        books: Books,
+        *,
+        run_tasks: Callable[[], RunTasks],
+        runs_at_once: Callable[[int], int] = lambda most: 1,
+    ) -> None:
+        """`run_tasks` connects to the cluster: it is called only where something is to be made. `runs_at_once`, too: it says
+        how many training runs there is room for, at most so many.
+        """
         self.config = config
         self.books = books
         self.run_tasks = run_tasks
+        self.runs_at_once = runs_at_once
         self._folder_models: dict[str, StepModel] = {}
 
     # ── ingest ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -281,15 +292,39 @@ class Workshop:
         cycle: Cycle,
         token_sets: Sequence[TokenSet],
         *,
-        recipe: Train,
+        recipes: Sequence[Train],
         shares: Sequence[float],
         base: Model | Path | None,
-    ) -> Model:
-        """A model trained on the token sets, mixed by `shares`, from `base` or from scratch."""
-        from aifactory.tokens.pipeline import sources_of
-        from aifactory.train.parity import prove_export
-        from aifactory.train.trainer import CODE_VERSION, train_on_ray
+    ) -> list[Model]:
+        """For each recipe a model trained on the token sets, mixed by `shares`, from `base` or from scratch.
 
+        As many are trained at once as there is room for. Where one fails the others are trained to their ends, and wait in
+        the storage for the same command.
+        """
+
+        def training(recipe: Train, at_once: int) -> Callable[[], Model]:
+            return lambda: self._train(cycle, token_sets, recipe, shares, base, at_once=at_once)
+
+        missing = [recipe for recipe in recipes if self._trained(token_sets, recipe, shares, base) is None]
+        if len(missing) > 1:
+            at_once = self.runs_at_once(len(missing))
+            log_event("training", candidates=len(missing), at_once=at_once)
+            run_threads([training(recipe, at_once) for recipe in missing], at_once=at_once)
+        return [training(recipe, 1)() for recipe in recipes]
+
+    def _trained(
+        self, token_sets: Sequence[TokenSet], recipe: Train, shares: Sequence[float], base: Model | Path | None
+    ) -> Model | None:
+        """The model that a recipe asks for, if it is there."""
+        from aifactory.train.trainer import CODE_VERSION
+
+        identity = self._training_identity(token_sets, recipe, shares, base)
+        return self.books.artifacts.find(Model, _fingerprint_of(Model, CODE_VERSION, **identity))
+
+    def _training_identity(
+        self, token_sets: Sequence[TokenSet], recipe: Train, shares: Sequence[float], base: Model | Path | None
+    ) -> dict[str, Any]:
+        """What identifies a model: recipe, contents and inputs, as `_make` takes them."""
         contents: list[str] = []
         if isinstance(base, Path):
             from aifactory.train.base import digest_folder
@@ -298,6 +333,22 @@ class Workshop:
         plain: dict[str, Any] = {"train": recipe.model_dump(mode="json"), "shares": list(shares)}
         if base is None:
             plain["architecture"] = self.config.model.architecture.model_dump(mode="json")
+        inputs = [*token_sets, *([base] if isinstance(base, Model) else [])]
+        return {"recipe": plain, "contents": contents, "inputs": inputs}
+
+    def _train(
+        self,
+        cycle: Cycle,
+        token_sets: Sequence[TokenSet],
+        recipe: Train,
+        shares: Sequence[float],
+        base: Model | Path | None,
+        *,
+        at_once: int,
+    ) -> Model:
+        from aifactory.tokens.pipeline import sources_of
+        from aifactory.train.parity import prove_export
+        from aifactory.train.trainer import CODE_VERSION, train_on_ray
 
         def make(target: tuple[str, ...]) -> Made:
             run = self.run_tasks()
@@ -318,14 +369,39 @@ class Workshop:
             "trained",
             Model,
             CODE_VERSION,
-            recipe=plain,
-            contents=contents,
-            inputs=[*token_sets, *([base] if isinstance(base, Model) else [])],
+            **self._training_identity(token_sets, recipe, shares, base),
             make=make,
             num_cpus=self.config.runtime.workers * self.config.runtime.cpus_per_worker,
+            share=1 / at_once,
+            train=recipe,
         )
         self._clear_run("runs", f"train-{model.fingerprint[:16]}")
+        self._write_card(model, None)
         return model
+
+    def _write_card(self, model: Model, scorecard: Scorecard | None) -> None:
+        """What a person reads of a model; without a scorecard only where there is no card yet."""
+        from aifactory.train.loss_chart import loss_chart
+
+        storage, folder = self.books.storage, self.books.artifacts.folder(model.kind, model.fingerprint)
+        old = storage.read_bytes(*folder, CARD)
+        if old is not None and scorecard is None:
+            return
+        inputs = model.record.inputs
+        token_sets = [self.books.artifacts.get(TokenSet, each) for each in inputs if each.startswith(TokenSet.kind)]
+        parent = next((each for each in inputs if each.startswith(Model.kind)), None)
+        card = model_card(
+            self.config.name,
+            model,
+            corpora=[self.books.artifacts.get(Corpus, tokens.record.inputs[0]) for tokens in token_sets],
+            scorecard=scorecard,
+            base=parent or (None if "architecture" in model.record.recipe else self.config.model.base),
+            licenses={source.name: source.license for source in self.config.ingest.sources if source.license},
+        ).encode()
+        if card != old:
+            if curve := model.figures.get("curve"):
+                storage.write_bytes(loss_chart([(step, loss) for step, loss in curve]).encode(), *folder, CHART)
+            storage.write_bytes(card, *folder, CARD)
 
     def _clear_run(self, *folder: str) -> None:
         """The record is there, so nobody resumes the run any more: only what a person looks at is left of it."""
@@ -415,7 +491,7 @@ class Workshop:
             )
             return Made(files=evaluated.files, figures=evaluated.figures)
 
-        return self._make(
+        scorecard = self._make(
             cycle,
             "evaluated",
             Scorecard,
@@ -426,6 +502,8 @@ class Workshop:
             make=make,
             num_cpus=self.config.runtime.data_tasks * self.config.runtime.cpus_per_worker,
         )
+        self._write_card(model, scorecard)
+        return scorecard
 
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -441,18 +519,20 @@ class Workshop:
         inputs: Sequence[Artifact],
         make: Callable[[tuple[str, ...]], Made],
         num_cpus: float,
+        share: float = 1.0,
+        train: Train | None = None,
     ) -> Noun:
-        """The artifact with this identity: as it is there, or made, published, and then entered into the books."""
-        identity = fingerprint(
-            stage=noun.kind,
-            code_version=code_version,
-            recipe=recipe,
-            inputs=[*contents, *(artifact.fingerprint for artifact in inputs)],
-        )
+        """The artifact with this identity: as it is there, or made, published, and then entered into the books.
+
+        share   of the node's energy, where as much again runs beside it
+        train   the recipe by which it runs, where the configuration's is not that
+        """
+        identity = _fingerprint_of(noun, code_version, recipe=recipe, contents=contents, inputs=inputs)
         books = self.books
         artifact = books.artifacts.find(noun, identity)
         if artifact is None:
-            with measured(num_cpus=num_cpus, watts_per_cpu=self.config.runtime.watts_per_cpu) as energy:
+            watts = self.config.runtime.watts_per_cpu
+            with measured(num_cpus=num_cpus, watts_per_cpu=watts, share=share) as energy:
                 made = make(books.artifacts.folder(noun.kind, identity))
             artifact = books.artifacts.publish(
                 noun,
@@ -465,7 +545,7 @@ class Workshop:
                     inputs=[*(a.id for a in inputs)],
                     files=made.files,
                     figures=made.figures,
-                    execution=self._execution(),
+                    execution=self._execution(train or self.config.train),
                     seconds=energy.seconds,
                     joules=energy.joules,
                     joules_source=energy.source,
@@ -489,8 +569,8 @@ class Workshop:
             log_event(event, cycle=cycle.number, artifact=artifact.id, **_shown(artifact))
         return artifact
 
-    def _execution(self) -> dict[str, Any]:
-        runtime, train = self.config.runtime, self.config.train
+    def _execution(self, train: Train) -> dict[str, Any]:
+        runtime = self.config.runtime
         return {
             "workers": runtime.workers,
             "threads_per_worker": train.threads or max(1, int(runtime.cpus_per_worker)),
@@ -501,6 +581,22 @@ class Workshop:
             "cpu_flags": _cpu_flags(),
             **{name: version(name) for name in _LIBRARIES},
         }
+
+
+def _fingerprint_of(
+    noun: type[Artifact],
+    code_version: int,
+    *,
+    recipe: Mapping[str, Any],
+    contents: Sequence[str],
+    inputs: Sequence[Artifact],
+) -> str:
+    return fingerprint(
+        stage=noun.kind,
+        code_version=code_version,
+        recipe=recipe,
+        inputs=[*contents, *(artifact.fingerprint for artifact in inputs)],
+    )
 
 
 def _shown(artifact: Artifact) -> dict[str, object]:

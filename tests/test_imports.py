@@ -17,7 +17,7 @@ CORES = {"text", "engine"}
 LEVELS: list[set[str]] = [
     {"cli", "__main__", "kernels"},
     {"factory"},
-    {"workshop", "report", "ledger", "trace"},
+    {"workshop", "report", "ledger", "trace", "model_card"},
     STAGES,
     CORES,
     {"cluster"},

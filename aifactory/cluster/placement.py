@@ -56,6 +56,17 @@ def require_placement(asked: Sequence[Asked], nodes: Sequence[Resources]) -> Non
             place[name] = place.get(name, 0) - amount
 
 
+def number_fitting(asked: Sequence[Asked], nodes: Sequence[Resources], *, beside: Sequence[Asked], most: int) -> int:
+    """How often all of `asked` fits on the nodes at once, beside what is there in any case: at least 1, at most `most`."""
+    for number in range(most, 1, -1):
+        try:
+            require_placement([*beside, *(each for _ in range(number) for each in asked)], nodes)
+        except PlacementError:
+            continue
+        return number
+    return 1
+
+
 def cluster_nodes() -> list[Resources]:
     """CPUs and GPUs of every living node, in all."""
     import ray

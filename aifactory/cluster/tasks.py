@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +21,39 @@ class RunTasks(Protocol):
 def run_here(function: Callable[..., Result], items: Sequence[tuple[Any, ...]]) -> list[Result]:
     """Run the items one after another in this process."""
     return [function(*item) for item in items]
+
+
+def run_threads(calls: Sequence[Callable[[], Result]], *, at_once: int) -> list[Result]:
+    """Call all of them, so many at once, each in a thread of this process; the results in their order.
+
+    All are called, whatever becomes of one; then the first error in their order is raised. An interrupt is not held up.
+    """
+    results: dict[int, Result] = {}
+    errors: dict[int, BaseException] = {}
+    waiting = iter(enumerate(calls))
+    taking = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with taking:
+                following = next(waiting, None)
+            if following is None:
+                return
+            number, call = following
+            try:
+                results[number] = call()
+            except BaseException as error:
+                errors[number] = error
+
+    # Daemons: a process that is interrupted ends, with what they wait for.
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(at_once, len(calls)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[min(errors)]
+    return [results[number] for number in range(len(calls))]
 
 
 def ray_tasks(*, concurrency: int, cpus_per_task: float) -> RunTasks:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from aifactory.config.section import Section
 from aifactory.config.sources import Source
@@ -109,6 +109,44 @@ class Train(Section):
     """Of across_workers: rows of one forward pass; `global_batch_rows` is a power of two times it. Default: none."""
     threads: int | None = Field(default=None, ge=1)
     """Of across_workers: threads of each worker on a CPU. Default: none."""
+    candidates: tuple[dict[str, Any], ...] = ()
+    """Recipes of one cycle, each by what it has different from this section, such as {learning_rate: 1.0e-3}; {} is the section
+    as it stands. All are trained, and the one with the best holdout is judged. A retrain has none. Default: none, the
+    section alone is trained."""
+
+    def recipes(self) -> tuple[Train, ...]:
+        """What is trained in a cycle over the sources: the candidates, each a whole recipe, or this section alone."""
+        alone = self.model_copy(update={"candidates": ()})
+        if not self.candidates:
+            return (alone,)
+        return tuple(Train.model_validate(_merged(alone.model_dump(), candidate)) for candidate in self.candidates)
+
+    @model_validator(mode="after")
+    def _candidates_are_recipes(self) -> Train:
+        for number, candidate in enumerate(self.candidates):
+            if "candidates" in candidate:
+                raise ValueError(f"expected no candidates within train.candidates[{number}], found some")
+        try:
+            recipes = self.recipes()
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(
+                f"expected overrides of train in every train.candidates: {where}: {first['msg']}"
+            ) from error
+        for number, recipe in enumerate(recipes):
+            if recipe in recipes[:number]:
+                raise ValueError(
+                    f"expected candidates that differ, found train.candidates[{number}] to be "
+                    f"train.candidates[{recipes.index(recipe)}] again; leave one out"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = handler(self)
+        # Recipes bear identity: one without candidates is the one that it was before there were any.
+        return plain if self.candidates else {name: value for name, value in plain.items() if name != "candidates"}
 
     @property
     def is_across_workers(self) -> bool:
@@ -134,6 +172,15 @@ class Train(Section):
                 f"found {self.global_batch_rows} and {self.micro_batch_rows}"
             )
         return self
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` put over them, section by section; a mixture is one value."""
+    merged = dict(values)
+    for name, value in changes.items():
+        is_section = isinstance(value, dict) and isinstance(merged.get(name), dict) and name != "mixture"
+        merged[name] = _merged(merged[name], value) if is_section else value
+    return merged
 
 
 # ── evaluate, promote ─────────────────────────────────────────────────────────────────────────────────────────────────

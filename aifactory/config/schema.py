@@ -45,18 +45,19 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _mixture_names_the_sources(self) -> Config:
-        mixed, names = set(self.train.mixture), {source.name for source in self.ingest.sources}
-        if mixed and mixed != names:
-            raise ValueError(
-                f"expected train.mixture to name the sources {sorted(names)}, found {sorted(mixed)}; mend one"
-            )
-        if mixed and not any(share.weight for share in self.train.mixture.values()):
-            raise ValueError("expected a weight above 0 in train.mixture, found none; raise one")
+        names = {source.name for source in self.ingest.sources}
+        for mixture in (self.train.mixture, *(recipe.mixture for recipe in self.train.recipes())):
+            if mixture and set(mixture) != names:
+                raise ValueError(
+                    f"expected train.mixture to name the sources {sorted(names)}, found {sorted(mixture)}; mend one"
+                )
+            if mixture and not any(share.weight for share in mixture.values()):
+                raise ValueError("expected a weight above 0 in train.mixture, found none; raise one")
         return self
 
     @model_validator(mode="after")
     def _across_workers_leaves_nothing_to_the_runtime(self) -> Config:
-        if self.train.is_across_workers:
+        if any(recipe.is_across_workers for recipe in (self.train, *self.train.recipes())):
             for name in ("micro_batch_rows", "parallel", "shard_workers"):
                 # By value: a configuration that was handed on to a job has every field set.
                 if getattr(self.runtime, name) != Runtime.model_fields[name].default:

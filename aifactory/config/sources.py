@@ -111,9 +111,13 @@ class _Source(Section):
     """Whether it may lie at an address that is loopback, link-local, private or otherwise not public. It bears no
     identity. Default: false."""
 
+    license: str | None = Field(default=None, min_length=1, max_length=200)
+    """The licence of the data, such as `cc-by-4.0`, as the cards of models name it. It bears no identity. Default: not
+    stated."""
+
     def recipe(self) -> dict[str, Any]:
         """The source as plain JSON, without what bears no identity."""
-        return self.model_dump(mode="json", exclude=set(self.PLACE))
+        return self.model_dump(mode="json", exclude={*self.PLACE, "license"})
 
 
 class _Files(_Source):

@@ -6,6 +6,7 @@ a rejected candidate's reasons are complete.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,9 @@ class Evidence:
     """The holdout of the feedback; none where there is no feedback."""
     parity_error: float
     """Largest difference of a log-probability between trainer and server, nats."""
+    num_candidates: int = 1
+    """Of so many it was chosen by these very scores; each interval then holds with a confidence of 1 - (1 - c) / so many, so
+    that those of all candidates hold at once with c (Bonferroni), whichever was chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,7 @@ def judge(evidence: Evidence, gate: PromoteGate) -> Verdict:
 def _checks(evidence: Evidence, gate: PromoteGate) -> list[tuple[bool, str] | None]:
     deciding = evidence.target or evidence.fixed
     return [
+        _choice(evidence, deciding) if evidence.num_candidates > 1 else None,
         _sample_size(evidence.fixed, gate),
         _sample_size(evidence.target, gate) if evidence.target else None,
         _answers_belong_to_prompts(evidence.target) if evidence.target else None,
@@ -84,6 +89,20 @@ def _checks(evidence: Evidence, gate: PromoteGate) -> list[tuple[bool, str] | No
         _no_regression(evidence.fixed, gate) if evidence.target else None,
         _superiority(deciding),
     ]
+
+
+def best_of(candidates: Sequence[Evidence]) -> int:
+    """Which candidate needs the fewest bits per byte for what decides; of equals the first. What is no number is the worst."""
+    bits = [(each.target or each.fixed).candidate.estimate for each in candidates]
+    return min(range(len(bits)), key=lambda i: (math.isnan(bits[i]), bits[i]))
+
+
+def _choice(evidence: Evidence, deciding: Comparison) -> tuple[bool, str]:
+    number, found = evidence.num_candidates, deciding.candidate
+    return True, (
+        f"choice: the best of {number} candidates on {deciding.name}; each interval here holds with {found.confidence:.2%}, so "
+        f"those of all {number} hold with {1 - number * (1 - found.confidence):.0%}, whichever was chosen"
+    )
 
 
 def _sample_size(on: Comparison, gate: PromoteGate) -> tuple[bool, str]:

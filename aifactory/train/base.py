@@ -11,10 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from aifactory.engine.load import load_model, read_context_length, require_safe_folder
 from aifactory.errors import ConfigError, TokenizerMismatchError
+from aifactory.records.storage import RECORD_NAME
 
 if TYPE_CHECKING:
     from aifactory.config import Architecture
 
+_SAID = {"README.md", "loss.svg", RECORD_NAME}
+"""Files that tell of a model and are no part of it: a card changes when a score is added."""
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -94,9 +97,9 @@ def resolve_base(base: str, *, where: str = "model.base") -> Path:
 
 
 def digest_folder(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model folder."""
+    """SHA-256 over the names and contents of a model folder, without what is only said about the model."""
     state = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in _SAID):
         state.update(file.relative_to(folder).as_posix().encode() + b"\0")
         with open(file, "rb") as stream:
             state.update(hashlib.file_digest(stream, "sha256").digest())
