@@ -544,3 +544,57 @@ def test_a_configuration_across_workers_can_be_handed_on_to_a_job() -> None:
     config = read(SMALL, *ACROSS)
 
     assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+# ── candidates ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_candidate_is_the_section_with_its_differences() -> None:
+    train = {"learning_rate": 0.01, "guards": {"max_skipped": 1}}
+    candidates = [{}, {"learning_rate": 0.02}, {"guards": {"spike_deviations": 6}, "seed": 3}]
+    plain = read(SMALL + f"train: {json.dumps(train)}\n").train
+    found = read(SMALL + f"train: {json.dumps({**train, 'candidates': candidates})}\n").train.recipes()
+
+    assert found[0] == plain == plain.recipes()[0]
+    assert [recipe.learning_rate for recipe in found] == [0.01, 0.02, 0.01]
+    assert (found[2].guards.max_skipped, found[2].guards.spike_deviations, found[2].seed) == (1, 6, 3)
+
+
+def test_without_candidates_a_recipe_has_the_identity_that_it_had_before_there_were_any() -> None:
+    alone = read(SMALL)
+    several = read(SMALL, "train.candidates=[{}, {seed: 2}]")
+
+    assert "candidates" not in alone.recipe("train")["train"]
+    assert several.recipe("train")["train"]["candidates"] == [{}, {"seed": 2}]
+    assert several.train.recipes()[0].model_dump(mode="json") == alone.train.model_dump(mode="json")
+    assert Config.model_validate(several.model_dump(mode="json")) == several
+
+
+@pytest.mark.parametrize(
+    ("candidates", "said"),
+    [
+        ("[{learning_rat: 1}]", "learning_rat"),
+        ("[{learning_rate: -1}]", "learning_rate"),
+        ("[{}, {seed: 1}]", r"train.candidates[1] to be train.candidates[0] again"),
+        ("[{candidates: []}]", "no candidates within train.candidates[0]"),
+        ("[{mixture: {other: {}}}]", "train.mixture to name the sources ['docs']"),
+        ("[{threads: 2}]", "threads"),
+    ],
+)
+def test_a_candidate_that_is_no_recipe_is_refused(candidates: str, said: str) -> None:
+    assert said in "\n".join(errors_of(SMALL, f"train.candidates={candidates}"))
+
+
+def test_a_mixture_of_a_candidate_is_taken_as_a_whole() -> None:
+    text = SMALL + "    - {name: more, kind: text, path: /data/more}\n"
+    mixed = "train.mixture={docs: {weight: 1, max_epochs: 2}, more: {}}"
+    found = read(text, mixed, "train.candidates=[{mixture: {docs: {weight: 3}, more: {}}}]").train.recipes()
+
+    assert found[0].mixture["docs"].max_epochs is None
+
+
+def test_the_licence_of_a_source_bears_no_identity() -> None:
+    named = read(SMALL + "      license: cc-by-4.0\n")
+
+    assert named.ingest.sources[0].license == "cc-by-4.0"
+    assert named.recipe("ingest") == read(SMALL).recipe("ingest")

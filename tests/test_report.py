@@ -237,3 +237,31 @@ def test_what_nobody_knows_is_an_error_that_says_what_was_expected(subject: str,
         StateError, match=r"expected the id of an answer, a release or an artifact of the factory small"
     ):
         lineage_of(books, subject)
+
+
+def test_candidates_are_told_apart_and_the_figures_are_those_of_the_chosen(books: Books) -> None:
+    cycle = begin(books, "run-1")
+    corpus = make(books, cycle, "ingested")
+    tokens = make(books, cycle, "tokenized", corpus)
+    models = [make(books, cycle, "trained", tokens) for _ in range(2)]
+    cards = [make(books, cycle, "evaluated", model, corpus) for model in models]
+    compared = [
+        {"model": model, "scorecard": card, "differs": differs, "holdout": INTERVAL}
+        for model, card, differs in zip(models, cards, [{}, {"seed": 2}], strict=True)
+    ]
+    # It was made in this cycle, and the next one takes it over: there it stands in no event but this.
+    again = begin(books, "run-2")
+    for each in (cycle, again):
+        detail = {"candidates": compared, "scorecard": cards[1]}
+        books.journal.write("chosen", cycle=each.trigger, attempt=1, subject=models[1], detail=detail)
+    first, second = Report.of(books).cycles
+
+    for report in (first, second):
+        assert [(each["model"], each["chosen"]) for each in report.candidates] == [
+            (models[0], False),
+            (models[1], True),
+        ]
+        assert (report.tokens_per_s, report.scores["holdout"]["candidate"]) == (4_567.8, INTERVAL)
+    lines = "\n".join(Report.of(books).lines())
+    assert f"candidate   as train says: 1.500 [1.250, 1.750] bits per byte, {models[0]}\n" in lines
+    assert f"candidate   seed: 2: 1.500 [1.250, 1.750] bits per byte, {models[1]} (chosen)" in lines

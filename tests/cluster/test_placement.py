@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
+
 import pytest
 
 from aifactory.cluster.placement import (
@@ -9,10 +12,11 @@ from aifactory.cluster.placement import (
     asked_for_data,
     asked_for_serving,
     asked_for_training,
+    number_fitting,
     require_placement,
     require_shared_state,
 )
-from aifactory.cluster.tasks import run_here
+from aifactory.cluster.tasks import run_here, run_threads
 from aifactory.config import Config
 from aifactory.errors import PlacementError
 
@@ -83,3 +87,38 @@ def test_several_machines_need_a_database_that_is_no_file():
 def test_tasks_in_this_process_keep_their_order():
     assert run_here(divmod, [(7, 2), (9, 4)]) == [(3, 1), (2, 1)]
     assert run_here(divmod, []) == []
+
+
+@pytest.mark.parametrize(("cpus", "fitting"), [(1.0, 1), (0.5, 3), (0.4, 4), (2.0, 1)])
+def test_as_many_runs_fit_side_by_side_as_there_is_room_for_beside_what_is_served(cpus, fitting):
+    asked = config(workers=1, cpus_per_worker=cpus, endpoint={"replicas": 1, "cpus_per_replica": 0.4})
+
+    found = number_fitting(asked_for_training(asked), [SMALL], beside=asked_for_serving(asked), most=9)
+    assert found == fitting
+    assert number_fitting(asked_for_training(asked), [SMALL], beside=asked_for_serving(asked), most=2) == min(
+        2, fitting
+    )
+
+
+def test_calls_in_threads_keep_their_order_and_so_many_run_at_once():
+    both = threading.Barrier(2)
+
+    def call(number):
+        both.wait(timeout=30)  # nobody passes alone
+        return number
+
+    assert run_threads([partial(call, i) for i in range(4)], at_once=2) == [0, 1, 2, 3]
+    assert run_threads([partial(str, 1)], at_once=5) == ["1"]
+
+
+def test_where_one_call_fails_the_others_are_made_and_the_first_error_is_raised():
+    made = []
+
+    def call(number):
+        if number in (1, 2):
+            raise KeyError(number)
+        made.append(number)
+
+    with pytest.raises(KeyError, match="1"):
+        run_threads([partial(call, i) for i in range(4)], at_once=1)
+    assert made == [0, 3]
