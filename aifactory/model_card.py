@@ -34,12 +34,14 @@ def model_card(
     corpora: Sequence[Corpus],
     scorecard: Scorecard | None = None,
     base: str | None = None,
+    parent: str | None = None,
     licenses: Mapping[str, str] | None = None,
 ) -> str:
     """README.md of a model of the factory `name`.
 
     corpora    what it was trained on, in the order of its token sets
-    base       what training started from, if not from scratch: a hub id, or the id of a model of the factory
+    base       what training started from, if not from scratch: a hub id, or the name of a folder
+    parent     the same, where that is a model of the factory: its id
     licenses   of the data, by source, where the configuration names them
     """
     figures, record = model.figures, model.record
@@ -48,7 +50,7 @@ def model_card(
         f"---\n{yaml.safe_dump(_head(title, corpora, scorecard, base), sort_keys=False, allow_unicode=True)}---\n",
         f"# {title}\n",
         f"A causal language model of {figures['parameters']:,} parameters, trained by the AI Factory `{name}` "
-        + (f"from `{_shown_base(base)}`" if base else "from scratch")
+        + (f"from `{parent or base}`" if parent or base else "from scratch")
         + f" for {figures['steps']:,} steps over {figures['tokens']:,} tokens. Everything here is taken from the records of the "
         f"artifacts `{model.id}`"
         + "".join(f", `{corpus.id}`" for corpus in corpora)
@@ -110,11 +112,6 @@ def _head(title: str, corpora: Sequence[Corpus], scorecard: Scorecard | None, ba
         ]
         head["model-index"] = [{"name": title, "results": results}]
     return head
-
-
-def _shown_base(base: str) -> str:
-    """A base by its name; of a folder only the last part, as the card goes where the folder does not."""
-    return base if _HUB_ID.fullmatch(base) else base.rstrip("/").rpartition("/")[2]
 
 
 def _data(figures: Mapping[str, Any], corpora: Sequence[Corpus], licenses: Mapping[str, str]) -> str:

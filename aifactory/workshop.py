@@ -395,7 +395,8 @@ class Workshop:
             model,
             corpora=[self.books.artifacts.get(Corpus, tokens.record.inputs[0]) for tokens in token_sets],
             scorecard=scorecard,
-            base=parent or (None if "architecture" in model.record.recipe else self.config.model.base),
+            base=None if "architecture" in model.record.recipe else _public_name(self.config.model.base),
+            parent=parent,
             licenses={source.name: source.license for source in self.config.ingest.sources if source.license},
         ).encode()
         if card != old:
@@ -597,6 +598,12 @@ def _fingerprint_of(
         recipe=recipe,
         inputs=[*contents, *(artifact.fingerprint for artifact in inputs)],
     )
+
+
+def _public_name(base: str | None) -> str | None:
+    """A hub id as it is; of a folder the last part alone, as a card goes where the folder does not."""
+    folder = None if base is None else Path(base).expanduser()
+    return folder.resolve().name if folder is not None and folder.is_dir() else base
 
 
 def _shown(artifact: Artifact) -> dict[str, object]:

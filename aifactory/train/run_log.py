@@ -1,6 +1,6 @@
 """Run log: what a run says while it goes on, and what of it is kept. Rank 0 alone has one. Pure Python.
 
-Writes   <run folder>/progress.json     the newest figures, about every second
+Writes   <run folder>/progress.json     the newest figures, about every second; every five where the storage is no local path
          <run folder>/losses/<step>     the losses of the steps after that one, as JSON: a file for each checkpoint
          <run folder>/loss.svg          their picture, now and then and at the end
          and whatever the trackers write
@@ -36,6 +36,8 @@ _LOSSES = "losses"
 KEPT = (CHART, TENSORBOARD, "wandb")
 """What stays in a run's folder when the run is over."""
 _REPORT_EVERY_S = 1.0
+_REPORT_AFAR_EVERY_S = 5.0
+"""Where it is a request over the network."""
 _DRAW_EVERY_S = 30.0
 _LAST_WORDS_S = 60.0
 """How long a run that has ended waits for what listens to it."""
@@ -193,7 +195,7 @@ class RunLog:
         """Write the newest figures and, more rarely, the picture of the losses; it runs in a thread of its own."""
         self._told = {"step": entries[-1][0], **entries[-1][1]}
         now = time.monotonic()
-        if now - self._told_at >= _REPORT_EVERY_S:
+        if now - self._told_at >= (_REPORT_EVERY_S if self._storage.is_local else _REPORT_AFAR_EVERY_S):
             self._told_at = now
             self._write_progress()
         if now - self._drawn_at >= _DRAW_EVERY_S:

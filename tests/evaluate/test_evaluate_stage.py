@@ -10,11 +10,12 @@ import pytest
 
 from aifactory.cluster.tasks import run_here
 from aifactory.config import Evaluate, PromoteGate
-from aifactory.errors import EmptyCorpusError
+from aifactory.errors import EmptyCorpusError, StorageError
 from aifactory.evaluate.gate import judge
-from aifactory.evaluate.pipeline import evaluate_model, evidence_of
+from aifactory.evaluate.pipeline import evaluate_model, evidence_of, evidence_of_best
 from aifactory.evaluate.scoring import answer_bits, deflate_bits
 from aifactory.evaluate.statistics import ratio_interval
+from aifactory.records.artifacts import Record, Scorecard
 from aifactory.text.tasks import Task, cut_tasks
 
 RECIPE = Evaluate(
@@ -219,3 +220,34 @@ def test_a_holdout_without_a_task_is_an_error_that_says_which(evaluate, candidat
         evaluate(candidate, None, short)
     with pytest.raises(EmptyCorpusError, match="holdout of the feedback"):
         evaluate(candidate, None, sources[0], [nobody])
+
+
+def test_what_was_chosen_of_several_is_judged_by_wider_intervals_around_the_same_estimates(
+    evaluate, candidate, champion, sources, feedback, store
+):
+    scored = evaluate(candidate, champion, sources[0], [feedback[0]], name="0" * 16)
+    record = Record(
+        kind="scorecard",
+        fingerprint="0" * 64,
+        digest="",
+        code_version=1,
+        recipe={},
+        inputs=[],
+        files=[],
+        figures=json.loads(scored.bytes["evidence.json"]),
+    )
+    scorecard = Scorecard(record=record, uri="")
+
+    alone = evidence_of_best(store.storage, scorecard, RECIPE, of=1)
+    of_five = evidence_of_best(store.storage, scorecard, RECIPE, of=5)
+    assert alone == scored.evidence
+    assert (of_five.num_candidates, of_five.parity_error) == (5, scored.evidence.parity_error)
+    for one, five in ((alone.fixed, of_five.fixed), (alone.target, of_five.target)):
+        for name in ("candidate", "over_champion", "over_unigram"):
+            narrow, wide = getattr(one, name), getattr(five, name)
+            assert wide.estimate == narrow.estimate
+            assert (narrow.confidence, wide.confidence) == (0.9, pytest.approx(0.98))
+            assert wide.low < narrow.low < narrow.high < wide.high
+    store.storage.delete("scorecard", "0" * 16)
+    with pytest.raises(StorageError, match=r"expected .*examples\.parquet"):
+        evidence_of_best(store.storage, scorecard, RECIPE, of=2)
