@@ -235,8 +235,8 @@ def _lines(result: Any) -> list[str]:
             "uri": plain["uri"],
             "digest": plain["record"]["digest"],
             **({"report": result.report} if hasattr(result, "report") else {}),
-            # The examples of a corpus are whole texts, which its report shows.
-            **{name: figure for name, figure in plain["record"]["figures"].items() if name != "examples"},
+            # The examples of a corpus are whole texts, which its report shows; the curve of a model is in its card.
+            **{name: fig for name, fig in plain["record"]["figures"].items() if name not in ("examples", "curve")},
         }
     if isinstance(plain, Mapping):
         return [

@@ -36,6 +36,7 @@ def model_card(
     base: str | None = None,
     parent: str | None = None,
     licenses: Mapping[str, str] | None = None,
+    num_candidates: int = 1,
 ) -> str:
     """README.md of a model of the factory `name`.
 
@@ -43,6 +44,7 @@ def model_card(
     base       what training started from, if not from scratch: a hub id, or the name of a folder
     parent     the same, where that is a model of the factory: its id
     licenses   of the data, by source, where the configuration names them
+    num_candidates   of its cycle, of which it is one
     """
     figures, record = model.figures, model.record
     title = f"{name} {record.fingerprint[:16]}"
@@ -63,7 +65,7 @@ def model_card(
         f"![Training loss]({CHART})\n" if figures.get("curve") else "",
         _training(record),
         "## Scores\n",
-        _scores(scorecard),
+        _scores(scorecard, num_candidates),
         "## Energy\n",
         _energy(record, corpora),
         "## Licence\n",
@@ -164,7 +166,7 @@ def _training(record: Record) -> str:
     return _table(("what", "found"), found) + "\n" + _table(("train", "value"), settings)
 
 
-def _scores(scorecard: Scorecard | None) -> str:
+def _scores(scorecard: Scorecard | None, num_candidates: int) -> str:
     if scorecard is None:
         return "Not evaluated yet.\n"
     rows = []
@@ -179,6 +181,12 @@ def _scores(scorecard: Scorecard | None) -> str:
         )
         + f"\nLower is better. On the holdout a model of token frequencies needs {figures['unigram_bits_per_byte']:.3f} bits per "
         f"byte, gzip {figures['gzip_bits_per_byte']:.3f}. Intervals resample whole rows or users (bootstrap-t).\n"
+        + (
+            f"\nIt is one of {num_candidates} candidates, of which the best on these scores was judged: for that one an interval "
+            "here is narrower than the choice allows, and the gate's are wider.\n"
+            if num_candidates > 1
+            else ""
+        )
     )
 
 

@@ -390,6 +390,7 @@ class Workshop:
         inputs = model.record.inputs
         token_sets = [self.books.artifacts.get(TokenSet, each) for each in inputs if each.startswith(TokenSet.kind)]
         parent = next((each for each in inputs if each.startswith(Model.kind)), None)
+        recipes = [recipe.model_dump(mode="json") for recipe in self.config.train.recipes()]
         card = model_card(
             self.config.name,
             model,
@@ -397,6 +398,7 @@ class Workshop:
             scorecard=scorecard,
             base=None if "architecture" in model.record.recipe else _public_name(self.config.model.base),
             parent=parent,
+            num_candidates=len(recipes) if model.record.recipe["train"] in recipes else 1,
             licenses={source.name: source.license for source in self.config.ingest.sources if source.license},
         ).encode()
         if card != old:

@@ -107,6 +107,13 @@ def test_data_recipe_scores_energy_and_limits_are_those_of_the_records() -> None
     assert "threads" not in text  # what was not set is not said
 
 
+def test_one_of_several_candidates_says_that_its_scores_chose() -> None:
+    of_three = model_card("demo", MODEL, corpora=[CORPUS], scorecard=SCORECARD, num_candidates=3)
+
+    assert "one of 3 candidates" in of_three
+    assert "candidates" not in model_card("demo", MODEL, corpora=[CORPUS], scorecard=SCORECARD)
+
+
 def test_before_it_is_judged_a_card_says_so_and_has_no_results() -> None:
     text = model_card("demo", MODEL, corpora=[CORPUS])
 

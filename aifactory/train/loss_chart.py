@@ -29,15 +29,14 @@ _NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 def loss_chart(points: Sequence[tuple[int, float]], *, title: str = "Training loss") -> str:
-    """SVG of a curve of (steps done, loss in nats per token), as `run_log.curve` makes it; gaps where there is no number."""
-    known = [(step, loss) for step, loss in points if math.isfinite(loss)]
+    """SVG of a curve of (steps done, loss in nats per token), as `run_log.curve` makes it."""
     chart = pygal.XY(
         width=WIDTH,
         height=HEIGHT,
         js=[],
         css=[],
         show_legend=False,
-        show_dots=len(known) == 1,
+        show_dots=len(points) == 1,
         margin=16,
         spacing=12,
         x_title="steps",
@@ -47,7 +46,7 @@ def loss_chart(points: Sequence[tuple[int, float]], *, title: str = "Training lo
         style=Style(**{f"{name}_font_size": 13 for name in ("label", "major_label", "title")}),
     )
     chart.x_labels = _ticks(max((step for step, _ in points), default=1))
-    chart.add("loss", known)
+    chart.add("loss", list(points))
     root = ElementTree.fromstring(chart.render(is_unicode=True, disable_xml_declaration=True))
     for node in root.iter():
         node.tag = node.tag.rpartition("}")[2]

@@ -12,6 +12,7 @@ Laws     Nothing of it is read by the run: with it and without it the weights ar
 from __future__ import annotations
 
 import json
+import math
 import queue
 import threading
 import time
@@ -285,10 +286,17 @@ class _Listener:
 
 
 def curve(losses: Sequence[float], *, points: int = _POINTS) -> list[tuple[int, float]]:
-    """At most so many points of a curve: a step, and the mean loss of the steps up to it since the point before."""
+    """At most so many points of a curve: a step, and the mean loss of the steps up to it since the point before.
+
+    A step whose loss is not known (it is no number) is left out.
+    """
     width = max(1, -(-len(losses) // points))
-    chunks = (losses[at : at + width] for at in range(0, len(losses), width))
-    return [(min(i * width, len(losses)), sum(chunk) / len(chunk)) for i, chunk in enumerate(chunks, start=1)]
+    found = []
+    for at in range(0, len(losses), width):
+        known = [loss for loss in losses[at : at + width] if math.isfinite(loss)]
+        if known:
+            found.append((min(at + width, len(losses)), sum(known) / len(known)))
+    return found
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool | None]:

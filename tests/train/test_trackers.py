@@ -102,6 +102,7 @@ def test_a_curve_has_few_points_and_each_is_the_mean_of_its_steps():
     assert points[-1] == (1000, 995.5)
     assert curve([3.0, 1.0]) == [(1, 3.0), (2, 1.0)]
     assert curve([1.0, 2.0, 6.0], points=2) == [(2, 1.5), (3, 6.0)]
+    assert curve([float("nan"), 2.0, 6.0]) == [(2, 2.0), (3, 6.0)]
 
 
 # ── trackers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
