@@ -42,6 +42,8 @@ _REPORT_AFAR_EVERY_S = 5.0
 _DRAW_EVERY_S = 30.0
 _LAST_WORDS_S = 60.0
 """How long a run that has ended waits for what listens to it."""
+_GATHER_S = 0.5
+"""How long steps are gathered before they are told of: short ones are not disturbed by each."""
 _MOST_WAITING = 100_000
 """Entries that wait for one who listens before it is given up: memory is for the run."""
 _POINTS = 200
@@ -241,6 +243,7 @@ class _Listener:
         self._name, self._warn = name, warn
         self._begin, self._log, self._end = begin, log, end
         self._waiting: queue.SimpleQueue[Entry | bool] = queue.SimpleQueue()
+        self._ending = threading.Event()
         self._is_deaf = False
         self._thread = threading.Thread(target=self._listen, name=f"train-{name}", daemon=True)
         self._thread.start()
@@ -256,6 +259,7 @@ class _Listener:
     def stop(self, *, is_finished: bool, deadline: float) -> None:
         """Let it finish what waits, until `deadline` (monotonic seconds)."""
         self._waiting.put(is_finished)
+        self._ending.set()
         self._thread.join(max(0.1, deadline - time.monotonic()))
         if self._thread.is_alive() and not self._is_deaf:
             self._give_up(f"it did not end within {_LAST_WORDS_S:g} s")
@@ -266,6 +270,7 @@ class _Listener:
                 self._begin()
             while True:
                 heard = [self._waiting.get()]
+                self._ending.wait(_GATHER_S)
                 while not self._waiting.empty():
                     heard.append(self._waiting.get())
                 entries = [each for each in heard if not isinstance(each, bool)]
