@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 
 from aifactory.cluster.tasks import RunTasks, run_here, run_threads
 from aifactory.config import Columns, Config, Ingest, NearDuplicatesStep, ParquetSource, Train
-from aifactory.errors import StateError, StorageError
+from aifactory.errors import StateError, StorageError, TrainingError
 from aifactory.ingest.decisions import Earlier
 from aifactory.ingest.index import Index, held_out, joined, read_index, sign, signature_recipe
 from aifactory.ingest.listing import Piece, list_pieces
@@ -302,15 +303,23 @@ class Workshop:
         the storage for the same command.
         """
 
-        def training(recipe: Train, at_once: int) -> Callable[[], Model]:
-            return lambda: self._train(cycle, token_sets, recipe, shares, base, at_once=at_once)
+        def train(recipe: Train, at_once: int) -> Model:
+            try:
+                return self._train(cycle, token_sets, recipe, shares, base, at_once=at_once)
+            except TrainingError as error:
+                if len(recipes) == 1:
+                    raise
+                raise TrainingError(
+                    f"train.candidates[{recipes.index(recipe)}]: {error} The other candidates are trained all the same; "
+                    "without this one the same command goes on with them."
+                ) from error
 
         missing = [recipe for recipe in recipes if self._trained(token_sets, recipe, shares, base) is None]
         if len(missing) > 1:
             at_once = self.runs_at_once(len(missing))
             log_event("training", candidates=len(missing), at_once=at_once)
-            run_threads([training(recipe, at_once) for recipe in missing], at_once=at_once)
-        return [training(recipe, 1)() for recipe in recipes]
+            run_threads([partial(train, recipe, at_once) for recipe in missing], at_once=at_once)
+        return [train(recipe, 1) for recipe in recipes]
 
     def _trained(
         self, token_sets: Sequence[TokenSet], recipe: Train, shares: Sequence[float], base: Model | Path | None

@@ -10,7 +10,7 @@ from conftest import small_config
 from corpora import write_topics
 
 from aifactory import Config, Factory
-from aifactory.errors import ConfigError
+from aifactory.errors import ConfigError, TrainingError
 from aifactory.text.shards import TokenRows
 
 
@@ -71,3 +71,27 @@ def _rows(corpus: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     return [row for file in sorted(corpus.glob("train-*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+def test_where_a_candidate_can_not_be_trained_it_is_named_and_the_others_are_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What happens to each recipe is counted here; how one is trained is the trainer's.
+    trained: list[int] = []
+
+    def train(self: Any, cycle: Any, token_sets: Any, recipe: Any, *rest: Any, **options: Any) -> int:
+        if recipe.seed == 2:
+            raise TrainingError("expected a finite loss, found none.")
+        trained.append(recipe.seed)
+        return int(recipe.seed)
+
+    with Factory(two_sources(tmp_path, candidates=[{"seed": seed} for seed in (1, 2, 3)])) as factory:
+        token_set = factory.tokenize()
+        monkeypatch.setattr("aifactory.workshop.Workshop._train", train)
+        monkeypatch.setattr(factory._workshop, "runs_at_once", lambda most: min(2, most))
+        recipes = factory.config.train.recipes()
+        with pytest.raises(TrainingError, match=r"train\.candidates\[1\]: expected a finite loss.*without this one"):
+            factory._workshop.train(factory.cycle(), [token_set], recipes=recipes, shares=[1.0], base=None)
+        assert sorted(trained) == [1, 3]
+        with pytest.raises(TrainingError, match=r"^expected a finite loss"):
+            factory._workshop.train(factory.cycle(), [token_set], recipes=recipes[1:2], shares=[1.0], base=None)
