@@ -85,6 +85,15 @@ def test_what_is_deleted_is_gone(storage: Storage) -> None:
     assert storage.names("corpus") == ["g"]
 
 
+def test_a_file_and_a_folder_are_deleted_alike_and_what_is_not_there_is_no_error(storage: Storage) -> None:
+    storage.write_bytes(b"x", "runs", "f", "a.bin")
+    storage.write_bytes(b"x", "runs", "f", "folder", "b.bin")
+    for name in ("a.bin", "folder", "nowhere"):
+        storage.delete_any("runs", "f", name)
+
+    assert storage.names("runs", "f") == []
+
+
 def test_a_fetched_copy_never_outlives_what_it_is_a_copy_of(storage: Storage) -> None:
     storage.write_bytes(b"first", "corpus", "f", "a.bin")
     storage.fetch(["a.bin"], "corpus", "f", version="digest-1")
