@@ -9,6 +9,7 @@ BLOCKED = ["ray", "pydantic", "sqlalchemy", "alembic"]
 PURE = [
     "aifactory.train.base",
     "aifactory.train.checkpoint",
+    "aifactory.train.flops",
     "aifactory.train.guard",
     "aifactory.train.loop",
     "aifactory.train.parallel",
