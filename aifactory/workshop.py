@@ -336,6 +336,7 @@ class Workshop:
         shares: Sequence[float],
         base: Model | Path | None,
     ) -> Any:
+        from aifactory.train.execution import Execution
         from aifactory.train.worker import RowSet, Stored, Work
 
         def stored(artifact: Artifact, names: Sequence[str]) -> Stored:
@@ -362,6 +363,7 @@ class Workshop:
             num_threads=recipe.threads or max(1, int(runtime.cpus_per_worker)),
             parallel=runtime.parallel,
             shard_workers=runtime.shard_workers,
+            execution=Execution(**runtime.execution.model_dump()),
         )
 
     def _drawn(
@@ -485,6 +487,7 @@ class Workshop:
             "threads_per_worker": train.threads or max(1, int(runtime.cpus_per_worker)),
             "micro_batch_rows": train.micro_batch_rows or runtime.micro_batch_rows,
             "parallel": "tree" if train.is_across_workers else runtime.parallel,
+            "step": runtime.execution.model_dump(),
             "machine": platform.machine(),
             "python": platform.python_version(),
             "cpu_flags": _cpu_flags(),

@@ -10,7 +10,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from aifactory.errors import TrainingError
 from aifactory.observe.events import log_event
 from aifactory.text.shards import TokenRows
 from aifactory.train.checkpoint import Checkpoints, State, restore, whole_state
+from aifactory.train.execution import Execution, prepare
 from aifactory.train.guard import Skipped, Skips, objection
 from aifactory.train.parallel import share
 from aifactory.train.room import Room
@@ -57,6 +58,8 @@ class TrainingRun:
     """How several workers share the model: `ddp` or `fsdp`."""
     shard_workers: int | None = None
     """Of `fsdp`: so many workers hold one copy of the model between them. Default: all."""
+    execution: Execution = field(default_factory=Execution)
+    """How a step is computed."""
     progress_file: Path | None = None
     """Where rank 0 appends a line of JSON about every second, for whoever watches."""
     after_step: Callable[[int], None] | None = None
@@ -96,6 +99,7 @@ def train_model(
     _require_shares(recipe, world_size, run.parallel)
     precision = resolve_precision(recipe.precision, device)
     model.to(device).train()
+    prepare(model, run.execution, device, precision)
     shared = share(
         run.parallel,
         model,
@@ -103,6 +107,7 @@ def train_model(
         precision,
         world_size=world_size,
         shard_workers=run.shard_workers,
+        gradients=run.execution.gradients,
         num_micro_batches=recipe.global_batch_rows // micro_batch_rows if recipe.is_across_workers else None,
     )
     optimizer = make_optimizer(model, recipe)

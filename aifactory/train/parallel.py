@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -65,7 +66,7 @@ class Alone:
 class Ddp(Alone):
     """Each worker holds the whole model."""
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: Precision) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, precision: Precision, *, gradients: str) -> None:
         super().__init__(model, device, precision)
         self.scale = float(distributed.get_world_size())  # DDP divides the summed gradients by it
         self._wrapped = DistributedDataParallel(
@@ -75,6 +76,8 @@ class Ddp(Alone):
             # Rotary frequencies are the only buffers and never change.
             broadcast_buffers=False,
         )
+        if gradients == "bf16":
+            self._wrapped.register_comm_hook(None, bf16_compress_hook)
         self.forward = self._wrapped
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[None]:
@@ -92,7 +95,13 @@ class Fsdp(Alone):
     """
 
     def __init__(
-        self, model: nn.Module, device: torch.device, precision: Precision, *, shard_workers: int | None = None
+        self,
+        model: nn.Module,
+        device: torch.device,
+        precision: Precision,
+        *,
+        gradients: str,
+        shard_workers: int | None = None,
     ) -> None:
         super().__init__(model, device, precision)
         workers = distributed.get_world_size()
@@ -106,9 +115,12 @@ class Fsdp(Alone):
                 )
             shape, names = (workers // shard_workers, shard_workers), ("replicate", "shard")
         options: dict[str, Any] = {"mesh": init_device_mesh(device.type, shape, mesh_dim_names=names)}
+        # Gathered and multiplied in bf16 where it is the precision; summed over workers in fp32 unless asked otherwise.
+        options["mp_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if precision == "bf16" else None,
+            reduce_dtype=torch.bfloat16 if gradients == "bf16" else torch.float32,
+        )
         if precision == "bf16":
-            # Gathered and multiplied in bf16, summed over workers in fp32.
-            options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
             self.precision = "fp32"  # of what is done outside: nothing is left to cast
         blocks = set(getattr(model, "_no_split_modules", None) or ())
         for module in list(model.modules()):
@@ -200,13 +212,17 @@ def share(
     *,
     world_size: int,
     shard_workers: int | None,
+    gradients: str,
     num_micro_batches: int | None,
 ) -> Alone:
-    """What `how` (`runtime.parallel`) says; the tree where the recipe fixes the micro-batches (`num_micro_batches`)."""
+    """What `how` (`runtime.parallel`) says; the tree where the recipe fixes the micro-batches (`num_micro_batches`).
+
+    gradients   `fp32` or `bf16`: in what they cross from worker to worker; the tree's always cross in fp32
+    """
     if num_micro_batches is not None:
         return Tree(model, device, precision, num_micro_batches=num_micro_batches)
     if world_size == 1:
         return Alone(model, device, precision)
     if how == "fsdp":
-        return Fsdp(model, device, precision, shard_workers=shard_workers)
-    return Ddp(model, device, precision)
+        return Fsdp(model, device, precision, shard_workers=shard_workers, gradients=gradients)
+    return Ddp(model, device, precision, gradients=gradients)

@@ -47,8 +47,13 @@ def summed_loss(
     """The sum of the negative log-likelihoods (nats) of the tokens that carry loss.
 
     Documents that share a row do not see one another: transformers makes the block-diagonal mask from the positions
-    that restart, and only as long as no `attention_mask` is given.
+    that restart, and only as long as no `attention_mask` is given. A model that `execution.prepare` has changed computes
+    the loss itself.
     """
+    if getattr(getattr(model, "module", model), "ends_in_loss", False):
+        with autocast(precision, ids_BT.device):
+            loss: torch.Tensor = model(input_ids=ids_BT, position_ids=positions_BT, loss_mask=loss_mask_BT)
+        return loss
     with autocast(precision, ids_BT.device):
         logits_BTV = model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).logits
     targets_BT = torch.where(loss_mask_BT[:, 1:].bool(), ids_BT[:, 1:], -100)

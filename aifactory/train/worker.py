@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from aifactory.text.shards import TokenRows
 from aifactory.text.tokenizer import load_tokenizer
 from aifactory.train.base import model_from_folder, model_from_scratch, require_fit
 from aifactory.train.checkpoint import Checkpoints
+from aifactory.train.execution import Execution
 from aifactory.train.loop import TrainingRun, train_model
 from aifactory.train.room import NoRoomError
 from aifactory.train.step import count_parameters
@@ -77,6 +78,8 @@ class Work:
     """How several workers share the model."""
     shard_workers: int | None = None
     """Of `fsdp`: so many workers hold one copy of the model between them."""
+    execution: Execution = field(default_factory=Execution)
+    """How a step is computed."""
 
 
 def work(
@@ -134,6 +137,7 @@ def _work(
             checkpoints=Checkpoints(storage, *task.run_folder),
             parallel=task.parallel,
             shard_workers=task.shard_workers,
+            execution=task.execution,
             progress_file=Path(storage.make_folder(*task.run_folder)) / PROGRESS if storage.is_local else None,
             after_step=after_step,
         ),
