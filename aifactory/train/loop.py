@@ -23,6 +23,7 @@ from aifactory.observe.events import log_event
 from aifactory.text.shards import TokenRows
 from aifactory.train.checkpoint import Checkpoints, State, restore, whole_state
 from aifactory.train.execution import Execution, prepare
+from aifactory.train.float8 import convert_to_float8
 from aifactory.train.guard import Skipped, Skips, objection
 from aifactory.train.parallel import share
 from aifactory.train.room import Room
@@ -99,6 +100,8 @@ def train_model(
     _require_shares(recipe, world_size, run.parallel)
     precision = resolve_precision(recipe.precision, device)
     model.to(device).train()
+    if recipe.precision == "fp8":
+        convert_to_float8(model, device)
     prepare(model, run.execution, device, precision)
     shared = share(
         run.parallel,
@@ -191,7 +194,7 @@ def train_model(
         tokens_per_s=tokens / seconds if tokens else 0.0,
         data_wait_share=waited / seconds if tokens else 0.0,
         final_loss=float(np.mean(list(losses)[-last_tenth:])),
-        precision=precision,
+        precision="fp8" if recipe.precision == "fp8" else precision,
         micro_batch_rows=micro_batch_rows,
         skipped=tuple(skips.skipped),
     )

@@ -24,6 +24,8 @@ def resolve_precision(asked: str, device: torch.device) -> Precision:
     """bf16 where the hardware computes in it, for `auto`; else what was asked for."""
     if asked in ("fp32", "bf16"):
         return asked  # type: ignore[return-value]
+    if asked == "fp8":  # of all that float8.py leaves as it is
+        return "bf16"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     # torch 2.13: without AVX512-BF16 or AMX a bf16 product on CPU is emulated and slower than fp32.

@@ -28,7 +28,8 @@ from aifactory.train import cross_entropy, memory
 from aifactory.train.attention import NAME, alone, document_arguments
 from aifactory.train.cross_entropy import summed_cross_entropy
 from aifactory.train.execution import Execution, prepare
-from aifactory.train.step import summed_loss
+from aifactory.train.float8 import convert_to_float8, float8_layers
+from aifactory.train.step import resolve_precision, summed_loss
 
 CPU = torch.device("cpu")
 VOCABULARY = 61
@@ -40,7 +41,7 @@ def make_model(kind="llama", **changes):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     ids = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.3}
     made = {
-        "llama": lambda: LlamaForCausalLM(LlamaConfig(**sizes, **ids, **changes)),
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**{**sizes, **changes}, **ids)),
         "tied": lambda: LlamaForCausalLM(LlamaConfig(**sizes, **ids, tie_word_embeddings=True)),
         "grouped": lambda: Qwen2ForCausalLM(Qwen2Config(**sizes, **ids, num_key_value_heads=2)),
         "gpt2": lambda: GPT2LMHeadModel(
@@ -362,6 +363,30 @@ def test_a_model_without_blocks_is_refused(rows):
     for choice in ({"activations": "full"}, {"compile": True}):
         with pytest.raises(TrainingError, match="the model names no blocks"):
             prepared(copy.deepcopy(model), **choice)
+
+
+# ── fp8 ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_fp8_is_refused_where_the_device_has_none():
+    with pytest.raises(TrainingError, match=r"capability 8\.9 or above for train\.precision: fp8, found a cpu device"):
+        convert_to_float8(make_model(), CPU)
+
+
+def test_a_run_that_asks_for_fp8_where_there_is_none_ends_before_its_first_step(runs):
+    task = runs.work("fp8", precision="fp8")
+
+    with pytest.raises(TrainingError, match=r"train\.precision: fp8"):
+        runs.run(task)
+    assert resolve_precision("fp8", CPU) == "bf16"
+
+
+def test_the_layers_of_fp8_are_those_of_the_blocks_whose_sides_it_can_divide():
+    model = make_model(intermediate_size=40, hidden_size=32)
+    names = {name.rsplit(".", 1)[1] for name in float8_layers(model)}
+
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert len(float8_layers(model)) == 8
 
 
 # ── configuration ─────────────────────────────────────────────────────────────────────────────────────────────────────
