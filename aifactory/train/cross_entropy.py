@@ -11,27 +11,36 @@ Legend   N tokens with loss, H width of the model, V vocabulary, C tokens of a p
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-_PIECE_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
-"""Logits of one piece, in fp32. On a CPU more would only leave the cache; on a GPU fewer would leave it idle."""
+_PIECE_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
+"""Logits of one piece, in fp32. On a CPU more would only leave the cache; on a GPU fewer would leave it idle, and the sum of
+the pieces' gradients of the weight, V x H numbers, is read and written once for each."""
 
 
 def summed_cross_entropy(
-    hidden_MH: torch.Tensor, weight_VH: torch.Tensor, at_N: torch.Tensor, targets_N: torch.Tensor
+    hidden_MH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    at_N: torch.Tensor,
+    targets_N: torch.Tensor,
+    *,
+    is_compiled: bool = False,
 ) -> torch.Tensor:
     """The sum of the negative log-likelihoods (nats) of `targets_N`, fp32, given the hidden states at `at_N`.
 
     hidden_MH  of all tokens; those that carry no loss cost nothing
     weight_VH  of a head without bias
+    is_compiled  whether what is done with logits is compiled into one kernel: they are then read twice, not seven times
     Under autocast products are in its type; the losses and the sums of gradients over pieces are in fp32.
     """
     device = hidden_MH.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
-    total: torch.Tensor = _SummedCrossEntropy.apply(hidden_MH, weight_VH, at_N, targets_N, dtype)  # type: ignore[no-untyped-call]
+    total: torch.Tensor = _SummedCrossEntropy.apply(hidden_MH, weight_VH, at_N, targets_N, dtype, is_compiled)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -44,7 +53,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
         at_N: torch.Tensor,
         targets_N: torch.Tensor,
         dtype: torch.dtype,
+        is_compiled: bool,
     ) -> torch.Tensor:
+        losses_of = _compiled() if is_compiled else _losses
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), dtype=torch.float32, device=hidden_MH.device)
         hidden_grad_MH = torch.zeros_like(hidden_MH) if wants_hidden else None
@@ -53,17 +64,10 @@ class _SummedCrossEntropy(torch.autograd.Function):
             head_VH = weight_VH.to(dtype)
             for at_C, targets_C in zip(*_pieces(at_N, targets_N, len(weight_VH)), strict=True):
                 hidden_CH = hidden_MH.index_select(0, at_C).to(dtype)
-                logits_CV = (hidden_CH @ head_VH.t()).float()
-                target_logits_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
-                largest_C = logits_CV.amax(1)
-                softmax_CV = torch.softmax(logits_CV, 1)
-                # log-sum-exp from the largest probability, which is at least 1 / V and so never rounded to 0.
-                total += (largest_C - softmax_CV.amax(1).log() - target_logits_C).sum()
-                del logits_CV
+                loss, gradient_CV = losses_of(hidden_CH @ head_VH.t(), targets_C)
+                total += loss
                 if not (wants_hidden or wants_weight):
                     continue
-                softmax_CV[torch.arange(len(at_C), device=at_C.device), targets_C] -= 1
-                gradient_CV = softmax_CV.to(dtype)
                 if hidden_grad_MH is not None:
                     hidden_grad_MH.index_copy_(0, at_C, (gradient_CV @ head_VH).to(hidden_MH.dtype))
                 if wants_weight:
@@ -84,7 +88,34 @@ class _SummedCrossEntropy(torch.autograd.Function):
         ctx.is_spent = True
         hidden_grad_MH, weight_grad_VH = ctx.saved_tensors
         scaled = [None if each is None else each.mul_(grad) for each in (hidden_grad_MH, weight_grad_VH)]
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
+
+
+def _losses(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the losses of a piece in fp32, and its gradient in the logits, in their type."""
+    wide_CV = logits_CV.float()
+    target_logits_C = wide_CV.gather(1, targets_C[:, None]).squeeze(1)
+    largest_C = wide_CV.amax(1)
+    softmax_CV = torch.softmax(wide_CV, 1)
+    # log-sum-exp from the largest probability, which is at least 1 / V and so never rounded to 0.
+    loss = (largest_C - softmax_CV.amax(1).log() - target_logits_C).sum()
+    softmax_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
+    return loss, softmax_CV.to(logits_CV.dtype)
+
+
+def _losses_in_one(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in the form that a compiler makes one kernel of."""
+    wide_CV = logits_CV.float()
+    sums_C1 = torch.logsumexp(wide_CV, 1, keepdim=True)
+    loss = (sums_C1 - wide_CV.gather(1, targets_C[:, None])).sum()
+    is_target_CV = torch.arange(wide_CV.shape[1], device=wide_CV.device) == targets_C[:, None]
+    return loss, ((wide_CV - sums_C1).exp() - is_target_CV.float()).to(logits_CV.dtype)
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    # How many tokens carry loss differs from batch to batch.
+    return torch.compile(_losses_in_one, dynamic=True)
 
 
 def _pieces(at_N: torch.Tensor, targets_N: torch.Tensor, vocab_size: int) -> list[tuple[torch.Tensor, ...]]:

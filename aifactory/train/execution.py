@@ -19,6 +19,7 @@ from aifactory.errors import TrainingError
 from aifactory.observe.events import log_event
 from aifactory.train.attention import NAME, alone, document_arguments, has_kernel, why_not_alone
 from aifactory.train.cross_entropy import summed_cross_entropy
+from aifactory.train.flops import head_width
 from aifactory.train.memory import blocks, compile_blocks, keep_activations
 from aifactory.train.step import Precision, autocast, summed_loss
 
@@ -57,7 +58,7 @@ def prepare(model: nn.Module, execution: Execution, device: torch.device, precis
         before = inner.config._attn_implementation  # type: ignore[union-attr]
         if attention == "varlen":
             inner.set_attn_implementation(NAME)  # type: ignore[operator]
-        _end_in_loss(inner, attention=attention, loss=loss)
+        _end_in_loss(inner, _Forward(attention=attention, loss=loss, compile=execution.compile))
         found = _probe(inner, device, precision)
         if not abs(found - plain) <= _TOLERANCE[precision] * abs(plain):
             why = f"the loss of a packed row is {found:.6g}, as transformers computes it {plain:.6g}"
@@ -93,6 +94,8 @@ def _attention_objection(model: nn.Module, device: torch.device, precision: Prec
         return f"torch {torch.__version__} has no kernel for it on {device}"
     if device.type == "cuda" and precision == "fp32":
         return "its kernels compute in bf16, not in fp32"
+    if device.type == "cuda" and (width := head_width(model.config)) % 8:  # type: ignore[arg-type]
+        return f"its kernels want heads whose width is a multiple of 8, and these are {width} wide"
     return why_not_alone(model, model.config)  # type: ignore[arg-type]
 
 
@@ -110,9 +113,9 @@ def _without_adapters(model: nn.Module) -> nn.Module:
     return model if found is None else found()
 
 
-def _end_in_loss(model: nn.Module, *, attention: str, loss: str) -> None:
+def _end_in_loss(model: nn.Module, forward: _Forward) -> None:
     """Give the model a forward pass that ends in the summed loss where it is asked for one (`loss_mask`)."""
-    model.forward = MethodType(_Forward(attention=attention, loss=loss), model)
+    model.forward = MethodType(forward, model)
     model.ends_in_loss = True  # type: ignore[assignment]
 
 
@@ -122,6 +125,7 @@ class _Forward:
 
     attention: str
     loss: str
+    compile: bool
 
     def __call__(self, model: Any, *args: Any, loss_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
         if loss_mask is None:
@@ -139,7 +143,8 @@ class _Forward:
     def _loss(self, model: Any, inputs: dict[str, Any], at_N: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         if self.loss == "pieces":
             hidden_BTH = model.base_model(**inputs).last_hidden_state
-            return summed_cross_entropy(hidden_BTH.flatten(0, 1), model.get_output_embeddings().weight, at_N, targets_N)
+            weight_VH = model.get_output_embeddings().weight
+            return summed_cross_entropy(hidden_BTH.flatten(0, 1), weight_VH, at_N, targets_N, is_compiled=self.compile)
         logits_BTV = type(model).forward(model, **inputs).logits
         logits_NV = logits_BTV.flatten(0, 1)[at_N].float()
         return nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")

@@ -43,13 +43,6 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": self._ids[index], "position_ids": self._positions[index], "labels": self._labels[index]}
 
 
-class InOrder(Trainer):
-    """Rows in their order."""
-
-    def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
-        return torch.utils.data.SequentialSampler(self.train_dataset)
-
-
 class Clock(TrainerCallback):
     """When the first step began and the last one ended."""
 
@@ -91,18 +84,19 @@ def main() -> None:
             "optim": "adamw_torch_fused",
             "bf16": arguments.precision == "bf16",
             "use_cpu": True,
+            "train_sampling_strategy": "sequential",
             "logging_strategy": "no",
             "save_strategy": "no",
             "report_to": [],
             "disable_tqdm": True,
             "remove_unused_columns": False,
             "dataloader_pin_memory": False,
-            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
         }
         if arguments.trl:
             trainer = _sft_trainer(arguments.data, model, options)
         else:
-            trainer = InOrder(model=model, args=TrainingArguments(**options), train_dataset=Rows(arguments.data))
+            trainer = Trainer(model=model, args=TrainingArguments(**options), train_dataset=Rows(arguments.data))
         trainer.add_callback(clock)
         found = trainer.train()
     row_len = np.load(arguments.data / "rows.npz")["ids"].shape[1]

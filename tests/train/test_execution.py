@@ -162,6 +162,19 @@ def test_a_batch_without_loss_and_a_head_that_is_not_trained(rows):
     assert_same(loss_and_gradients(model, rows), loss_and_gradients(plain, rows))
 
 
+def test_what_a_compiler_makes_one_kernel_of_is_the_same():
+    torch.manual_seed(4)
+    logits_CV, targets_C = torch.randn(9, VOCABULARY) * 20, torch.randint(0, VOCABULARY, (9,))
+    (loss, gradient_CV), (one_loss, one_gradient_CV) = (
+        each(logits_CV, targets_C) for each in (cross_entropy._losses, cross_entropy._losses_in_one)
+    )
+
+    torch.testing.assert_close(one_loss, loss)
+    torch.testing.assert_close(one_gradient_CV, gradient_CV, atol=1e-5, rtol=1e-5)
+    for each in (cross_entropy._losses, cross_entropy._losses_in_one):
+        assert each(logits_CV.bfloat16(), targets_C)[1].dtype == torch.bfloat16
+
+
 def test_a_second_backward_pass_through_what_was_handed_on_is_refused():
     hidden_NH = torch.randn(4, 8, requires_grad=True)
     loss = summed_cross_entropy(hidden_NH, torch.randn(5, 8), torch.arange(4), torch.arange(4))
@@ -345,12 +358,15 @@ def test_compiled_blocks_give_the_same_but_for_rounding(rows, monkeypatch, activ
         memory.compile_blocks(model, backend="eager")  # captured as for any, without a C++ compiler
 
     monkeypatch.setattr("aifactory.train.execution.compile_blocks", compile_blocks)
+    fused = []
+    monkeypatch.setattr(cross_entropy, "_compiled", lambda: fused.append(1) or cross_entropy._losses_in_one)
     prepared(model, compile=True, activations=activations)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     found = loss_and_gradients(model, rows)
 
     assert compiled == [model]
+    assert fused
     assert torch._dynamo.utils.counters["frames"]["ok"] >= 1
     assert_same(found, plain)
     assert set(dict(model.named_parameters())) == set(dict(make_model().named_parameters()))
