@@ -76,7 +76,8 @@ class Ddp(Alone):
             broadcast_buffers=False,
         )
         if gradients == "bf16":
-            self._wrapped.register_comm_hook(None, _summed_in_bf16)
+            # Without annotations: torch compares them as objects, and here they are texts.
+            self._wrapped.register_comm_hook(None, lambda _, bucket: _mean_in_bf16(bucket))
         self.forward = self._wrapped
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[None]:
@@ -86,7 +87,7 @@ class Ddp(Alone):
         distributed.all_reduce(loss)
 
 
-def _summed_in_bf16(_: object, bucket: Any) -> Any:
+def _mean_in_bf16(bucket: Any) -> Any:
     """A bucket's mean over the workers, exchanged in bf16. torch's own hook of this kind refuses gloo, which can do it."""
     rounded = bucket.buffer().to(torch.bfloat16).div_(distributed.get_world_size())
     summed = distributed.all_reduce(rounded, async_op=True).get_future()
