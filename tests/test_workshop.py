@@ -71,3 +71,19 @@ def _rows(corpus: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     return [row for file in sorted(corpus.glob("train-*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+def test_how_a_step_is_computed_reaches_the_workers_and_the_record_and_not_the_recipe(tmp_path: Path) -> None:
+    from aifactory.train.execution import Execution
+
+    config = two_sources(tmp_path)
+    chosen = {"attention": "mask", "activations": "full", "gradients": "bf16"}
+    values = config.model_dump(mode="json")
+    values["runtime"]["execution"] = chosen
+    with Factory(Config.model_validate(values)) as factory:
+        workshop = factory._workshop
+        task = workshop._work(("model", "a"), [factory.tokenize()], factory.config.train, [1.0], None)
+
+        assert task.execution == Execution(**chosen)
+        assert workshop._execution()["step"] == factory.config.runtime.execution.model_dump()
+        assert factory.config.recipe("train", "model") == config.recipe("train", "model")
