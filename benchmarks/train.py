@@ -402,6 +402,7 @@ class _Bench:
         begun = time.perf_counter()
         with _Seen(Path(self._storage.path("runs", run, PROGRESS))) as seen:
             figures = train_on_ray(task, name=run, runtime=runtime)["figures"]
+        self._note(f"ours, {name}_{precision}: {json.dumps(figures['execution'])}")
         if how == "one" and checkpoint_every_steps >= 10**6:
             self._raw["data_wait_share"].append(figures["data_wait_share"])
             self._raw["fit_to_first_step_s"].append(seen.at - begun)

@@ -8,7 +8,7 @@ Law      No choice here changes a loss or a gradient but for rounding: before it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
@@ -43,8 +43,10 @@ class Execution:
     """In what gradients cross from worker to worker: `fp32` or `bf16`."""
 
 
-def prepare(model: nn.Module, execution: Execution, device: torch.device, precision: Precision) -> None:
-    """Change, in place, how a model of transformers computes. It is on its device and not yet shared.
+def prepare(model: nn.Module, execution: Execution, device: torch.device, precision: Precision) -> Execution:
+    """Change, in place, how a model of transformers computes; what was chosen where `auto` was asked for.
+
+    The model is on its device and not yet shared.
 
     Raises   TrainingError where something that was asked for can't be had.
     """
@@ -68,6 +70,7 @@ def prepare(model: nn.Module, execution: Execution, device: torch.device, precis
             log_event("execution", attention="mask", loss="plain", because=why)
             inner.set_attn_implementation(before)  # type: ignore[operator]
             del inner.forward, inner.ends_in_loss
+            attention, loss = "mask", "plain"
     if execution.activations != "none" or execution.compile:
         if not blocks(inner):
             name = "compile" if execution.activations == "none" else "activations"
@@ -75,6 +78,7 @@ def prepare(model: nn.Module, execution: Execution, device: torch.device, precis
         keep_activations(inner, execution.activations)
         if execution.compile:
             compile_blocks(inner)
+    return replace(execution, attention=attention, loss=loss)
 
 
 def _choice(name: str, asked: str, better: str, plain: str, objection: str) -> str:

@@ -82,6 +82,8 @@ class TrainingFigures:
     precision: str
     micro_batch_rows: int
     """Rows of one forward pass; fewer than asked for where those did not fit into memory."""
+    execution: Execution
+    """How the steps were computed, with what was chosen where `auto` was asked for."""
     skipped: tuple[Skipped, ...]
     """The batches that were left out, and why."""
 
@@ -102,7 +104,7 @@ def train_model(
     model.to(device).train()
     if recipe.precision == "fp8":
         convert_to_float8(model, device)
-    prepare(model, run.execution, device, precision)
+    execution = prepare(model, run.execution, device, precision)
     shared = share(
         run.parallel,
         model,
@@ -196,6 +198,7 @@ def train_model(
         final_loss=float(np.mean(list(losses)[-last_tenth:])),
         precision="fp8" if recipe.precision == "fp8" else precision,
         micro_batch_rows=micro_batch_rows,
+        execution=execution,
         skipped=tuple(skips.skipped),
     )
     return figures, whole_state(model)[0]

@@ -270,8 +270,10 @@ def test_attention_that_a_model_has_not_is_left_by_auto_and_refused_by_name(rows
 
 def test_a_model_that_does_more_after_its_head_is_found_out(rows):
     plain = loss_and_gradients(make_model("capped"), rows)
-    model = prepared(make_model("capped"))
+    model = make_model("capped")
+    chosen = prepare(model, Execution(), CPU, "fp32")
 
+    assert (chosen.attention, chosen.loss) == ("mask", "plain")
     assert_same(loss_and_gradients(model, rows), plain)
     with pytest.raises(TrainingError, match=r"runtime\.execution\.loss: pieces.* the loss of a packed row is"):
         prepared(make_model("capped"), loss="pieces", attention="mask")
@@ -413,6 +415,17 @@ def test_what_the_runtime_offers_is_what_the_step_knows():
 
     assert Execution(**offered) == Execution()
     assert offered == dataclasses.asdict(Execution())
+
+
+def test_a_run_says_how_its_steps_were_computed(runs):
+    said = {}
+    for dropout in (0.0, 0.1):
+        task = runs.work(f"says-{dropout}", dropout=dropout, max_steps=1)
+        runs.run(task)
+        said[dropout] = runs.figures(task)["execution"]
+
+    assert (said[0.0]["attention"], said[0.0]["loss"]) == ("varlen", "pieces")
+    assert (said[0.1]["attention"], said[0.1]["loss"]) == ("mask", "pieces")
 
 
 def test_attention_is_chosen_by_the_name_that_transformers_knows():
