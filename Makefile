@@ -41,12 +41,15 @@ format: $(VENV)/installed-dev
 schema: $(VENV)/installed
 	$(BIN)/aifactory config schema > config.schema.json
 
-# What benchmarks/ingest.py is compared with, each in an environment of its own.
-PEERS := pyarrow==26.0.1 tokenizers==0.23.3 numpy==2.4.6
-peers: .peers/datatrove/installed .peers/datasets/installed
+# What the benchmarks are compared with, each in an environment of its own.
+DATA_PEERS := pyarrow==26.0.1 tokenizers==0.23.3 numpy==2.4.6
+TRAIN_PEERS := torch==2.13.0 transformers==5.23.0 safetensors==0.8.0 numpy==2.4.6
+peers: .peers/datatrove/installed .peers/datasets/installed .peers/trl/installed .peers/lightning/installed
 
-.peers/datatrove/installed: PEERS += datatrove==0.10.1 regex==2026.11.15 xxhash==3.8.2
-.peers/datasets/installed: PEERS += datasets==5.2.0
+.peers/datatrove/installed: PEERS = $(DATA_PEERS) datatrove==0.10.1 regex==2026.11.15 xxhash==3.8.2
+.peers/datasets/installed: PEERS = $(DATA_PEERS) datasets==5.2.0
+.peers/trl/installed: PEERS = $(TRAIN_PEERS) accelerate==1.15.0 datasets==5.2.0 trl==1.16.0
+.peers/lightning/installed: PEERS = $(TRAIN_PEERS) lightning==2.6.6
 .peers/%/installed: Makefile
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)

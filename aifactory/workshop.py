@@ -431,6 +431,7 @@ class Workshop:
         shares: Sequence[float],
         base: Model | Path | None,
     ) -> Any:
+        from aifactory.train.execution import Execution
         from aifactory.train.trackers import tracker_environment
         from aifactory.train.worker import RowSet, Stored, Work
 
@@ -461,6 +462,7 @@ class Workshop:
             factory=self.config.name,
             trackers=runtime.trackers,
             environment=tracker_environment(),
+            execution=Execution(**runtime.execution.model_dump()),
         )
 
     def _drawn(
@@ -588,6 +590,7 @@ class Workshop:
             "threads_per_worker": train.threads or max(1, int(runtime.cpus_per_worker)),
             "micro_batch_rows": train.micro_batch_rows or runtime.micro_batch_rows,
             "parallel": "tree" if train.is_across_workers else runtime.parallel,
+            "step": runtime.execution.model_dump(),
             "machine": platform.machine(),
             "python": platform.python_version(),
             "cpu_flags": _cpu_flags(),

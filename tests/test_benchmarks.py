@@ -72,3 +72,40 @@ def test_every_key_is_told_of_in_the_docstring_and_quick_takes_less_of_everythin
     assert all(f" {key} " in ingest.__doc__ for key in ingest._FIGURES)
     assert ingest.QUICK.end_to_end_bytes < ingest.FULL.end_to_end_bytes
     assert documents.sentences(10) == documents.sentences(20)[:10]
+
+
+# ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+train = benchmark("train")
+
+
+def test_every_key_of_training_is_told_of_and_quick_takes_less_of_everything():
+    assert all(f" {key} " in train.__doc__ for key in train._FIGURES)
+    assert train.QUICK.seconds * train.QUICK.rounds < train.FULL.seconds * train.FULL.rounds
+    assert not train.QUICK.peers
+
+
+def test_the_figure_over_a_peer_is_the_least_of_all_models_and_each_is_the_median_of_its_rounds(tmp_path):
+    bench = train._Bench(tmp_path, train.QUICK, ["fp32"])
+
+    def contender(seconds):
+        return lambda: {"tokens": 100, "seconds": seconds, "losses": [1.0], "cpu_s": 1.0}
+
+    for seconds in (1.0, 9.0, 2.0):
+        bench._round("17m_fp32", {"bare": contender(1.0), "ray": contender(seconds)}, backwards=False)
+    bench._round("110m_fp32", {"bare": contender(1.0), "ray": contender(1.0)}, backwards=True)
+    found = bench.measured()
+
+    assert found.figures["ray_over_bare"] == 0.5
+    assert found.figures["over_trl_sft"] is None
+    assert found.raw["ray_over_bare_17m_fp32"] == [1.0, 1 / 9, 0.5]
+    assert set(found.figures) == set(train._FIGURES)
+
+
+def test_a_peer_whose_loss_is_another_is_told_of(tmp_path):
+    bench = train._Bench(tmp_path, train.QUICK, ["fp32"])
+    losses = {"bare": [2.0], "ray": [2.0], "lightning": [2.5], "hf_trainer": [2.001]}
+    run = {name: lambda each=each: {"tokens": 1, "seconds": 1, "losses": each} for name, each in losses.items()}
+    bench._round("17m_fp32", run, backwards=False)
+
+    assert [note.split(",")[0] for note in bench.measured().notes] == ["lightning"]

@@ -530,6 +530,7 @@ ACROSS = (
         ((*ACROSS, "train.global_batch_rows=12"), "1, 2, 4, 8... times micro_batch_rows"),
         ((*ACROSS, "runtime.micro_batch_rows=4"), "no runtime.micro_batch_rows beside"),
         ((*ACROSS, "runtime.parallel=fsdp"), "no runtime.parallel beside"),
+        ((*ACROSS, "runtime.execution.activations=full"), "no runtime.execution beside"),
         (("runtime.shard_workers=2",), "shard_workers with parallel: fsdp alone"),
     ],
 )

@@ -95,3 +95,19 @@ def test_where_a_candidate_can_not_be_trained_it_is_named_and_the_others_are_tra
         assert sorted(trained) == [1, 3]
         with pytest.raises(TrainingError, match=r"^expected a finite loss"):
             factory._workshop.train(factory.cycle(), [token_set], recipes=recipes[1:2], shares=[1.0], base=None)
+
+
+def test_how_a_step_is_computed_reaches_the_workers_and_the_record_and_not_the_recipe(tmp_path: Path) -> None:
+    from aifactory.train.execution import Execution
+
+    config = two_sources(tmp_path)
+    chosen = {"attention": "mask", "activations": "full", "gradients": "bf16"}
+    values = config.model_dump(mode="json")
+    values["runtime"]["execution"] = chosen
+    with Factory(Config.model_validate(values)) as factory:
+        workshop = factory._workshop
+        task = workshop._work(("model", "a"), [factory.tokenize()], factory.config.train, [1.0], None)
+
+        assert task.execution == Execution(**chosen)
+        assert workshop._execution()["step"] == factory.config.runtime.execution.model_dump()
+        assert factory.config.recipe("train", "model") == config.recipe("train", "model")

@@ -31,7 +31,7 @@ from aifactory.config.recipe import (
     Traffic,
     Train,
 )
-from aifactory.config.runtime import Endpoint, Runtime, expand_environment
+from aifactory.config.runtime import Endpoint, Runtime, StepExecution, expand_environment
 from aifactory.config.schema import Config, schema_json
 from aifactory.config.section import Section
 from aifactory.config.sources import Columns, FeedbackSource, FileSource, ParquetSource, Source
@@ -104,6 +104,7 @@ __all__ = [
     "Source",
     "SourceShare",
     "Step",
+    "StepExecution",
     "Tokenize",
     "Traffic",
     "Train",

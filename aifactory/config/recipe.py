@@ -96,8 +96,9 @@ class Train(Section):
     """AdamW's second moment. Default: 0.95."""
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient. Default: 1."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast where the processor or the GPU computes in it, else fp32. Default: auto."""
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
+    """auto: bf16 autocast where the processor or the GPU computes in it, else fp32. fp8: as bf16, but the linear layers of
+    the blocks compute in FP8 (torchao: extra `fp8`; NVIDIA GPUs since Ada and Hopper). Default: auto."""
     seed: int = Field(default=1, ge=0)
     """Seed of the weights, of the order of the rows and of dropout. Default: 1."""
     guards: Guards = Guards()

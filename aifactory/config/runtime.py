@@ -36,6 +36,25 @@ class Endpoint(Section):
     """Longest wait for the requests in flight when a release is replaced, seconds. Default: 30."""
 
 
+class StepExecution(Section):
+    """How a training step is computed. The model is the same, but for rounding."""
+
+    attention: Literal["auto", "mask", "varlen"] = "auto"
+    """Over packed rows: by one block-diagonal mask, or each document by itself (varlen: flash kernels on CUDA, whose
+    products are in bf16). auto: varlen where the model and the device have it. Default: auto."""
+    loss: Literal["auto", "plain", "pieces"] = "auto"
+    """Cross-entropy over the logits of all tokens at once, or in pieces, so that large vocabularies fit. auto: pieces where
+    the model's head is a linear layer. Default: auto."""
+    activations: Literal["none", "selective", "full"] = "none"
+    """What is computed a second time to save memory: nothing, all but products and attention (selective), or whole blocks
+    (full). Default: none."""
+    compile: bool = False
+    """Whether the decoder blocks are compiled (torch.compile; wants a C++ compiler on a CPU). Takes up to a minute at every
+    start, and pays on CUDA. Default: false."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """In what gradients cross from worker to worker; bf16 halves what is sent. Default: fp32."""
+
+
 class Runtime(Section):
     """Where and with what the factory runs. Nothing here changes a fingerprint."""
 
@@ -56,6 +75,8 @@ class Runtime(Section):
     Default: ddp."""
     shard_workers: int | None = Field(default=None, ge=1)
     """Of fsdp: so many workers hold one copy of the model between them (hybrid sharding). Default: all."""
+    execution: StepExecution = StepExecution()
+    """How a training step is computed."""
     data_tasks: int = Field(default=2, ge=1)
     """Tasks that read, tokenize or score at once. Default: 2."""
     inline_bytes: int = Field(default=8_000_000, ge=0)

@@ -58,7 +58,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _across_workers_leaves_nothing_to_the_runtime(self) -> Config:
         if any(recipe.is_across_workers for recipe in (self.train, *self.train.recipes())):
-            for name in ("micro_batch_rows", "parallel", "shard_workers"):
+            for name in ("micro_batch_rows", "parallel", "shard_workers", "execution"):
                 # By value: a configuration that was handed on to a job has every field set.
                 if getattr(self.runtime, name) != Runtime.model_fields[name].default:
                     raise ValueError(

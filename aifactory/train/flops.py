@@ -70,9 +70,14 @@ def flops_per_token(model: nn.Module, config: PretrainedConfig, *, attended_toke
             if weight.dim() == 3:  # experts, of which a token meets some
                 active = active * int(getattr(text, "num_experts_per_tok", weight.shape[0])) // weight.shape[0]
             total += (6 if weight.requires_grad else 4) * active
-    heads = int(text.num_attention_heads)
-    head_width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    return total + 12 * int(text.num_hidden_layers) * heads * head_width * attended_tokens
+    width = int(text.num_attention_heads) * head_width(config)
+    return total + 12 * int(text.num_hidden_layers) * width * attended_tokens
+
+
+def head_width(config: PretrainedConfig) -> int:
+    """Numbers of a query in one attention head."""
+    text = config.get_text_config(decoder=True)
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> Peak:

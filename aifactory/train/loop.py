@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,8 @@ from aifactory.errors import TrainingError
 from aifactory.observe.events import log_event
 from aifactory.text.shards import TokenRows
 from aifactory.train.checkpoint import Checkpoints, State, restore, whole_state
+from aifactory.train.execution import Execution, prepare
+from aifactory.train.float8 import convert_to_float8
 from aifactory.train.guard import Skipped, Skips, objection
 from aifactory.train.parallel import share
 from aifactory.train.room import Room
@@ -56,6 +58,8 @@ class TrainingRun:
     """Of `fsdp`: so many workers hold one copy of the model between them. Default: all."""
     log: RunLog | None = None
     """Of rank 0: where it says how far it is, for whoever watches."""
+    execution: Execution = field(default_factory=Execution)
+    """How a step is computed."""
     after_step: Callable[[int], None] | None = None
     """Called with the number of steps done; tests stop a run with it."""
 
@@ -75,6 +79,8 @@ class TrainingFigures:
     precision: str
     micro_batch_rows: int
     """Rows of one forward pass; fewer than asked for where those did not fit into memory."""
+    execution: Execution
+    """How the steps were computed, with what was chosen where `auto` was asked for."""
     skipped: tuple[Skipped, ...]
     """The batches that were left out, and why."""
 
@@ -93,6 +99,9 @@ def train_model(
     _require_shares(recipe, world_size, run.parallel)
     precision = resolve_precision(recipe.precision, device)
     model.to(device).train()
+    if recipe.precision == "fp8":
+        convert_to_float8(model, device)
+    execution = prepare(model, run.execution, device, precision)
     shared = share(
         run.parallel,
         model,
@@ -100,6 +109,7 @@ def train_model(
         precision,
         world_size=world_size,
         shard_workers=run.shard_workers,
+        gradients=run.execution.gradients,
         num_micro_batches=recipe.global_batch_rows // micro_batch_rows if recipe.is_across_workers else None,
     )
     optimizer = make_optimizer(model, recipe)
@@ -187,8 +197,9 @@ def train_model(
         tokens_per_s=tokens / seconds if tokens else 0.0,
         data_wait_share=waited / seconds if tokens else 0.0,
         final_loss=float(np.mean(list(losses)[-last_tenth:])),
-        precision=precision,
+        precision="fp8" if recipe.precision == "fp8" else precision,
         micro_batch_rows=micro_batch_rows,
+        execution=execution,
         skipped=tuple(skips.skipped),
     )
     return figures, whole_state(model)[0]

@@ -65,7 +65,7 @@ class Alone:
 class Ddp(Alone):
     """Each worker holds the whole model."""
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: Precision) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, precision: Precision, *, gradients: str) -> None:
         super().__init__(model, device, precision)
         self.scale = float(distributed.get_world_size())  # DDP divides the summed gradients by it
         self._wrapped = DistributedDataParallel(
@@ -75,6 +75,9 @@ class Ddp(Alone):
             # Rotary frequencies are the only buffers and never change.
             broadcast_buffers=False,
         )
+        if gradients == "bf16":
+            # Without annotations: torch compares them as objects, and here they are texts.
+            self._wrapped.register_comm_hook(None, lambda _, bucket: _mean_in_bf16(bucket))
         self.forward = self._wrapped
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[None]:
@@ -82,6 +85,17 @@ class Ddp(Alone):
 
     def _sum(self, loss: torch.Tensor) -> None:
         distributed.all_reduce(loss)
+
+
+def _mean_in_bf16(bucket: Any) -> Any:
+    """A bucket's mean over the workers, exchanged in bf16. torch's own hook of this kind refuses gloo, which can do it."""
+    rounded = bucket.buffer().to(torch.bfloat16).div_(distributed.get_world_size())
+    summed = distributed.all_reduce(rounded, async_op=True).get_future()
+
+    def widened(done: Any) -> Any:
+        return bucket.buffer().copy_(done.value()[0])
+
+    return summed.then(widened)
 
 
 class Fsdp(Alone):
@@ -92,7 +106,13 @@ class Fsdp(Alone):
     """
 
     def __init__(
-        self, model: nn.Module, device: torch.device, precision: Precision, *, shard_workers: int | None = None
+        self,
+        model: nn.Module,
+        device: torch.device,
+        precision: Precision,
+        *,
+        gradients: str,
+        shard_workers: int | None = None,
     ) -> None:
         super().__init__(model, device, precision)
         workers = distributed.get_world_size()
@@ -106,9 +126,12 @@ class Fsdp(Alone):
                 )
             shape, names = (workers // shard_workers, shard_workers), ("replicate", "shard")
         options: dict[str, Any] = {"mesh": init_device_mesh(device.type, shape, mesh_dim_names=names)}
+        # Gathered and multiplied in bf16 where it is the precision; summed over workers in fp32 unless asked otherwise.
+        options["mp_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if precision == "bf16" else None,
+            reduce_dtype=torch.bfloat16 if gradients == "bf16" else torch.float32,
+        )
         if precision == "bf16":
-            # Gathered and multiplied in bf16, summed over workers in fp32.
-            options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
             self.precision = "fp32"  # of what is done outside: nothing is left to cast
         blocks = set(getattr(model, "_no_split_modules", None) or ())
         for module in list(model.modules()):
@@ -200,13 +223,17 @@ def share(
     *,
     world_size: int,
     shard_workers: int | None,
+    gradients: str,
     num_micro_batches: int | None,
 ) -> Alone:
-    """What `how` (`runtime.parallel`) says; the tree where the recipe fixes the micro-batches (`num_micro_batches`)."""
+    """What `how` (`runtime.parallel`) says; the tree where the recipe fixes the micro-batches (`num_micro_batches`).
+
+    gradients   `fp32` or `bf16`: in what they cross from worker to worker; the tree's always cross in fp32
+    """
     if num_micro_batches is not None:
         return Tree(model, device, precision, num_micro_batches=num_micro_batches)
     if world_size == 1:
         return Alone(model, device, precision)
     if how == "fsdp":
-        return Fsdp(model, device, precision, shard_workers=shard_workers)
-    return Ddp(model, device, precision)
+        return Fsdp(model, device, precision, shard_workers=shard_workers, gradients=gradients)
+    return Ddp(model, device, precision, gradients=gradients)

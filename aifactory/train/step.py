@@ -24,6 +24,8 @@ def resolve_precision(asked: str, device: torch.device) -> Precision:
     """bf16 where the hardware computes in it, for `auto`; else what was asked for."""
     if asked in ("fp32", "bf16"):
         return asked  # type: ignore[return-value]
+    if asked == "fp8":  # of all that float8.py leaves as it is
+        return "bf16"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     # torch 2.13: without AVX512-BF16 or AMX a bf16 product on CPU is emulated and slower than fp32.
@@ -47,8 +49,13 @@ def summed_loss(
     """The sum of the negative log-likelihoods (nats) of the tokens that carry loss.
 
     Documents that share a row do not see one another: transformers makes the block-diagonal mask from the positions
-    that restart, and only as long as no `attention_mask` is given.
+    that restart, and only as long as no `attention_mask` is given. A model that `execution.prepare` has changed computes
+    the loss itself.
     """
+    if getattr(getattr(model, "module", model), "ends_in_loss", False):
+        with autocast(precision, ids_BT.device):
+            loss: torch.Tensor = model(input_ids=ids_BT, position_ids=positions_BT, loss_mask=loss_mask_BT)
+        return loss
     with autocast(precision, ids_BT.device):
         logits_BTV = model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).logits
     targets_BT = torch.where(loss_mask_BT[:, 1:].bool(), ids_BT[:, 1:], -100)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aifactory.config import Runtime
     from aifactory.train.worker import Work
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 _POLL_S = 0.5
 _POLL_AFAR_S = 5.0
 

@@ -26,6 +26,7 @@ from aifactory.text.shards import TokenRows
 from aifactory.text.tokenizer import load_tokenizer
 from aifactory.train.base import model_from_folder, model_from_scratch, require_fit
 from aifactory.train.checkpoint import Checkpoints
+from aifactory.train.execution import Execution
 from aifactory.train.loop import TrainingRun, train_model
 from aifactory.train.parity import write_probe
 from aifactory.train.room import NoRoomError
@@ -86,6 +87,8 @@ class Work:
     """Who else is told of the run (`runtime.trackers`)."""
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Variables that trackers read, where the worker's machine does not set them itself."""
+    execution: Execution = field(default_factory=Execution)
+    """How a step is computed."""
 
 
 def work(
@@ -151,6 +154,7 @@ def _work(
             parallel=task.parallel,
             shard_workers=task.shard_workers,
             log=log,
+            execution=task.execution,
             after_step=after_step,
         ),
         device=device,
