@@ -66,6 +66,15 @@ class Config(Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _early_stopping_says_what_is_validated(self) -> Config:
+        if self.train.early_stopping is not None and self.runtime.validate_every_steps is not None:
+            raise ValueError(
+                "expected no runtime.validate_every_steps beside train.early_stopping, whose every_steps says it, found "
+                f"{self.runtime.validate_every_steps}; leave it out"
+            )
+        return self
+
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
         """Read `path` and apply dotted overrides such as `train.max_steps=10`.

@@ -38,6 +38,7 @@ from aifactory.train.step import (
 
 if TYPE_CHECKING:
     from aifactory.config import Train
+    from aifactory.train.validation import Holdout
 
 _REPORT_EVERY_S = 1.0
 
@@ -59,6 +60,10 @@ class TrainingRun:
     """Of `fsdp`: so many workers hold one copy of the model between them. Default: all."""
     progress_file: Path | None = None
     """Where rank 0 appends a line of JSON about every second, for whoever watches."""
+    holdout: Holdout | None = None
+    """What is asked of held-out rows on the way: whether the run has gone far enough, and which step was the best."""
+    alive: Callable[[], None] | None = None
+    """Called before each step: who hears nothing for too long takes the worker for hung."""
     after_step: Callable[[int], None] | None = None
     """Called with the number of steps done; tests stop a run with it."""
 
@@ -68,13 +73,19 @@ class TrainingFigures:
     """What a run counted. Times and rates are those of this start, not of the steps before a resume."""
 
     steps: int
+    """Steps taken: fewer than asked for where the run was stopped early."""
+    best_step: int
+    """Whose weights the model has: the last, or with early stopping that of the lowest loss on held-out rows."""
     resumed_from: int
+    workers: int
     tokens: int
     seconds: float
     tokens_per_s: float
     data_wait_share: float
+    checkpoint_stall_share: float
+    """Share of the time in which the steps waited for checkpoints."""
     final_loss: float
-    """Mean over the last tenth of all steps, nats per token."""
+    """Mean over the last tenth of the steps, nats per token."""
     precision: str
     micro_batch_rows: int
     """Rows of one forward pass; fewer than asked for where those did not fit into memory."""
@@ -123,7 +134,10 @@ def train_model(
 
     step = first_step
     taken = 0
-    while step < recipe.max_steps:
+    while step < recipe.max_steps and not (run.holdout is not None and run.holdout.is_over(step)):
+        if run.alive is not None:
+            run.alive()
+        run.checkpoints.require_written()
         asked = time.perf_counter()
         number = skips.batch(step)
         # Every worker knows the number of tokens in the whole batch, so the mean needs no exchange of its own.
@@ -162,10 +176,8 @@ def train_model(
         losses.append(loss_of_batch)
         update(optimizer, rate=learning_rate(recipe, step))
         done = step + 1
-        if done % run.checkpoint_every_steps == 0 and done < recipe.max_steps:
-            weights, moments = whole_state(model, optimizer)
-            if rank == 0:
-                run.checkpoints.save(done, weights, moments, losses=losses)
+        if done % run.checkpoint_every_steps == 0 or done == recipe.max_steps or _is_validated(run, done):
+            run.checkpoints.save(done, model, optimizer, losses=losses)
         if rank == 0:
             now = time.perf_counter()
             if run.progress_file and (now - reported >= _REPORT_EVERY_S or done == recipe.max_steps):
@@ -176,21 +188,33 @@ def train_model(
             run.after_step(done)
         step = done
 
+    # Saving comes before all that is done with the weights.
+    run.checkpoints.wait()
     seconds = time.perf_counter() - started
+    best_step = run.holdout.best(step) if run.holdout is not None else step
+    if best_step != step:
+        run.checkpoints.load(best_step, model)
     tokens = taken * recipe.global_batch_rows * row_len
     figures = TrainingFigures(
-        steps=recipe.max_steps,
+        steps=step,
+        best_step=best_step,
         resumed_from=first_step,
-        tokens=recipe.max_steps * recipe.global_batch_rows * row_len,
+        workers=world_size,
+        tokens=step * recipe.global_batch_rows * row_len,
         seconds=seconds,
         tokens_per_s=tokens / seconds if tokens else 0.0,
         data_wait_share=waited / seconds if tokens else 0.0,
+        checkpoint_stall_share=run.checkpoints.stalled_s / seconds if tokens else 0.0,
         final_loss=float(np.mean(list(losses)[-last_tenth:])),
         precision=precision,
         micro_batch_rows=micro_batch_rows,
         skipped=tuple(skips.skipped),
     )
-    return figures, whole_state(model)[0]
+    return figures, whole_state(model)
+
+
+def _is_validated(run: TrainingRun, step: int) -> bool:
+    return run.holdout is not None and run.holdout.is_due(step)
 
 
 def _require_shares(recipe: Train, world_size: int, how: str) -> None:
