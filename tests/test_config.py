@@ -531,6 +531,12 @@ ACROSS = (
         ((*ACROSS, "runtime.micro_batch_rows=4"), "no runtime.micro_batch_rows beside"),
         ((*ACROSS, "runtime.parallel=fsdp"), "no runtime.parallel beside"),
         (("runtime.shard_workers=2",), "shard_workers with parallel: fsdp alone"),
+        (("runtime.workers=[3,2]",), "expected workers: [least, most], found [3, 2]; turn them round"),
+        (("runtime.workers=[0,2]",), "'runtime.workers"),
+        (
+            ("train.early_stopping.patience=2", "runtime.validate_every_steps=5"),
+            "no runtime.validate_every_steps beside train.early_stopping, whose every_steps says it, found 5",
+        ),
     ],
 )
 def test_across_workers_asks_for_all_that_decides_the_bits_and_leaves_the_runtime_none(

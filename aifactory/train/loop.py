@@ -129,7 +129,7 @@ def train_model(
     )
     mine = _share_of_batch(recipe.global_batch_rows, rank, world_size)
     row_len = run.rows[0].row_len
-    started = reported = time.perf_counter()
+    started, reported = time.perf_counter(), 0.0
     waited = 0.0
 
     step = first_step

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 import secrets
+import shutil
+import subprocess
+import sys
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,6 +172,32 @@ def test_what_is_frozen_is_not_written(storage):
     assert names == {f"weights/{n}" for n in ("1.weight", "2.weight", "2.bias", "2.running_mean", "2.running_var")} | {
         "weights/2.num_batches_tracked"
     }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="a small disk is mounted in a namespace of its own")
+def test_a_full_disk_ends_a_run_with_an_error_that_says_so_and_with_room_it_goes_on(runs, uninterrupted, tmp_path):
+    disk, task = tmp_path / "disk", tmp_path / "task"
+    shutil.copytree(runs.storage.path("tokens"), disk / "tokens")
+    task.write_bytes(pickle.dumps(replace(uninterrupted, storage=Storage(str(disk)), keep_checkpoints=9)))
+    train = f"{sys.executable} {Path(__file__).with_name('small_disk.py')} {task}"
+    # Room for some checkpoints of about 370 kB and for the tokens, and not for all.
+    script = (
+        f"cp -r {disk} {tmp_path}/full; mount -t tmpfs -o size=1100k none {disk} || exit 90; cp -r {tmp_path}/full/. {disk}; "
+        f"{train}; mount -o remount,size=20m {disk}; {train}; sha256sum {disk}/model/uninterrupted/model.safetensors"
+    )
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=200
+    )
+    if done.returncode in (1, 90) and "unshare" in done.stderr + done.stdout:
+        pytest.skip(f"no namespace with a disk of its own here: {done.stderr[-200:]}")
+    error, first, last, digest = done.stdout.splitlines()
+
+    assert error.startswith("StorageError: expected room for "), (done.stdout, done.stderr[-3000:])
+    assert "found the disk or the quota full; what was published is intact" in error
+    assert first in ("committed 3", "committed 3 6", "committed 3 6 9"), done.stdout
+    assert last == "committed 3 6 9 10"
+    assert digest.split()[0] == hashlib.sha256(runs.files(uninterrupted)["model.safetensors"]).hexdigest()
 
 
 # ── pieces ────────────────────────────────────────────────────────────────────────────────────────────────────────────
