@@ -1,10 +1,10 @@
 """One training run on a Ray of its own, in which workers or nodes are lost; tells how soon it went on.
 
-    python fault_run.py TASK RUNTIME [--nodes N] [--kill worker|node --at STEP...] [--returns at-once|later] [--seed N]
+    python fault_run.py TASK RUNTIME [--nodes N] [--kill worker|freeze|node --at STEP...] [--returns at-once|later] [--seed N]
 
 TASK is a pickled `Work` over a local storage root, RUNTIME a JSON file with the section `runtime`. With --nodes the run is
 on so many simulated nodes of one CPU, whose first can't be lost. A worker, chosen by the seed, or the last node is killed
-with SIGKILL as soon as the checkpoint of STEP or a later one is committed; --returns: another node takes
+with SIGKILL (or the worker stopped, with SIGSTOP) as soon as the checkpoint of STEP or a later one is committed; --returns: another node takes
 its place, at once or when the run goes on. The last line on standard output is JSON:
 first_step_s   from `fit()` to the first step
 back_s         of each kill, from SIGKILL to the next finished step
@@ -64,8 +64,8 @@ class Killer:
         if not self.wait_for(lambda: self.lines() > 0):
             return
         self.first_step_s = time.monotonic() - began
+        checkpoints = Checkpoints(self.task.storage, *self.task.run_folder)
         for at in self.arguments.at or []:
-            checkpoints = Checkpoints(self.task.storage, *self.task.run_folder)
             if not self.wait_for(lambda least=at: max(checkpoints.committed(), default=0) >= least):  # type: ignore[misc]
                 return
             self.killed_after.append(max(checkpoints.committed()))
@@ -87,7 +87,8 @@ class Killer:
             node = self.cluster.list_all_nodes()[-1]
             self.cluster.remove_node(node, allow_graceful=False)
             return
-        os.kill(self.random.choice(sorted(workers())), signal.SIGKILL)
+        freezes = self.arguments.kill == "freeze"
+        os.kill(self.random.choice(sorted(workers())), signal.SIGSTOP if freezes else signal.SIGKILL)
 
     def wait_for(self, condition: Any) -> bool:
         while not condition():
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("task", type=Path)
     parser.add_argument("runtime", type=Path)
     parser.add_argument("--nodes", type=int)
-    parser.add_argument("--kill", choices=["worker", "node"], default="worker")
+    parser.add_argument("--kill", choices=["worker", "freeze", "node"], default="worker")
     parser.add_argument("--at", type=int, nargs="*")
     parser.add_argument("--returns", choices=["at-once", "later"])
     parser.add_argument("--seed", type=int, default=1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from aifactory.errors import EmptyCorpusError
 from aifactory.records.artifacts import Corpus
@@ -75,7 +76,8 @@ def _lowest(corpora: Sequence[Corpus], number: int, storage: Storage) -> list[di
     """The held-out rows with the lowest hashes, in their order."""
     chosen: list[tuple[float, str, dict[str, Any]]] = []  # a heap; the highest hash, negated, comes first
     for corpus in corpora:
-        for _, held_out in read_corpus(storage, corpus, columns=list(_COLUMNS), side="holdout"):
+        for _, table in read_corpus(storage, corpus, columns=[*_COLUMNS, "side"], side="holdout"):
+            held_out = table.filter(pc.equal(table["side"], "holdout"))
             for i, name in enumerate(held_out["id"].to_pylist()):
                 key = -share_of(name, salt="validation")
                 if len(chosen) == number and key <= chosen[0][0]:

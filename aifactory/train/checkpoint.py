@@ -108,8 +108,8 @@ class Checkpoints:
 
         Raises   StorageError if the checkpoint before could not be written.
         """
-        asked = time.perf_counter()
         self.wait()
+        asked = time.perf_counter()
         if not self._attempt:
             self._attempt = _agreed_name(next(model.parameters()).device)
         data = self._staging.copy(held_weights(model) + held_moments(model, optimizer))
@@ -125,8 +125,10 @@ class Checkpoints:
         Raises   StorageError if it could not be.
         """
         if self._writing is not None:
+            asked = time.perf_counter()
             self._writing.join()
             self._writing = None
+            self.stalled_s += time.perf_counter() - asked
         self.require_written()
 
     def require_written(self) -> None:

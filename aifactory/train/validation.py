@@ -75,6 +75,7 @@ class Validations:
     def __init__(self, storage: Storage, *folder: str) -> None:
         self._storage = storage
         self._folder = folder
+        self._known: dict[int, float] = {}  # what is found once stays
 
     def losses(self) -> dict[int, float]:
         """By step the loss on the held-out rows, nats a token."""
@@ -86,8 +87,13 @@ class Validations:
         return {step: loss for step in steps if (loss := self.loss(step)) is not None}
 
     def loss(self, step: int) -> float | None:
-        data = self._storage.read_bytes(*self._folder, f"{_PREFIX}{step:08d}.json")
-        return None if data is None else float(json.loads(data)["loss"])
+        """That of one step; None while there is none."""
+        if step not in self._known:
+            data = self._storage.read_bytes(*self._folder, f"{_PREFIX}{step:08d}.json")
+            if data is None:
+                return None
+            self._known[step] = float(json.loads(data)["loss"])
+        return self._known[step]
 
     def write(self, step: int, loss: float) -> None:
         text = json.dumps({"step": step, "loss": loss})
@@ -98,7 +104,6 @@ class Holdout:
     """What the loop asks of held-out rows.
 
     validate   given where this worker is the one that validates: called with a step whose checkpoint is committed
-    alive      called while it waits for somebody else's validation
     """
 
     def __init__(

@@ -207,7 +207,9 @@ def divided(held, workers, *, sharded):
     """What each of so many workers would hold: a range of its own, or all of it with a share of the writing."""
     for rank in range(workers):
         if not sharded:
-            yield [Held(name=h.name, values=h.values, start=0, size=h.size, replica=rank, replicas=workers) for h in held]
+            yield [
+                Held(name=h.name, values=h.values, start=0, size=h.size, replica=rank, replicas=workers) for h in held
+            ]
             continue
         cuts = [(h, h.size * rank // workers, h.size * (rank + 1) // workers) for h in held]
         yield [Held(name=h.name, values=h.values[a:b], start=a, size=h.size) for h, a, b in cuts]
@@ -239,9 +241,7 @@ def test_any_number_of_workers_reads_what_any_number_has_written(
 
 def test_numbers_of_every_width_lie_side_by_side(tmp_path):
     dtypes = [torch.bool, torch.bfloat16, torch.float32, torch.int64, torch.uint8, torch.float16, torch.float64]
-    held = [
-        Held(name=str(d), values=torch.arange(n).to(d), start=0, size=n) for n, d in enumerate(dtypes, start=1)
-    ]
+    held = [Held(name=str(d), values=torch.arange(n).to(d), start=0, size=n) for n, d in enumerate(dtypes, start=1)]
     (tmp_path / "part").write_bytes(Staging().copy(held))
     found = [Held(name=h.name, values=torch.zeros_like(h.values), start=0, size=h.size) for h in held]
     with open(tmp_path / "part", "rb") as stream:

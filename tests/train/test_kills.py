@@ -154,6 +154,16 @@ def test_a_driver_that_is_killed_and_begun_again_changes_no_bit(runs, whole, tmp
     assert runs.files(run.task) == whole[how]
 
 
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_ended_by_the_watch_and_changes_no_bit(runs, whole, tmp_path):
+    task = replace(tasks_of(runs, "frozen")["ddp"], hang_timeout_s=5.0)
+    found = Run(tmp_path, task, "--kill", "freeze", "--at", *moments(11, 1)).finish()
+
+    # The other one waits for it in a collective, takes no step either, and ends.
+    assert found["back_s"][0] > 5.0, found
+    assert runs.files(task) == whole["ddp"]
+
+
 CROWDED = """
 import importlib.abc, importlib.machinery, sys
 
@@ -183,7 +193,9 @@ sys.meta_path.insert(0, Crowded())
 
 
 @pytest.mark.slow
-def test_a_micro_batch_that_does_not_fit_is_halved_by_all_workers_and_the_run_goes_on(runs, whole, tmp_path, monkeypatch):
+def test_a_micro_batch_that_does_not_fit_is_halved_by_all_workers_and_the_run_goes_on(
+    runs, whole, tmp_path, monkeypatch
+):
     (tmp_path / "sitecustomize.py").write_text(CROWDED)
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", f"{tmp_path}:{ROOT}")
     task = replace(tasks_of(runs, "crowded")["ddp"], micro_batch_rows=2)
