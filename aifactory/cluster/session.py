@@ -26,6 +26,8 @@ _ENVIRONMENT = {
     # Serve's access log costs as much as a short answer.
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    # A process that asks whether a node is about to be taken away: ours is not.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 # Read by Ray Train in the driver, whatever cluster it is connected to.
 _TRAINING = {

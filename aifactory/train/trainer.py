@@ -67,7 +67,14 @@ def _fit(task: Work, name: str, runtime: Runtime) -> None:
                 if not isinstance(cause, NoRoomError):
                     raise cause
 
-    trainer = TorchTrainer(
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        """Starts no process that hands out datasets, since there are none: with every group of workers Ray 2.60 would start
+        one, which imports for as long as a worker does."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if type(c).__name__ != "DatasetsCallback"]
+
+    trainer = Trainer(
         _worker,
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+from conftest import small_config
+
+from aifactory import Config, Factory
 from aifactory.errors import TrainingError
+from aifactory.text.shards import TokenRows
 from aifactory.train.room import NoRoomError
 from aifactory.train.trainer import _causes
 
@@ -45,6 +50,17 @@ def test_what_would_happen_again_is_not_tried_again(make_factory):
         TrainingError, match=r"expected 2 workers to finish .* found: expected at least one row a worker"
     ):
         factory.train()
+
+
+def test_what_the_runtime_says_reaches_the_workers(tmp_path):
+    runtime = {"keep_checkpoints": 5, "hang_timeout_s": 7.0, "validate_every_steps": 11, "validate_rows": 2}
+    with Factory(Config.model_validate(small_config(tmp_path, runtime=runtime))) as factory:
+        tokens = factory.tokenize()
+        task = factory._workshop._work(("model", "x"), [tokens], factory.config.train, [1.0], None)
+        rows = TokenRows(Path(task.storage.path(*task.held_out.folder)), task.held_out.names)
+
+    assert (task.keep_checkpoints, task.hang_timeout_s, task.validate_every_steps) == (5, 7.0, 11)
+    assert len(rows) == 2
 
 
 def test_what_was_raised_on_purpose_is_found_among_the_failures():
