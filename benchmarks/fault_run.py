@@ -1,11 +1,11 @@
 """One training run on a Ray of its own, in which workers or nodes are lost; tells how soon it went on.
 
-    python fault_run.py TASK RUNTIME [--nodes N] [--kill worker|freeze|node --at STEP...] [--returns at-once|later] [--seed N]
+    python fault_run.py TASK RUNTIME [--nodes N] [--kill worker|freeze|node --at STEP...] [--returns at-once|later]
 
 TASK is a pickled `Work` over a local storage root, RUNTIME a JSON file with the section `runtime`. With --nodes the run is
-on so many simulated nodes of one CPU, whose first can't be lost. A worker, chosen by the seed, or the last node is killed
-with SIGKILL (or the worker stopped, with SIGSTOP) as soon as the checkpoint of STEP or a later one is committed; --returns: another node takes
-its place, at once or when the run goes on. The last line on standard output is JSON:
+on so many simulated nodes of one CPU, whose first can't be lost. As soon as the checkpoint of STEP or a later one is
+committed, a worker, chosen by --seed, or the last node is killed with SIGKILL, or the worker frozen with SIGSTOP.
+--returns: another node takes its place, at once or when the run goes on. The last line on standard output is JSON:
 first_step_s   from `fit()` to the first step
 back_s         of each kill, from SIGKILL to the next finished step
 killed_after   of each kill, the newest checkpoint then
@@ -38,7 +38,7 @@ WORKER = "RayTrainWorker"
 _LOOK_S = 0.02
 _LAST_WORDS_S = 1.0
 """What workers say for so long after one of them was killed may still be about a step before."""
-# What a cluster is told to give up a node that is silent in about 3 s (`ray start` reads them); Ray 2.60: 15 s and more.
+# With these, which `ray start` reads, a node that is silent is given up in about 3 s; Ray 2.60: 15 s and more.
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
