@@ -380,7 +380,7 @@ class Workshop:
             CODE_VERSION,
             **self._training_identity(token_sets, recipe, shares, base),
             make=make,
-            num_cpus=self.config.runtime.workers * self.config.runtime.cpus_per_worker,
+            num_cpus=self.config.runtime.most_workers * self.config.runtime.cpus_per_worker,
             share=1 / at_once,
             train=recipe,
         )
@@ -435,6 +435,9 @@ class Workshop:
         from aifactory.train.trackers import tracker_environment
         from aifactory.train.worker import RowSet, Stored, Work
 
+        run_folder = ("runs", f"train-{target[-1]}")
+        every, held_out = self._held_out(token_sets, recipe, run_folder)
+
         def stored(artifact: Artifact, names: Sequence[str]) -> Stored:
             return Stored(folder=self.books.artifacts.folder(artifact.kind, artifact.fingerprint), names=tuple(names))
 
@@ -444,7 +447,7 @@ class Workshop:
         runtime = self.config.runtime
         return Work(
             storage=self.books.storage,
-            run_folder=("runs", f"train-{target[-1]}"),
+            run_folder=run_folder,
             model_folder=target,
             recipe=recipe,
             architecture=self.config.model.architecture,
@@ -463,7 +466,36 @@ class Workshop:
             trackers=runtime.trackers,
             environment=tracker_environment(),
             execution=Execution(**runtime.execution.model_dump()),
+            keep_checkpoints=runtime.keep_checkpoints,
+            hang_timeout_s=runtime.hang_timeout_s,
+            held_out=None if held_out is None else Stored(folder=(*run_folder, "holdout"), names=(held_out,)),
+            validate_every_steps=every,
+            validates_itself=False,
         )
+
+    def _held_out(
+        self, token_sets: Sequence[TokenSet], recipe: Train, run_folder: tuple[str, ...]
+    ) -> tuple[int, str | None]:
+        """Every how many steps a run is validated, and the file of the rows that it is validated on; none where it is not."""
+        stopping, runtime = recipe.early_stopping, self.config.runtime
+        every = runtime.validate_every_steps if stopping is None else stopping.every_steps
+        if every is None:
+            return 0, None
+        from aifactory.tokens.holdout import pack_held_out
+        from aifactory.tokens.pipeline import TOKENIZER_FOLDER
+
+        first = token_sets[0]
+        names = [file.name for file in first.record.files if file.name.startswith(f"{TOKENIZER_FOLDER}/")]
+        file = pack_held_out(
+            [self.books.artifacts.get(Corpus, tokens.record.inputs[0]) for tokens in token_sets],
+            tokenizer_folder=self.books.artifacts.fetch(first, names) / TOKENIZER_FOLDER,
+            chat_fallback=self._chat_fallback,
+            row_len=first.figures["row_len"],
+            rows=runtime.validate_rows if stopping is None else stopping.rows,
+            storage=self.books.storage,
+            target=(*run_folder, "holdout"),
+        )
+        return every, file
 
     def _drawn(
         self, token_sets: Sequence[TokenSet], recipe: Train, shares: Sequence[float]

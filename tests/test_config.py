@@ -532,12 +532,21 @@ ACROSS = (
         ((*ACROSS, "runtime.parallel=fsdp"), "no runtime.parallel beside"),
         ((*ACROSS, "runtime.execution.activations=full"), "no runtime.execution beside"),
         (("runtime.shard_workers=2",), "shard_workers with parallel: fsdp alone"),
+        (("runtime.workers=[3,2]",), "expected workers: [least, most], found [3, 2]; turn them round"),
+        (("runtime.workers=[0,2]",), "'runtime.workers"),
+        (("runtime.workers=[1,3]", "runtime.parallel=fsdp", "train.global_batch_rows=4"), "found that 3 can't"),
+        (("runtime.workers=[1,5]", "train.global_batch_rows=4"), "found that 5 can't"),
+        ((*ACROSS, "runtime.workers=[1,4]"), "found that 3 can't"),
+        (
+            ("train.early_stopping.patience=2", "runtime.validate_every_steps=5"),
+            "no runtime.validate_every_steps beside train.early_stopping, whose every_steps says it, found 5",
+        ),
     ],
 )
 def test_across_workers_asks_for_all_that_decides_the_bits_and_leaves_the_runtime_none(
     overrides: tuple[str, ...], said: str
 ) -> None:
-    assert read(SMALL, *ACROSS).train.is_across_workers
+    assert read(SMALL, *ACROSS, "runtime.workers=[1,2]").train.is_across_workers
     assert any(said in line for line in errors_of(SMALL, *overrides))
 
 

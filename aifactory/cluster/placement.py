@@ -24,7 +24,7 @@ def asked_for_training(config: Config) -> list[Asked]:
     """What a training run asks for."""
     runtime = config.runtime
     each = {"CPU": runtime.cpus_per_worker, "GPU": runtime.gpus_per_worker}
-    return [Asked(what="training workers (runtime.workers)", number=runtime.workers, each=each)]
+    return [Asked(what="training workers (runtime.workers)", number=runtime.least_workers, each=each)]
 
 
 def asked_for_data(config: Config) -> list[Asked]:

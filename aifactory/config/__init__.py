@@ -20,6 +20,7 @@ from aifactory.config.data import HoldoutStratum, Ingest, Tokenize
 from aifactory.config.reading import plain_overrides
 from aifactory.config.recipe import (
     Architecture,
+    EarlyStopping,
     Evaluate,
     Guards,
     Improve,
@@ -69,6 +70,7 @@ __all__ = [
     "Config",
     "CorpusStep",
     "DecontaminateStep",
+    "EarlyStopping",
     "Endpoint",
     "Evaluate",
     "FeedbackSource",

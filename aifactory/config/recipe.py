@@ -68,6 +68,19 @@ class Guards(Section):
     """Losses that it is compared with. Default: 64."""
 
 
+class EarlyStopping(Section):
+    """The run ends when the loss on held-out rows gets no better; the model has the weights of the lowest one."""
+
+    every_steps: int = Field(default=100, ge=1)
+    """Steps between two validations. What they decide holds one such interval later. Default: 100."""
+    patience: int = Field(default=3, ge=1)
+    """So many validations in a row without a better loss end the run. Default: 3."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """A loss is better only if it is lower by more than this, nats per token. Default: 0."""
+    rows: int = Field(default=64, ge=1)
+    """Most packed rows that are held out for it, by a hash of their documents' ids. Default: 64."""
+
+
 class Train(Section):
     """TokenSets to a Model."""
 
@@ -103,6 +116,8 @@ class Train(Section):
     """Seed of the weights, of the order of the rows and of dropout. Default: 1."""
     guards: Guards = Guards()
     """What keeps a bad batch from spoiling the weights."""
+    early_stopping: EarlyStopping | None = None
+    """Ends the run by the loss on held-out rows. Default: none, all steps are taken."""
     reproducible: Literal["execution", "across_workers"] = "execution"
     """What promises the same weights to the bit: the same execution, or the recipe alone, by any number of workers that is a
     power of two. The latter needs `micro_batch_rows` and `threads`, of which results then depend. Default: execution."""

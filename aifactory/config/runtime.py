@@ -6,7 +6,7 @@ import os
 import re
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from aifactory.config.section import Section
 
@@ -64,8 +64,9 @@ class Runtime(Section):
     state_url: str | None = None
     """SQLAlchemy URL of the journal, the registry and the feedback. Default: SQLite, `state.db` in a local storage
     root."""
-    workers: int = Field(default=1, ge=1)
-    """Training workers. Default: 1."""
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Training workers; `[least, most]`: as many as there is room for, again whenever a node is lost or comes back.
+    Default: 1."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs that a training worker or a data task asks Ray for; it runs so many threads, at least one. Default: 1."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
@@ -88,6 +89,16 @@ class Runtime(Section):
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
     """Who is told of every step of a training run: TensorBoard (events in the run's folder), MLflow (extra `mlflow`), Weights
     & Biases (extra `wandb`); the latter two go where their own environment variables say. Default: tensorboard."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """So many of the newest checkpoints of a run are kept while it lasts, and the best by held-out rows. Default: 2."""
+    validate_every_steps: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints whose loss on held-out rows is measured beside the training, and at the end; it changes
+    no weights. With `train.early_stopping` that says it. Default: none is measured."""
+    validate_rows: int = Field(default=64, ge=1)
+    """Most packed rows that it is measured on. Default: 64."""
+    hang_timeout_s: float = Field(default=1800.0, gt=0)
+    """A training worker that takes no step for so long is killed and started again, which counts as a failure; to be
+    longer than the slowest step, with what is compiled before it. Default: 1800."""
     max_failures: int = Field(default=3, ge=0)
     """Times that training workers are started again after a failure. Default: 3."""
     tick_s: float = Field(default=1.0, gt=0)
@@ -96,6 +107,22 @@ class Runtime(Section):
     """Power of one busy CPU, for the estimate of joules where no counter can be read. Default: 10."""
     endpoint: Endpoint = Endpoint()
     """The inference endpoint."""
+
+    @property
+    def least_workers(self) -> int:
+        """The fewest training workers with which a run goes on."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The most training workers that a run uses."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _least_before_most(self) -> Runtime:
+        if self.least_workers > self.most_workers:
+            raise ValueError(f"expected workers: [least, most], found {list(self.workers)}; turn them round")  # type: ignore[arg-type]
+        return self
 
     @model_validator(mode="after")
     def _only_fsdp_shards(self) -> Runtime:

@@ -67,6 +67,34 @@ class Config(Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _early_stopping_says_what_is_validated(self) -> Config:
+        if self.train.early_stopping is not None and self.runtime.validate_every_steps is not None:
+            raise ValueError(
+                "expected no runtime.validate_every_steps beside train.early_stopping, whose every_steps says it, found "
+                f"{self.runtime.validate_every_steps}; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _any_number_of_elastic_workers_will_do(self) -> Config:
+        numbers = range(self.runtime.least_workers, self.runtime.most_workers + 1)
+        rows, train = self.train.global_batch_rows, self.train
+        if len(numbers) > 1:
+            # A node may be lost at any time, and the workers that are left must be able to share the batch.
+            wrong = [n for n in numbers if n > rows]
+            if train.is_across_workers:
+                wrong = [n for n in numbers if n & (n - 1) or n > rows // (train.micro_batch_rows or 1)]
+            elif self.runtime.parallel == "fsdp":
+                wrong = [n for n in numbers if rows % n]
+            if wrong:
+                raise ValueError(
+                    f"expected a batch of {rows} rows (train.global_batch_rows) that every number of workers of runtime.workers "
+                    f"{[numbers[0], numbers[-1]]} can share, found that {wrong[0]} can't; change one of them, or take "
+                    "runtime.parallel: ddp without reproducible: across_workers, which shares any"
+                )
+        return self
+
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
         """Read `path` and apply dotted overrides such as `train.max_steps=10`.

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow.fs as pafs
 
@@ -80,6 +80,19 @@ class Storage:
         except FileNotFoundError:
             return None
         except OSError as error:
+            raise StorageError(f"expected to read {self.path(*parts)}, found: {error}.") from error
+
+    @contextmanager
+    def open_file(self, *parts: str) -> Iterator[BinaryIO]:
+        """One file, open for reading anywhere in it: for whoever needs a part of a large one.
+
+        Raises   StorageError also where there is none, and for what goes wrong while it is read.
+        """
+        filesystem, base = self._filesystem()
+        try:
+            with filesystem.open_input_file("/".join([base, *parts])) as file:
+                yield file
+        except (OSError, EOFError) as error:
             raise StorageError(f"expected to read {self.path(*parts)}, found: {error}.") from error
 
     def write_bytes(

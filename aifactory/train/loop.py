@@ -39,6 +39,7 @@ from aifactory.train.step import (
 
 if TYPE_CHECKING:
     from aifactory.config import Train
+    from aifactory.train.validation import Holdout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,10 @@ class TrainingRun:
     """Of rank 0: where it says how far it is, for whoever watches."""
     execution: Execution = field(default_factory=Execution)
     """How a step is computed."""
+    holdout: Holdout | None = None
+    """What is asked of held-out rows on the way: whether the run has gone far enough, and which step was the best."""
+    alive: Callable[[], None] | None = None
+    """Called before each step: who hears nothing for too long takes the worker for hung."""
     after_step: Callable[[int], None] | None = None
     """Called with the number of steps done; tests stop a run with it."""
 
@@ -69,13 +74,19 @@ class TrainingFigures:
     """What a run counted. Times and rates are those of this start, not of the steps before a resume."""
 
     steps: int
+    """Steps taken: fewer than asked for where the run was stopped early."""
+    best_step: int
+    """Whose weights the model has: the last, or with early stopping that of the lowest loss on held-out rows."""
     resumed_from: int
+    workers: int
     tokens: int
     seconds: float
     tokens_per_s: float
     data_wait_share: float
+    checkpoint_stall_share: float
+    """Share of the time in which the steps waited for checkpoints."""
     final_loss: float
-    """Mean over the last tenth of all steps, nats per token."""
+    """Mean over the last tenth of the steps, nats per token."""
     precision: str
     micro_batch_rows: int
     """Rows of one forward pass; fewer than asked for where those did not fit into memory."""
@@ -133,7 +144,10 @@ def train_model(
 
     step = first_step
     taken = 0
-    while step < recipe.max_steps:
+    while step < recipe.max_steps and not (run.holdout is not None and run.holdout.is_over(step)):
+        if run.alive is not None:
+            run.alive()
+        run.checkpoints.require_written()
         asked = time.perf_counter()
         number = skips.batch(step)
         # Every worker knows the number of tokens in the whole batch, so the mean needs no exchange of its own.
@@ -177,32 +191,42 @@ def train_model(
         done = step + 1
         if log is not None:
             log.step(done, loss=loss_of_batch, norm=norm, rate=rate)
-        if done % run.checkpoint_every_steps == 0 and done < recipe.max_steps:
-            weights, moments = whole_state(model, optimizer)
+        if done % run.checkpoint_every_steps == 0 or done == recipe.max_steps or _is_validated(run, done):
             if log is not None:
                 log.keep()
-            if rank == 0:
-                run.checkpoints.save(done, weights, moments, losses=losses)
+            run.checkpoints.save(done, model, optimizer, losses=losses)
         if run.after_step is not None:
             run.after_step(done)
         step = done
 
+    # Saving comes before all that is done with the weights.
+    run.checkpoints.wait()
     seconds = time.perf_counter() - started
+    best_step = run.holdout.best(step) if run.holdout is not None else step
+    if best_step != step:
+        run.checkpoints.load(best_step, model)
     tokens = taken * recipe.global_batch_rows * row_len
     figures = TrainingFigures(
-        steps=recipe.max_steps,
+        steps=step,
+        best_step=best_step,
         resumed_from=first_step,
-        tokens=recipe.max_steps * recipe.global_batch_rows * row_len,
+        workers=world_size,
+        tokens=step * recipe.global_batch_rows * row_len,
         seconds=seconds,
         tokens_per_s=tokens / seconds if tokens else 0.0,
         data_wait_share=waited / seconds if tokens else 0.0,
+        checkpoint_stall_share=run.checkpoints.stalled_s / seconds if tokens else 0.0,
         final_loss=float(np.mean(list(losses)[-last_tenth:])),
         precision="fp8" if recipe.precision == "fp8" else precision,
         micro_batch_rows=micro_batch_rows,
         execution=execution,
         skipped=tuple(skips.skipped),
     )
-    return figures, whole_state(model)[0]
+    return figures, whole_state(model)
+
+
+def _is_validated(run: TrainingRun, step: int) -> bool:
+    return run.holdout is not None and run.holdout.is_due(step)
 
 
 def _require_shares(recipe: Train, world_size: int, how: str) -> None:

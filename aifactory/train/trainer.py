@@ -1,7 +1,7 @@
 """Train: TokenSets, parent -> Model. The rim that knows Ray Train: it places workers and starts them again.
 
 No Ray call is in the step. What a worker has committed is found by the worker itself, so Ray's memory of reports is
-not needed for a resume.
+not needed for a resume. Checkpoints are validated by tasks that are started here when they are there.
 Raises   TrainingError.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +25,17 @@ if TYPE_CHECKING:
 CODE_VERSION = 4
 _POLL_S = 0.5
 _POLL_AFAR_S = 5.0
+_RESIZE_S = 20.0
+"""How often Ray Train looks whether a node has come back: as often as it counts what the nodes have (Ray 2.60)."""
 
 
 def train_on_ray(task: Work, *, name: str, runtime: Runtime) -> dict[str, Any]:
     """Run the workers to the end; return what rank 0 exported. A run that had finished before is not run again."""
-    from aifactory.train.worker import exported
+    from aifactory.train.worker import exported, holdout_losses
 
     finished = exported(task.storage, task.run_folder)
     if finished is None:
-        with _watch(task, runtime):
+        with _watch(task, runtime), _validating(task):
             _fit(task, name, runtime)
         finished = exported(task.storage, task.run_folder)
     if finished is None:
@@ -41,38 +43,76 @@ def train_on_ray(task: Work, *, name: str, runtime: Runtime) -> dict[str, Any]:
             f"expected the run in {task.storage.path(*task.run_folder)} to export a model, found none; its checkpoints "
             "are intact, run the same command again."
         )
+    if task.held_out is not None:
+        finished["figures"]["holdout_loss"] = holdout_losses(task)
     return finished
 
 
 def _fit(task: Work, name: str, runtime: Runtime) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from aifactory.train.room import NoRoomError
 
     use_gpu = runtime.gpus_per_worker > 0
     resources = {"CPU": runtime.cpus_per_worker}
     if use_gpu:
         resources["GPU"] = runtime.gpus_per_worker
-    trainer = TorchTrainer(
+
+    class StopsAtOnce(UserCallback):  # type: ignore[misc]
+        """What would happen again is not tried again: an error of this callback ends the run."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for cause in _causes(worker_exceptions):
+                if not isinstance(cause, NoRoomError):
+                    raise cause
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        """Starts no process that hands out datasets, since there are none: with every group of workers Ray 2.60 would start
+        one, which imports for as long as a worker does."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if type(c).__name__ != "DatasetsCallback"]
+
+    trainer = Trainer(
         _worker,
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=runtime.workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=runtime.workers,
+            elastic_resize_monitor_interval_s=_RESIZE_S,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=task.storage.path("runs", "ray-train"),
             failure_config=FailureConfig(max_failures=runtime.max_failures),
+            callbacks=[StopsAtOnce()],
         ),
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        causes = [e for e in getattr(error, "worker_failures", {}).values() if isinstance(e, AIFactoryError)]
-        reason = str(causes[0]) if causes else str(error)
+        told = [getattr(error, "controller_failure", None), *getattr(error, "worker_failures", {}).values()]
+        causes = _causes(dict(enumerate(told)))
+        reason = str(causes[0] if causes else error)
         raise TrainingError(
-            f"expected {runtime.workers} workers to finish the run {name}, found: {reason} What was committed in "
+            f"expected {_number(runtime)} workers to finish the run {name}, found: {reason} What was committed in "
             f"{task.storage.path(*task.run_folder)} is intact; the same command goes on from there."
         ) from error
+
+
+def _causes(failures: Mapping[int, BaseException | None]) -> list[AIFactoryError]:
+    """What was raised on purpose, among the failures of workers."""
+    unpacked = [getattr(failure, "cause", None) or failure for failure in failures.values()]
+    return [cause for cause in unpacked if isinstance(cause, AIFactoryError)]
+
+
+def _number(runtime: Runtime) -> str:
+    least, most = runtime.least_workers, runtime.most_workers
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -85,12 +125,49 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 @contextmanager
+def _validating(task: Work) -> Iterator[None]:
+    """Validate what is committed, one checkpoint after another, as tasks that ask for no CPU of the workers'."""
+    import ray
+
+    from aifactory.train.worker import due, validate_committed
+
+    if task.held_out is None:
+        yield
+        return
+    ended = threading.Event()
+    remote = ray.remote(num_cpus=0, max_retries=3)(validate_committed)
+
+    def follow() -> None:
+        while not ended.wait(_POLL_S):
+            validate_due()
+
+    def validate_due() -> None:
+        waiting = due(task)
+        # Where it decides nothing, what can't keep up leaves some out.
+        for step in waiting if task.recipe.early_stopping is not None else waiting[-1:]:
+            try:
+                ray.get(remote.remote(task, step))
+            except ray.exceptions.RayError as error:
+                log_event("not_validated", step=step, reason=str(error).splitlines()[-1])
+                return
+
+    validator = threading.Thread(target=follow, name="validation", daemon=True)
+    validator.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        validator.join()
+    validate_due()
+
+
+@contextmanager
 def _watch(task: Work, runtime: Runtime) -> Iterator[None]:
     """Show what rank 0 says of the run, and what the run has used so far."""
     from aifactory.train.run_log import MFU
 
     ended = threading.Event()
-    meter = Meter(num_cpus=runtime.workers * runtime.cpus_per_worker, watts_per_cpu=runtime.watts_per_cpu)
+    meter = Meter(num_cpus=runtime.most_workers * runtime.cpus_per_worker, watts_per_cpu=runtime.watts_per_cpu)
     before = _told(task)
 
     def follow() -> None:

@@ -2,6 +2,7 @@
 
 Writes   runs/train-<fp>/step-*/          checkpoints
          model/<fp>/{config.json, model.safetensors, tokenizer files, golden.json}
+         runs/train-<fp>/validated-*      losses on held-out rows (see `validation`)
          runs/train-<fp>/exported.json    last: the names and hashes of the exported files, and what was counted
 """
 
@@ -21,6 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from aifactory.engine.golden import GOLDEN_NAME, golden_answers
+from aifactory.errors import StorageError
 from aifactory.records.storage import Storage
 from aifactory.text.shards import TokenRows
 from aifactory.text.tokenizer import load_tokenizer
@@ -33,9 +35,12 @@ from aifactory.train.room import NoRoomError
 from aifactory.train.run_log import RunLog
 from aifactory.train.step import count_parameters
 from aifactory.train.trackers import make_trackers
+from aifactory.train.validation import Holdout, Schedule, Validations, holdout_loss
+from aifactory.train.watch import HangWatch
 
 if TYPE_CHECKING:
     from aifactory.config import Architecture, Train
+    from aifactory.text.tokenizer import TextTokenizer
 
 EXPORTED = "exported.json"
 
@@ -89,6 +94,19 @@ class Work:
     """Variables that trackers read, where the worker's machine does not set them itself."""
     execution: Execution = field(default_factory=Execution)
     """How a step is computed."""
+    keep_checkpoints: int = 2
+    hang_timeout_s: float | None = None
+    """A worker that takes no step for so long ends itself."""
+    held_out: Stored | None = None
+    """Packed rows that do not train; none: nothing is validated."""
+    validate_every_steps: int = 0
+    validates_itself: bool = True
+    """Whether rank 0 validates, between two steps; else somebody does who watches the run's folder."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which steps are validated."""
+        return Schedule(every_steps=self.validate_every_steps, max_steps=self.recipe.max_steps)
 
 
 def work(
@@ -128,45 +146,43 @@ def _work(
     device = device or _device()
     storage = task.storage
     rows = tuple(TokenRows(s.shards.fetch(storage), s.shards.names) for s in task.row_sets)
-    tokenizer_folder = task.tokenizer.fetch(storage) / Path(task.tokenizer.names[0]).parent
-    tokenizer = load_tokenizer(tokenizer_folder)
-    if task.base is not None:
-        model = model_from_folder(task.base.fetch(storage) if isinstance(task.base, Stored) else task.base)
-        require_fit(model, vocab_size=tokenizer.vocab_size, row_len=rows[0].row_len)
-    else:
-        model = model_from_scratch(
-            task.architecture,
-            vocab_size=tokenizer.vocab_size,
-            end_id=tokenizer.eos_id,
-            row_len=rows[0].row_len,
-            seed=task.recipe.seed,
-        )
+    tokenizer_folder, tokenizer = _tokenizer(task)
+    model = _model(task, tokenizer, row_len=rows[0].row_len)
     kind, config = type(model), model.config
-    figures, weights = train_model(
-        model,
-        TrainingRun(
-            recipe=task.recipe,
-            rows=rows,
-            shares=tuple(s.share for s in task.row_sets),
-            micro_batch_rows=task.micro_batch_rows,
-            checkpoint_every_steps=task.checkpoint_every_steps,
-            checkpoints=Checkpoints(storage, *task.run_folder),
-            parallel=task.parallel,
-            shard_workers=task.shard_workers,
-            log=log,
-            execution=task.execution,
-            after_step=after_step,
-        ),
-        device=device,
-        rank=rank,
-        world_size=world_size,
-    )
+    with (
+        HangWatch(task.hang_timeout_s) as alive,
+        Checkpoints(storage, *task.run_folder, keep=task.keep_checkpoints) as checkpoints,
+    ):
+        holdout = _holdout(task, checkpoints, device=device, rank=rank)
+        figures, weights = train_model(
+            model,
+            TrainingRun(
+                recipe=task.recipe,
+                rows=rows,
+                shares=tuple(s.share for s in task.row_sets),
+                micro_batch_rows=task.micro_batch_rows,
+                checkpoint_every_steps=task.checkpoint_every_steps,
+                checkpoints=checkpoints,
+                parallel=task.parallel,
+                shard_workers=task.shard_workers,
+                execution=task.execution,
+                log=log,
+                holdout=holdout,
+                alive=alive,
+                after_step=after_step,
+            ),
+            device=device,
+            rank=rank,
+            world_size=world_size,
+        )
     if log is not None:
         log.close(is_finished=True)
         whole = kind(config)
         whole.load_state_dict(weights, strict=False)
         whole.tie_weights()
         counted = asdict(figures) | log.figures() | {"parameters": count_parameters(whole.parameters())}
+        if task.held_out is not None:
+            counted["holdout_loss"] = holdout_losses(task)
         _export(task, whole, tokenizer_folder, rows, counted)
 
 
@@ -174,6 +190,82 @@ def _log(task: Work) -> RunLog:
     for name, value in task.environment.items():
         os.environ.setdefault(name, value)
     return RunLog(task.storage, *task.run_folder, name=task.factory, trackers=make_trackers(task.trackers))
+
+
+def _tokenizer(task: Work) -> tuple[Path, TextTokenizer]:
+    """The tokenizer, and the local folder of its files."""
+    folder = task.tokenizer.fetch(task.storage) / Path(task.tokenizer.names[0]).parent
+    return folder, load_tokenizer(folder)
+
+
+def _model(task: Work, tokenizer: TextTokenizer, *, row_len: int) -> PreTrainedModel:
+    """The model that training starts from."""
+    if task.base is not None:
+        model = model_from_folder(task.base.fetch(task.storage) if isinstance(task.base, Stored) else task.base)
+        require_fit(model, vocab_size=tokenizer.vocab_size, row_len=row_len)
+        return model
+    return model_from_scratch(
+        task.architecture,
+        vocab_size=tokenizer.vocab_size,
+        end_id=tokenizer.eos_id,
+        row_len=row_len,
+        seed=task.recipe.seed,
+    )
+
+
+def _holdout(task: Work, checkpoints: Checkpoints, *, device: torch.device, rank: int) -> Holdout | None:
+    if task.held_out is None:
+        return None
+    here = rank == 0 and task.validates_itself
+    holdout = Holdout(
+        task.schedule,
+        checkpoints,
+        stopping=task.recipe.early_stopping,
+        validate=(lambda step: validate(task, step, device=device)) if here else None,
+    )
+    checkpoints.spared = holdout.spared
+    return holdout
+
+
+def validate(task: Work, step: int, *, device: torch.device | None = None) -> float:
+    """The loss on the held-out rows of the checkpoint after `step` steps, nats a token."""
+    assert task.held_out is not None
+    torch.set_num_threads(task.num_threads)
+    rows = TokenRows(task.held_out.fetch(task.storage), task.held_out.names)
+    model = _model(task, _tokenizer(task)[1], row_len=rows.row_len)
+    Checkpoints(task.storage, *task.run_folder).load(step, model)
+    return holdout_loss(
+        model,
+        rows,
+        micro_batch_rows=task.recipe.micro_batch_rows or task.micro_batch_rows,
+        precision=task.recipe.precision,
+        device=device or _device(),
+    )
+
+
+def validate_committed(task: Work, step: int) -> None:
+    """Note the loss on the held-out rows of a committed checkpoint; nothing where it has been deleted meanwhile."""
+    checkpoints = Checkpoints(task.storage, *task.run_folder)
+    try:
+        loss = validate(task, step)
+    except StorageError:
+        if step in checkpoints.committed():
+            raise
+        return
+    Validations(task.storage, *task.run_folder).write(step, loss)
+
+
+def holdout_losses(task: Work) -> dict[str, float]:
+    """By step the losses on held-out rows that were found, nats a token."""
+    found = Validations(task.storage, *task.run_folder).losses()
+    return {str(step): loss for step, loss in sorted(found.items())}
+
+
+def due(task: Work) -> list[int]:
+    """The steps whose committed checkpoints are to be validated and have not been, ascending."""
+    found = Validations(task.storage, *task.run_folder).losses()
+    committed = Checkpoints(task.storage, *task.run_folder).committed()
+    return [step for step in committed if task.schedule.is_due(step) and step not in found]
 
 
 def _device() -> torch.device:

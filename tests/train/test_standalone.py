@@ -25,12 +25,15 @@ PURE = [
     "aifactory.train.memory",
     "aifactory.train.parallel",
     "aifactory.train.parity",
+    "aifactory.train.pieces",
     "aifactory.train.room",
     "aifactory.train.run_log",
     "aifactory.train.sampler",
     "aifactory.train.schedule",
     "aifactory.train.step",
     "aifactory.train.trackers",
+    "aifactory.train.validation",
+    "aifactory.train.watch",
     "aifactory.train.worker",
 ]
 SCRIPT = """

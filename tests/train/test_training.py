@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from aifactory.engine.load import load_model
@@ -20,7 +22,7 @@ from aifactory.errors import ConfigError, TokenizerMismatchError, TrainingError,
 from aifactory.text.shards import TokenRows
 from aifactory.train import loop
 from aifactory.train.base import model_from_scratch, resolve_base
-from aifactory.train.checkpoint import Checkpoints, restore, whole_state
+from aifactory.train.checkpoint import Checkpoints, restore
 from aifactory.train.room import NoRoomError, Room
 from aifactory.train.step import make_optimizer, summed_loss
 from aifactory.train.worker import Stored, work
@@ -38,7 +40,7 @@ def losses(runs, task):
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 6, 9, 10])
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(runs, uninterrupted, stopped, stop_after):
-    # Checkpoints are at 3, 6 and 9: before the first, exactly at one, just after it, after the last step.
+    # Checkpoints are at 3, 6, 9 and 10: before the first, exactly at one, just after it, after the last step.
     task = runs.work(f"stopped-{stop_after}")
     with pytest.raises(stopped):
         runs.run(task, stop_after=stop_after)
@@ -47,7 +49,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(runs, uninterrupted, st
 
     assert runs.files(task) == runs.files(uninterrupted)
     assert losses(runs, task) == losses(runs, uninterrupted)
-    assert runs.figures(task)["resumed_from"] == min(9, stop_after // 3 * 3)
+    assert runs.figures(task)["resumed_from"] == (10 if stop_after == 10 else stop_after // 3 * 3)
 
 
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bytes(runs, uninterrupted, stopped):
@@ -81,7 +83,8 @@ def test_a_checkpoint_without_its_marker_does_not_exist(runs, uninterrupted, sto
     folder = Path(runs.storage.path(*task.run_folder))
     assert Checkpoints(runs.storage, *task.run_folder).committed() == [3, 6]
     (folder / "step-00000006" / "COMMITTED").unlink()
-    (folder / "step-00000006" / "optimizer.pt").write_bytes(b"half of it")
+    for part in (folder / "step-00000006").iterdir():
+        part.write_bytes(b"half of it")
     assert Checkpoints(runs.storage, *task.run_folder).committed() == [3]
     runs.run(task)
 
@@ -100,28 +103,23 @@ def test_the_newest_checkpoints_are_kept(runs, uninterrupted):
     optimizer = make_optimizer(model, uninterrupted.recipe)
     checkpoints = Checkpoints(runs.storage, "runs", "kept", keep=2)
     for step in (1, 2, 30):
-        checkpoints.save(step, *whole_state(model, optimizer))
+        checkpoints.save(step, model, optimizer)
+    checkpoints.wait()
 
     assert checkpoints.committed() == [2, 30]
     assert runs.storage.names("runs", "kept") == ["step-00000002", "step-00000030"]
 
 
-def test_the_state_of_the_optimizer_runs_no_code_when_it_is_read(runs, uninterrupted, tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "exploded",)
+def test_a_checkpoint_holds_nothing_that_can_run_code(runs, uninterrupted, stopped):
+    task = runs.work("plain")
+    with pytest.raises(stopped):
+        runs.run(task, stop_after=5)
+    folder = Path(runs.storage.path(*task.run_folder, "step-00000003"))
+    (part,) = folder.glob("*.safetensors")
 
-    model = tiny_model(runs, uninterrupted)
-    optimizer = make_optimizer(model, uninterrupted.recipe)
-    checkpoints = Checkpoints(runs.storage, "runs", "bomb")
-    checkpoints.save(1, *whole_state(model, optimizer))
-    folder = Path(runs.storage.path("runs", "bomb", "step-00000001"))
-    torch.load(folder / "optimizer.pt", weights_only=True)
-    torch.save({"state": Bomb()}, folder / "optimizer.pt")
-
-    with pytest.raises(pickle.UnpicklingError):
-        restore(checkpoints, model, optimizer)
-    assert not (tmp_path / "exploded").exists()
+    assert {file.name for file in folder.iterdir()} == {part.name, "COMMITTED"}
+    assert json.loads((folder / "COMMITTED").read_text())["parts"] == [part.name]
+    assert all(tensor.dim() == 1 for tensor in load_file(part).values())
 
 
 def test_no_checkpoint_is_step_zero(runs, uninterrupted):
@@ -176,7 +174,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(runs, uninterrupted, gan
     assert not runs.folder(tasks["killed-1"]).exists()
     runs.run(tasks["killed-1"])
 
-    assert runs.figures(tasks["killed-1"])["resumed_from"] == 6
+    assert runs.figures(tasks["killed-1"])["resumed_from"] in (3, 6)
     assert runs.files(tasks["killed-1"]) == runs.files(uninterrupted)
 
 
@@ -187,7 +185,7 @@ def test_a_run_of_two_workers_that_was_killed_can_be_ended_by_one(runs, gang, la
     assert codes["killed-2"][1] != 0
     runs.run(tasks["killed-2"])
 
-    assert runs.figures(tasks["killed-2"])["resumed_from"] == 6
+    assert runs.figures(tasks["killed-2"])["resumed_from"] in (3, 6)
     assert largest_difference(tasks["killed-2"], tasks["two-dropped"]) < 1e-5
 
 
@@ -249,7 +247,7 @@ def test_a_run_of_fsdp_that_was_killed_ends_with_the_same_bytes(runs, gang):
 
     assert codes["fsdp-killed"][0] == -9
     assert codes["fsdp-again"] == [0, 0], errors
-    assert runs.figures(tasks["fsdp-again"])["resumed_from"] == 6
+    assert runs.figures(tasks["fsdp-again"])["resumed_from"] in (3, 6)
     assert runs.files(tasks["fsdp-again"]) == runs.files(tasks["fsdp"])
     assert losses(runs, tasks["fsdp-again"]) == losses(runs, tasks["fsdp"])
 
@@ -260,7 +258,7 @@ def test_what_fsdp_began_one_worker_can_end(runs, gang, largest_difference):
     runs.run(alone)
 
     assert codes["fsdp-to-one"][0] == -9
-    assert runs.figures(alone)["resumed_from"] == 6
+    assert runs.figures(alone)["resumed_from"] in (3, 6)
     assert largest_difference(alone, tasks["two-dropped"]) < 1e-5
 
 
@@ -307,7 +305,7 @@ def test_across_workers_a_run_of_four_that_was_killed_ends_with_two_and_the_same
 
     assert codes["tree-killed"][0] == -9
     assert codes["tree-again"] == [0, 0], errors
-    assert runs.figures(tasks["tree-again"])["resumed_from"] == 6
+    assert runs.figures(tasks["tree-again"])["resumed_from"] in (3, 6)
     assert runs.files(tasks["tree-again"]) == runs.files(tasks["tree-4"])
     assert losses(runs, tasks["tree-again"]) == losses(runs, tasks["tree-4"])
 
@@ -351,32 +349,26 @@ def test_the_seed_makes_another_model(runs, uninterrupted, largest_difference):
 # ── what goes wrong ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def broken_base(runs, uninterrupted, tmp_path):
-    """A model of which one weight is so large that the gradients are not finite."""
-    model = load_model(runs.folder(uninterrupted), device="cpu", dtype=torch.float32)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[:] = 1e38
-    model.save_pretrained(tmp_path / "broken")
-    return tmp_path / "broken"
-
-
-def test_a_gradient_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(runs, uninterrupted, stopped, broken_base):
+def test_a_gradient_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(runs, uninterrupted, stopped):
     task = runs.work("diverges", guards={"max_skipped": 0})
     with pytest.raises(stopped):
         runs.run(task, stop_after=5)
     checkpoints = Checkpoints(runs.storage, *task.run_folder)
-    folder = Path(runs.storage.path(*task.run_folder, "step-00000003"))
-    good = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (part,) = Path(runs.storage.path(*task.run_folder, "step-00000003")).glob("*.safetensors")
+    good = part.read_bytes()
     weights = runs.weights(uninterrupted)
-    (folder / "model.safetensors").write_bytes((broken_base / "model.safetensors").read_bytes())
+    with safe_open(part, "pt") as file:
+        metadata = file.metadata()
+    state = load_file(part)
+    state["weights/model.embed_tokens.weight"][:] = 1e38
+    save_file(state, part, metadata)
 
     said = r"found one more at step 3: .* is (nan|inf); the checkpoints up to step 3 are intact"
     with pytest.raises(TrainingError, match=said):
         runs.run(task)
 
     assert checkpoints.committed() == [3]
-    (folder / "model.safetensors").write_bytes(good["model.safetensors"])
+    part.write_bytes(good)
     runs.run(task)
     assert {name: file.tolist() for name, file in runs.weights(task).items()} == {
         name: weight.tolist() for name, weight in weights.items()
