@@ -46,7 +46,7 @@ class TorchEngine:
         """Check the model, allocate the cache, start the thread. The model belongs to the engine from here on.
 
         num_slots       requests that decode at once; each has a row of `context_length` in the cache
-        max_queued      requests that wait for a slot; one more raises CapacityError
+        max_queued      answers that wait for a slot; one more raises CapacityError
         prefill_chunk   most prompt tokens between two tokens of the others
         num_threads     torch threads of the worker; None leaves the process's setting. One per CPU of the replica:
                         more of them on a shared machine cost a factor.
@@ -88,7 +88,7 @@ class TorchEngine:
         # Guards everything below; notified when there is work, when a request ends, and at close.
         self._changed = threading.Condition()
         self._waiting: deque[Answer] = deque()
-        self._unfinished: dict[str, Answer] = {}
+        self._unfinished: dict[str, list[Answer]] = {}
         self._cancels_waiting = False
         self._closing = False
         self._stopping = False
@@ -137,25 +137,28 @@ class TorchEngine:
     def submit(self, request: GenerationRequest, on_delta: OnDelta) -> None:
         """Accept a request and return; see `Engine.submit`."""
         self._check(request)
-        answer = Answer(request, on_delta, self._tokenizer, self._eos_ids)
+        answers = [
+            Answer(request, on_delta, self._tokenizer, self._eos_ids, index=index)
+            for index in range(request.sampling.n)
+        ]
         with self._changed:
             if self._closing:
                 raise CapacityError("The engine is closing and accepts no more requests. Send it again.")
             if request.id in self._unfinished:
                 raise BadRequestError(f"Expected an id not in use, found {request.id!r} in flight.", field="id")
-            if len(self._waiting) >= self._max_queued:
+            if len(self._waiting) + len(answers) > self._max_queued:
                 raise CapacityError(
-                    f"Expected fewer than {self._max_queued} waiting requests, found the queue full. Send it again later."
+                    f"Expected room for {len(answers)} in the queue of {self._max_queued} answers, found "
+                    f"{len(self._waiting)} waiting. Send it again later."
                 )
-            self._unfinished[request.id] = answer
-            self._waiting.append(answer)
+            self._unfinished[request.id] = answers
+            self._waiting.extend(answers)
             self._changed.notify_all()
 
     def cancel(self, request_id: str) -> None:
         """End a request soon; see `Engine.cancel`."""
         with self._changed:
-            answer = self._unfinished.get(request_id)
-            if answer is not None:
+            for answer in self._unfinished.get(request_id, ()):
                 answer.cancelled = True
                 self._cancels_waiting = True
                 self._changed.notify_all()
@@ -167,8 +170,9 @@ class TorchEngine:
             self._closing = True
             if not is_worker:
                 self._changed.wait_for(lambda: not self._unfinished, timeout=max(drain_timeout_s, 0.0))
-            for answer in self._unfinished.values():
-                answer.cancelled = True
+            for answers in self._unfinished.values():
+                for answer in answers:
+                    answer.cancelled = True
             self._cancels_waiting = True
             self._stopping = True
             self._changed.notify_all()
@@ -187,6 +191,19 @@ class TorchEngine:
                 # A prompt that leaves no room for a single token is itself at fault.
                 field="prompt_ids" if num_prompt >= self._context_length else "max_tokens",
             )
+        if request.sampling.n > self._max_queued:
+            raise BadRequestError(
+                f"Expected n of at most {self._max_queued}, the answers that may wait, found {request.sampling.n}.",
+                field="n",
+            )
+        for field, ids in (
+            ("logit_bias", request.sampling.logit_bias),
+            ("stop_token_ids", request.sampling.stop_token_ids),
+        ):
+            if ids and max(ids) >= self._vocab_size:
+                raise BadRequestError(
+                    f"Expected token ids from 0 to {self._vocab_size - 1} in {field}, found {max(ids)}.", field=field
+                )
         if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self._vocab_size:
             raise BadRequestError(
                 f"Expected token ids from 0 to {self._vocab_size - 1}, found {min(request.prompt_ids)} to "
@@ -232,5 +249,8 @@ class TorchEngine:
 
     def _forget(self, answer: Answer) -> None:
         with self._changed:
-            self._unfinished.pop(answer.request.id, None)
+            answers = self._unfinished[answer.request.id]
+            answers.remove(answer)
+            if not answers:
+                del self._unfinished[answer.request.id]
             self._changed.notify_all()

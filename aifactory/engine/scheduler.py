@@ -21,22 +21,28 @@ from transformers import PreTrainedModel
 
 from aifactory.engine.answer import Answer
 from aifactory.engine.cache import SlotCache
-from aifactory.engine.protocol import FinishReason
-from aifactory.engine.sampling import NOT_FINITE, Draws, SamplingBatch
+from aifactory.engine.choice import Choice
+from aifactory.engine.logprobs import score_tokens
+from aifactory.engine.protocol import FinishReason, TokenScore
+from aifactory.engine.sampling import NOT_FINITE, Draws
 
 _log = logging.getLogger(__name__)
 
 _NOT_FINITE_ERROR = "the model's logits are not finite numbers"
 
+_MOST_PROMPT_LOGITS = 2**24
+"""64 MB in fp32: a prompt whose tokens are scored is read in chunks of so few tokens."""
+
 
 class _Slot:
     """A request with a row of the cache. While it decodes, the row is its place in `Scheduler._decoding`."""
 
-    __slots__ = ("answer", "draws", "length", "next_id", "row")
+    __slots__ = ("answer", "draws", "length", "next_id", "prompt_scores", "row")
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
-        self.draws = Draws(answer.request.sampling.seed)
+        self.draws = Draws(answer.request.sampling.seed, answer.index)
+        self.prompt_scores: list[TokenScore] = []
         self.length = 0
         """Positions of the row that are written."""
         self.row = -1
@@ -66,12 +72,15 @@ class Scheduler:
         self._decoding: list[_Slot] = []
         self._prefilling: deque[_Slot] = deque()
         # What the next decode step is fed; None when rows came or went since the last one.
-        self._batch: SamplingBatch | None = None
+        self._choice: Choice | None = None
         self._ids_B1: Tensor | None = None
         self._positions_B: Tensor | None = None
         # The head is the largest matrix of a small model: compute it for the last position only, where the model can.
         takes_last = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._forward_options = {"use_cache": True, **({"logits_to_keep": 1} if takes_last else {})}
+        self._last_only = {"logits_to_keep": 1} if takes_last else {}
+        embedding = model.get_input_embeddings().weight
+        assert isinstance(embedding, Tensor)
+        self._vocab_size = embedding.shape[0]
 
     @property
     def num_free_slots(self) -> int:
@@ -99,7 +108,7 @@ class Scheduler:
         slots = [*self._decoding, *self._prefilling]
         self._decoding.clear()
         self._prefilling.clear()
-        self._batch = None
+        self._choice = None
         self._cache.clear(range(self._cache.num_slots))
         for slot in slots:
             self._end(slot, "error", error)
@@ -112,13 +121,9 @@ class Scheduler:
                 # Nothing joins the decoding rows before this one does, so the row after them stays free for it.
                 slot.row = len(self._decoding)
             prompt_ids = slot.answer.request.prompt_ids
-            begin, end = slot.length, min(slot.length + budget, len(prompt_ids))
+            begin, end = slot.length, min(slot.length + self._chunk_of(slot, budget), len(prompt_ids))
             try:
-                ids_1Q = torch.tensor([prompt_ids[begin:end]], device=self._device)
-                positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
-                logits_1V = self._forward(ids_1Q, positions_1Q, mask_11QL)
-                is_last = end == len(prompt_ids)
-                token_id = self._choose_first(slot, logits_1V) if is_last else None
+                first = self._prefill_chunk_of(slot, begin, end)
             except Exception as error:
                 _log.exception("prefill failed request=%s", slot.answer.request.id)
                 self._prefilling.popleft()
@@ -127,15 +132,39 @@ class Scheduler:
                 continue
             slot.length = end
             budget -= end - begin
-            if token_id is not None:
+            if end == len(prompt_ids):
                 self._prefilling.popleft()
-                self._take(slot, token_id)
+                slot.answer.take_prompt_scores(tuple(slot.prompt_scores))
+                if first is None:
+                    self._end(slot, "length")
+                else:
+                    self._take(slot, *first)
                 if not slot.answer.finished:
                     self._join_decoding(slot)
 
-    def _choose_first(self, slot: _Slot, logits_1V: Tensor) -> int:
-        batch = SamplingBatch([slot.answer.request.sampling], [slot.draws], device=self._device)
-        return int(batch.choose(logits_1V).item())
+    def _chunk_of(self, slot: _Slot, budget: int) -> int:
+        """How many tokens of a prompt are read at once."""
+        if slot.answer.scores_prompt:
+            return max(1, min(budget, _MOST_PROMPT_LOGITS // self._vocab_size))
+        return budget
+
+    def _prefill_chunk_of(self, slot: _Slot, begin: int, end: int) -> tuple[int, TokenScore | None] | None:
+        """Read the tokens [begin, end) of a prompt; after the last of them, the first token of the answer, if any."""
+        request = slot.answer.request
+        ids_1Q = torch.tensor([request.prompt_ids[begin:end]], device=self._device)
+        positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
+        logits_QV = self._forward(ids_1Q, positions_1Q, mask_11QL, last_only=not slot.answer.scores_prompt)[0]
+        if slot.answer.scores_prompt:
+            if begin == 0:
+                slot.prompt_scores.append(TokenScore(token_id=request.prompt_ids[0], logprob=None))
+            following = request.prompt_ids[begin + 1 : end + 1]
+            num_top = [request.sampling.logprobs or 0] * len(following)
+            slot.prompt_scores += score_tokens(logits_QV[: len(following)], following, num_top) if following else []
+        if end < len(request.prompt_ids) or request.sampling.max_tokens == 0:
+            return None
+        choice = Choice([slot.answer], [slot.draws], vocab_size=self._vocab_size, device=self._device)
+        _, (token_id,), (score,) = choice.choose(logits_QV[-1:])
+        return token_id, score
 
     def _join_decoding(self, slot: _Slot) -> None:
         row = len(self._decoding)
@@ -145,63 +174,65 @@ class Scheduler:
         else:
             self._cache.open_row(row, slot.length)
         self._decoding.append(slot)
-        self._batch = None
+        self._choice = None
 
     def _decode(self) -> None:
         if not self._decoding:
             return
         try:
-            if self._batch is None:
-                self._batch = self._gather()
+            if self._choice is None:
+                self._choice = self._gather()
             assert self._ids_B1 is not None and self._positions_B is not None
             longest = 1 + max([slot.length for slot in self._decoding])
             mask_B11L = self._cache.plan_decode(self._positions_B, longest=longest)
-            logits_BV = self._forward(self._ids_B1, self._positions_B[:, None], mask_B11L)
-            ids_B = self._batch.choose(logits_BV)
-            # The one wait for the device in a step.
-            token_ids: list[int] = ids_B.tolist()
+            logits_BV = self._forward(self._ids_B1, self._positions_B[:, None], mask_B11L)[:, -1]
+            ids_B, token_ids, scores = self._choice.choose(logits_BV)
         except Exception as error:
             _log.exception("decode failed requests=%d", len(self._decoding))
-            slots, self._decoding, self._batch = self._decoding, [], None
+            slots, self._decoding, self._choice = self._decoding, [], None
             self._cache.clear(range(len(slots)))
             for slot in slots:
                 self._end(slot, "error", _describe(error))
             return
         self._ids_B1 = ids_B[:, None]
         self._positions_B += 1
-        for slot, token_id in zip(self._decoding, token_ids, strict=True):
+        for slot, token_id, score in zip(self._decoding, token_ids, scores, strict=True):
             slot.length += 1
-            self._take(slot, token_id)
+            self._take(slot, token_id, score)
         self._drop_finished()
 
-    def _gather(self) -> SamplingBatch:
+    def _gather(self) -> Choice:
         slots = self._decoding
         self._ids_B1 = torch.tensor([[slot.next_id] for slot in slots], device=self._device)
         self._positions_B = torch.tensor([slot.length for slot in slots], device=self._device)
-        return SamplingBatch(
-            [slot.answer.request.sampling for slot in slots], [slot.draws for slot in slots], device=self._device
+        return Choice(
+            [slot.answer for slot in slots],
+            [slot.draws for slot in slots],
+            vocab_size=self._vocab_size,
+            device=self._device,
         )
 
-    def _forward(self, ids_BQ: Tensor, positions_BQ: Tensor, mask_B1QL: Tensor) -> Tensor:
-        """Logits (B, V) after the last token of each row."""
+    def _forward(self, ids_BQ: Tensor, positions_BQ: Tensor, mask_B1QL: Tensor, *, last_only: bool = True) -> Tensor:
+        """Logits (B, Q, V) after each token; of the last at least, where no others are wanted."""
         output = self._model(
             input_ids=ids_BQ,
             position_ids=positions_BQ,
             attention_mask=mask_B1QL,
             past_key_values=self._cache,
-            **self._forward_options,
+            use_cache=True,
+            **(self._last_only if last_only else {}),
         )
-        logits_BV: Tensor = output.logits[:, -1]
-        return logits_BV
+        logits_BQV: Tensor = output.logits
+        return logits_BQV
 
-    def _take(self, slot: _Slot, token_id: int) -> None:
+    def _take(self, slot: _Slot, token_id: int, score: TokenScore | None) -> None:
         if token_id == NOT_FINITE:
             # A nan that stays in the row would reach its next owner through the masked positions.
             self._cache.clear([slot.row])
             self._end(slot, "error", _NOT_FINITE_ERROR)
             return
         slot.next_id = token_id
-        delta = slot.answer.push(token_id)
+        delta = slot.answer.push(token_id, score)
         if delta is None:
             return
         if slot.answer.finished:
@@ -232,7 +263,7 @@ class Scheduler:
                 self._cache.move(last.row, row, last.length)
                 last.row = row
                 self._decoding[row] = last
-            self._batch = None
+            self._choice = None
 
 
 def _describe(error: Exception) -> str:
