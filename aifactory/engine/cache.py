@@ -174,10 +174,19 @@ class SlotCache(Cache):
                     layer.keys[row, :, : self._num_touched].zero_()
                     layer.values[row, :, : self._num_touched].zero_()
 
+    def addresses(self) -> list[tuple[int, int]]:
+        """Where each layer's keys and values begin, for kernels that read them in place. They stay there."""
+        return [(_data(layer.keys).data_ptr(), _data(layer.values).data_ptr()) for layer in self.slot_layers]
+
     def _set_plan(self, plan: DecodePlan | PrefillPlan) -> None:
         self._num_touched = max(self._num_touched, plan.num_read)
         for layer in self.slot_layers:
             layer.plan = plan
+
+
+def _data(states: Tensor | None) -> Tensor:
+    assert states is not None, "a cache before its first forward"
+    return states
 
 
 def require_full_attention(model: PreTrainedModel) -> None:

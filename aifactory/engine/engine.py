@@ -18,10 +18,13 @@ from transformers import PreTrainedModel
 
 from aifactory.engine.answer import Answer
 from aifactory.engine.cache import SlotCache, require_full_attention
+from aifactory.engine.compiled import CompiledForward
 from aifactory.engine.load import load_model, read_context_length, read_eos_ids
-from aifactory.engine.parity import check_cached_forward
+from aifactory.engine.packed import WeightKind, pack_model, why_not_packed
+from aifactory.engine.parity import check_cached_forward, check_packed, plain_logits
 from aifactory.engine.protocol import GenerationRequest, OnDelta
 from aifactory.engine.scheduler import Scheduler
+from aifactory.engine.team import ThreadTeam
 from aifactory.errors import BadRequestError, CapacityError, ConfigError, TokenizerMismatchError
 from aifactory.text.tokenizer import TextTokenizer, load_tokenizer
 
@@ -42,6 +45,8 @@ class TorchEngine:
         device: str = "cpu",
         num_threads: int | None = None,
         context_length: int | None = None,
+        compiled: bool | None = None,
+        weights: WeightKind | None = None,
     ) -> None:
         """Check the model, allocate the cache, start the thread. The model belongs to the engine from here on.
 
@@ -51,16 +56,20 @@ class TorchEngine:
         num_threads     torch threads of the worker; None leaves the process's setting. One per CPU of the replica:
                         more of them on a shared machine cost a factor.
         context_length  None: the model's own
+        compiled        whether the engine's own kernels compute the model (`why_not_packed` says which ones they can);
+                        its weights are then laid out anew, in place. None: wherever they can. They are compiled once on
+                        a machine, which takes ten seconds or so.
+        weights         with the kernels: what weights are kept and read as. None: as the model has them.
         Raises          ConfigError, ParityError if this engine can't serve the architecture; TokenizerMismatchError.
         """
         for name, value in (("num_slots", num_slots), ("max_queued", max_queued), ("prefill_chunk", prefill_chunk)):
             if value < 1:
                 raise ConfigError(f"Expected {name} of at least 1, found {value}.")
         require_full_attention(model)
-        self._context_length = read_context_length(model.config, context_length)
+        self._context_length = context_length = read_context_length(model.config, context_length)
         embedding = model.get_input_embeddings().weight
         assert isinstance(embedding, torch.Tensor)
-        self._vocab_size: int = embedding.shape[0]
+        self._vocab_size = vocab_size = embedding.shape[0]
         if tokenizer.vocab_size > self._vocab_size:
             raise TokenizerMismatchError(
                 f"Expected a tokenizer of at most {self._vocab_size} tokens, the rows of the model's embedding, found "
@@ -72,17 +81,41 @@ class TorchEngine:
         self._num_threads = num_threads
 
         model = model.to(torch.device(device)).eval()  # type: ignore[arg-type]
-        cache = SlotCache(
-            num_layers=model.config.get_text_config(decoder=True).num_hidden_layers,
-            num_slots=num_slots,
-            context_length=self._context_length,
-            dtype=model.dtype,
-            device=device,
-        )
-        with torch.inference_mode():
-            check_cached_forward(model, cache, vocab_size=self._vocab_size, context_length=self._context_length)
+        kind = _kind_of_weights(model, compiled, weights)
+        self._team = ThreadTeam(num_threads or torch.get_num_threads()) if kind is not None else None
+        try:
+            with torch.inference_mode():
+                packed = None
+                if self._team is not None and kind is not None:
+                    before_V = plain_logits(model, vocab_size=vocab_size, context_length=context_length)
+                    packed = pack_model(model, kind, self._team)
+                    check_packed(model, before_V, kind, context_length=context_length)
+                cache = SlotCache(
+                    num_layers=model.config.get_text_config(decoder=True).num_hidden_layers,
+                    num_slots=num_slots,
+                    context_length=context_length,
+                    dtype=model.dtype,
+                    device=device,
+                )
+                check_cached_forward(model, cache, vocab_size=vocab_size, context_length=context_length)
+                forward = None
+                if self._team is not None and packed is not None:
+                    forward = CompiledForward(model, packed, cache, self._team)
+                    check_cached_forward(
+                        model, cache, vocab_size=vocab_size, context_length=context_length, compiled=forward
+                    )
+        except BaseException:
+            if self._team is not None:
+                self._team.close()
+            raise
         self._scheduler: Scheduler | None = Scheduler(
-            model, cache, prefill_chunk=prefill_chunk, device=device, on_finished=self._forget
+            model,
+            cache,
+            vocab_size=vocab_size,
+            prefill_chunk=prefill_chunk,
+            device=device,
+            on_finished=self._forget,
+            compiled=forward,
         )
 
         # Guards everything below; notified when there is work, when a request ends, and at close.
@@ -107,6 +140,8 @@ class TorchEngine:
         prefill_chunk: int = 256,
         num_threads: int | None = None,
         context_length: int | None = None,
+        compiled: bool | None = None,
+        weights: WeightKind | None = None,
     ) -> TorchEngine:
         """The engine of a model folder with its tokenizer.
 
@@ -121,6 +156,8 @@ class TorchEngine:
             device=device,
             num_threads=num_threads,
             context_length=context_length,
+            compiled=compiled,
+            weights=weights,
         )
 
     @property
@@ -226,6 +263,8 @@ class TorchEngine:
                     scheduler.fail_all(f"{type(error).__name__}: {error}")
         # The cache and, unless its owner keeps it, the model go with the scheduler.
         self._scheduler = None
+        if self._team is not None:
+            self._team.close()
 
     def _admit(self, scheduler: Scheduler) -> bool:
         """Wait for work and put waiting requests into free slots; False when the engine has stopped."""
@@ -254,3 +293,18 @@ class TorchEngine:
             if not answers:
                 del self._unfinished[answer.request.id]
             self._changed.notify_all()
+
+
+def _kind_of_weights(model: PreTrainedModel, compiled: bool | None, weights: WeightKind | None) -> WeightKind | None:
+    """What the kernels keep the weights as; None where the model's own forward is to compute everything."""
+    if compiled is False and weights is not None:
+        raise ConfigError(f"Expected weights only with the compiled kernels, found {weights!r} and compiled off.")
+    reason = why_not_packed(model)
+    if reason is not None and (compiled or weights is not None):
+        raise ConfigError(
+            f"Expected a model for the compiled kernels, found that {reason}. Leave `compiled` and `weights` out."
+        )
+    if compiled is False or reason is not None:
+        return None
+    own: dict[torch.dtype, WeightKind] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+    return weights or own.get(model.dtype, "float32")

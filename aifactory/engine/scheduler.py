@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from aifactory.engine.answer import Answer
 from aifactory.engine.cache import SlotCache
 from aifactory.engine.choice import Choice
+from aifactory.engine.compiled import CompiledForward
 from aifactory.engine.logprobs import score_tokens
 from aifactory.engine.protocol import FinishReason, TokenScore
 from aifactory.engine.sampling import NOT_FINITE, Draws
@@ -59,12 +60,18 @@ class Scheduler:
         model: PreTrainedModel,
         cache: SlotCache,
         *,
+        vocab_size: int,
         prefill_chunk: int,
         device: torch.device | str,
         on_finished: Callable[[Answer], None],
+        compiled: CompiledForward | None = None,
     ) -> None:
-        """`on_finished` hears of each request that leaves, just before its last delta is delivered."""
+        """`on_finished` hears of each request that leaves, just before its last delta is delivered.
+
+        compiled   computes steps in place of the model's own forward, over the same cache
+        """
         self._model = model
+        self._compiled = compiled
         self._cache = cache
         self._prefill_chunk = prefill_chunk
         self._device = device
@@ -78,9 +85,7 @@ class Scheduler:
         # The head is the largest matrix of a small model: compute it for the last position only, where the model can.
         takes_last = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if takes_last else {}
-        embedding = model.get_input_embeddings().weight
-        assert isinstance(embedding, Tensor)
-        self._vocab_size = embedding.shape[0]
+        self._vocab_size = vocab_size
 
     @property
     def num_free_slots(self) -> int:
@@ -153,7 +158,11 @@ class Scheduler:
         request = slot.answer.request
         ids_1Q = torch.tensor([request.prompt_ids[begin:end]], device=self._device)
         positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
-        logits_QV = self._forward(ids_1Q, positions_1Q, mask_11QL, last_only=not slot.answer.scores_prompt)[0]
+        last_only = not slot.answer.scores_prompt
+        if self._compiled is not None:
+            logits_QV = self._compiled.prefill(ids_1Q, slot.row, begin, last_only=last_only)
+        else:
+            logits_QV = self._forward(ids_1Q, positions_1Q, mask_11QL, last_only=last_only)[0]
         if slot.answer.scores_prompt:
             if begin == 0:
                 slot.prompt_scores.append(TokenScore(token_id=request.prompt_ids[0], logprob=None))
@@ -185,7 +194,10 @@ class Scheduler:
             assert self._ids_B1 is not None and self._positions_B is not None
             longest = 1 + max([slot.length for slot in self._decoding])
             mask_B11L = self._cache.plan_decode(self._positions_B, longest=longest)
-            logits_BV = self._forward(self._ids_B1, self._positions_B[:, None], mask_B11L)[:, -1]
+            if self._compiled is not None:
+                logits_BV = self._compiled.step(self._ids_B1, self._positions_B)
+            else:
+                logits_BV = self._forward(self._ids_B1, self._positions_B[:, None], mask_B11L)[:, -1]
             ids_B, token_ids, scores = self._choice.choose(logits_BV)
         except Exception as error:
             _log.exception("decode failed requests=%d", len(self._decoding))
