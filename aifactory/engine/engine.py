@@ -22,7 +22,7 @@ from aifactory.engine.compiled import CompiledForward
 from aifactory.engine.load import load_model, read_context_length, read_eos_ids
 from aifactory.engine.packed import WeightKind, pack_model, why_not_packed
 from aifactory.engine.parity import check_cached_forward, check_packed, plain_logits
-from aifactory.engine.protocol import GenerationRequest, OnDelta
+from aifactory.engine.protocol import CacheUse, GenerationRequest, OnDelta
 from aifactory.engine.scheduler import Scheduler
 from aifactory.engine.team import ThreadTeam
 from aifactory.errors import BadRequestError, CapacityError, ConfigError, TokenizerMismatchError
@@ -45,6 +45,8 @@ class TorchEngine:
         device: str = "cpu",
         num_threads: int | None = None,
         context_length: int | None = None,
+        cache_tokens: int | None = None,
+        prefix_tokens: int | None = None,
         compiled: bool | None = None,
         weights: WeightKind | None = None,
     ) -> None:
@@ -56,15 +58,25 @@ class TorchEngine:
         num_threads     torch threads of the worker; None leaves the process's setting. One per CPU of the replica:
                         more of them on a shared machine cost a factor.
         context_length  None: the model's own
+        cache_tokens    most tokens of all slots together, prompts and longest answers; what does not fit beside the
+                        others waits, and on a CPU rows give their memory back. None: num_slots times context_length.
+        prefix_tokens   tokens of former prompts and answers that are kept for those that begin alike, 0 for none.
+                        None: a quarter of cache_tokens.
         compiled        whether the engine's own kernels compute the model (`why_not_packed` says which ones they can);
                         its weights are then laid out anew, in place. None: wherever they can. They are compiled once on
                         a machine, which takes ten seconds or so.
         weights         with the kernels: what weights are kept and read as. None: as the model has them.
         Raises          ConfigError, ParityError if this engine can't serve the architecture; TokenizerMismatchError.
         """
-        for name, value in (("num_slots", num_slots), ("max_queued", max_queued), ("prefill_chunk", prefill_chunk)):
-            if value < 1:
-                raise ConfigError(f"Expected {name} of at least 1, found {value}.")
+        for name, value, least in (
+            ("num_slots", num_slots, 1),
+            ("max_queued", max_queued, 1),
+            ("prefill_chunk", prefill_chunk, 1),
+            ("cache_tokens", cache_tokens, 2),
+            ("prefix_tokens", prefix_tokens, 0),
+        ):
+            if value is not None and value < least:
+                raise ConfigError(f"Expected {name} of at least {least}, found {value}.")
         require_full_attention(model)
         self._context_length = context_length = read_context_length(model.config, context_length)
         embedding = model.get_input_embeddings().weight
@@ -108,6 +120,9 @@ class TorchEngine:
             if self._team is not None:
                 self._team.close()
             raise
+        self._cache_tokens = num_slots * context_length if cache_tokens is None else cache_tokens
+        self._prefix_tokens = self._cache_tokens // 4 if prefix_tokens is None else prefix_tokens
+        self._bytes_per_token = cache.bytes_per_token
         self._scheduler: Scheduler | None = Scheduler(
             model,
             cache,
@@ -115,6 +130,8 @@ class TorchEngine:
             prefill_chunk=prefill_chunk,
             device=device,
             on_finished=self._forget,
+            cache_tokens=self._cache_tokens,
+            prefix_tokens=self._prefix_tokens,
             compiled=forward,
         )
 
@@ -140,6 +157,8 @@ class TorchEngine:
         prefill_chunk: int = 256,
         num_threads: int | None = None,
         context_length: int | None = None,
+        cache_tokens: int | None = None,
+        prefix_tokens: int | None = None,
         compiled: bool | None = None,
         weights: WeightKind | None = None,
     ) -> TorchEngine:
@@ -156,6 +175,8 @@ class TorchEngine:
             device=device,
             num_threads=num_threads,
             context_length=context_length,
+            cache_tokens=cache_tokens,
+            prefix_tokens=prefix_tokens,
             compiled=compiled,
             weights=weights,
         )
@@ -170,6 +191,20 @@ class TorchEngine:
         """Requests that were accepted and have not ended."""
         with self._changed:
             return len(self._unfinished)
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """What the memory for keys and values holds; of an engine that has stopped, nothing."""
+        scheduler = self._scheduler
+        return CacheUse(
+            num_reserved=scheduler.num_reserved if scheduler else 0,
+            num_used=scheduler.num_used if scheduler else 0,
+            max_tokens=self._cache_tokens,
+            num_kept=scheduler.prefixes.num_tokens if scheduler else 0,
+            max_kept=self._prefix_tokens,
+            num_reused=scheduler.prefixes.num_reused if scheduler else 0,
+            bytes_per_token=self._bytes_per_token,
+        )
 
     def submit(self, request: GenerationRequest, on_delta: OnDelta) -> None:
         """Accept a request and return; see `Engine.submit`."""
@@ -228,6 +263,12 @@ class TorchEngine:
                 # A prompt that leaves no room for a single token is itself at fault.
                 field="prompt_ids" if num_prompt >= self._context_length else "max_tokens",
             )
+        if num_prompt + max_tokens > self._cache_tokens:
+            raise BadRequestError(
+                f"Expected prompt and max_tokens within the {self._cache_tokens} tokens of the whole cache, found "
+                f"{num_prompt} + {max_tokens} = {num_prompt + max_tokens}. Shorten the prompt or lower max_tokens.",
+                field="prompt_ids" if num_prompt >= self._cache_tokens else "max_tokens",
+            )
         if request.sampling.n > self._max_queued:
             raise BadRequestError(
                 f"Expected n of at most {self._max_queued}, the answers that may wait, found {request.sampling.n}.",
@@ -278,7 +319,8 @@ class TorchEngine:
                 self._cancels_waiting = False
                 cancelled = [answer for answer in self._waiting if answer.cancelled]
                 self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
-            for _ in range(min(scheduler.num_free_slots, len(self._waiting))):
+            # In their order: a large one that waits for room is not overtaken for ever.
+            while self._waiting and scheduler.has_room_for(self._waiting[0]):
                 scheduler.add(self._waiting.popleft())
         # Outside the lock: a callback may submit.
         for answer in cancelled:

@@ -128,6 +128,30 @@ class GenerationRequest:
     prompt_ids: tuple[int, ...]
     sampling: Sampling = field(default_factory=Sampling)
 
+    @property
+    def num_tokens(self) -> int:
+        """The most tokens that one of its answers comes to, with the prompt."""
+        return len(self.prompt_ids) + self.sampling.max_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheUse:
+    """What the memory for keys and values holds."""
+
+    num_reserved: int
+    """Tokens that the requests in slots may come to, with their prompts."""
+    num_used: int
+    """Tokens in slots now."""
+    max_tokens: int
+    """The bound on num_reserved."""
+    num_kept: int
+    """Tokens of former requests that are kept for those that begin alike."""
+    max_kept: int
+    """The bound on num_kept."""
+    num_reused: int
+    """Prompt tokens that did not have to be read, since the start."""
+    bytes_per_token: int
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenScore:

@@ -24,6 +24,7 @@ from aifactory.engine.cache import SlotCache
 from aifactory.engine.choice import Choice
 from aifactory.engine.compiled import CompiledForward
 from aifactory.engine.logprobs import score_tokens
+from aifactory.engine.prefix import PrefixStore
 from aifactory.engine.protocol import FinishReason, TokenScore
 from aifactory.engine.sampling import NOT_FINITE, Draws
 
@@ -38,7 +39,7 @@ _MOST_PROMPT_LOGITS = 2**24
 class _Slot:
     """A request with a row of the cache. While it decodes, the row is its place in `Scheduler._decoding`."""
 
-    __slots__ = ("answer", "draws", "length", "next_id", "prompt_scores", "row")
+    __slots__ = ("answer", "draws", "is_sound", "length", "next_id", "prompt_scores", "row")
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
@@ -48,6 +49,8 @@ class _Slot:
         """Positions of the row that are written."""
         self.row = -1
         """-1 until its prefill begins."""
+        self.is_sound = True
+        """Whether what the row holds may be used for others."""
         self.next_id = -1
         """The last sampled token, which the next step feeds."""
 
@@ -64,6 +67,8 @@ class Scheduler:
         prefill_chunk: int,
         device: torch.device | str,
         on_finished: Callable[[Answer], None],
+        cache_tokens: int,
+        prefix_tokens: int,
         compiled: CompiledForward | None = None,
     ) -> None:
         """`on_finished` hears of each request that leaves, just before its last delta is delivered.
@@ -76,6 +81,13 @@ class Scheduler:
         self._prefill_chunk = prefill_chunk
         self._device = device
         self._on_finished = on_finished
+        self._cache_tokens = cache_tokens
+        self._releases_rows = cache_tokens < cache.num_slots * cache.num_positions
+        self.prefixes = PrefixStore(prefix_tokens)
+        self.num_reserved = 0
+        """Tokens that the requests in slots may come to, with their prompts."""
+        self.num_used = 0
+        """Tokens in the slots after the last step."""
         self._decoding: list[_Slot] = []
         self._prefilling: deque[_Slot] = deque()
         # What the next decode step is fed; None when rows came or went since the last one.
@@ -87,10 +99,10 @@ class Scheduler:
         self._last_only = {"logits_to_keep": 1} if takes_last else {}
         self._vocab_size = vocab_size
 
-    @property
-    def num_free_slots(self) -> int:
-        """Requests that `add` may still take."""
-        return self._cache.num_slots - len(self._decoding) - len(self._prefilling)
+    def has_room_for(self, answer: Answer) -> bool:
+        """Whether `add` may take it now: a slot is free, and the tokens that it may come to fit beside all others'."""
+        is_slot_free = len(self._decoding) + len(self._prefilling) < self._cache.num_slots
+        return is_slot_free and self.num_reserved + answer.request.num_tokens <= self._cache_tokens
 
     @property
     def is_idle(self) -> bool:
@@ -99,7 +111,8 @@ class Scheduler:
 
     def add(self, answer: Answer) -> None:
         """Take a request into a free slot."""
-        assert self.num_free_slots > 0, "no free slot"
+        assert self.has_room_for(answer), "no room"
+        self.num_reserved += answer.request.num_tokens
         self._prefilling.append(_Slot(answer))
 
     def step(self) -> None:
@@ -107,6 +120,7 @@ class Scheduler:
         self._end_cancelled()
         self._prefill()
         self._decode()
+        self.num_used = sum([slot.length for slot in (*self._decoding, *self._prefilling)])
 
     def fail_all(self, error: str) -> None:
         """End every request in a slot, after a failure that can't be laid at the door of one of them."""
@@ -126,14 +140,17 @@ class Scheduler:
                 # Nothing joins the decoding rows before this one does, so the row after them stays free for it.
                 slot.row = len(self._decoding)
             prompt_ids = slot.answer.request.prompt_ids
-            begin, end = slot.length, min(slot.length + self._chunk_of(slot, budget), len(prompt_ids))
             try:
+                if slot.length == 0 and not slot.answer.scores_prompt:
+                    slot.length = self.prefixes.restore(self._cache, slot.row, prompt_ids, None)
+                begin, end = slot.length, min(slot.length + self._chunk_of(slot, budget), len(prompt_ids))
                 first = self._prefill_chunk_of(slot, begin, end)
             except Exception as error:
                 _log.exception("prefill failed request=%s", slot.answer.request.id)
                 self._prefilling.popleft()
                 self._cache.clear([slot.row])
                 self._end(slot, "error", _describe(error))
+                self._release(slot.row)
                 continue
             slot.length = end
             budget -= end - begin
@@ -144,7 +161,11 @@ class Scheduler:
                     self._end(slot, "length")
                 else:
                     self._take(slot, *first)
-                if not slot.answer.finished:
+                if slot.is_sound:
+                    self.prefixes.keep(self._cache, slot.row, prompt_ids, None)
+                if slot.answer.finished:
+                    self._release(slot.row)
+                else:
                     self._join_decoding(slot)
 
     def _chunk_of(self, slot: _Slot, budget: int) -> int:
@@ -179,6 +200,7 @@ class Scheduler:
         row = len(self._decoding)
         if slot.row != row:
             self._cache.move(slot.row, row, slot.length)
+            self._release(slot.row)
             slot.row = row
         else:
             self._cache.open_row(row, slot.length)
@@ -205,6 +227,7 @@ class Scheduler:
             self._cache.clear(range(len(slots)))
             for slot in slots:
                 self._end(slot, "error", _describe(error))
+                self._release(slot.row)
             return
         self._ids_B1 = ids_B[:, None]
         self._positions_B += 1
@@ -241,6 +264,7 @@ class Scheduler:
         if token_id == NOT_FINITE:
             # A nan that stays in the row would reach its next owner through the masked positions.
             self._cache.clear([slot.row])
+            slot.is_sound = False
             self._end(slot, "error", _NOT_FINITE_ERROR)
             return
         slot.next_id = token_id
@@ -248,13 +272,21 @@ class Scheduler:
         if delta is None:
             return
         if slot.answer.finished:
-            self._on_finished(slot.answer)
+            self._leave(slot)
         slot.answer.deliver(delta)
 
     def _end(self, slot: _Slot, reason: FinishReason, error: str | None = None) -> None:
         delta = slot.answer.end(reason, error)
-        self._on_finished(slot.answer)
+        self._leave(slot)
         slot.answer.deliver(delta)
+
+    def _leave(self, slot: _Slot) -> None:
+        self.num_reserved -= slot.answer.request.num_tokens
+        self._on_finished(slot.answer)
+
+    def _release(self, row: int) -> None:
+        if self._releases_rows:
+            self._cache.release(row)
 
     def _end_cancelled(self) -> None:
         cancelled = [slot for slot in (*self._decoding, *self._prefilling) if slot.answer.cancelled]
@@ -262,19 +294,28 @@ class Scheduler:
             return
         for slot in cancelled:
             self._end(slot, "cancelled")
+        for slot in self._prefilling:
+            if slot.answer.finished and slot.row >= 0:
+                self._release(slot.row)
         self._prefilling = deque(slot for slot in self._prefilling if not slot.answer.finished)
         self._drop_finished()
 
     def _drop_finished(self) -> None:
         # From the last row down, so that the row that fills a hole is one that stays.
         for row in range(len(self._decoding) - 1, -1, -1):
-            if not self._decoding[row].answer.finished:
+            finished = self._decoding[row]
+            if not finished.answer.finished:
                 continue
+            if finished.is_sound:
+                # What comes next in a conversation begins with this prompt and its answer. The last token was not fed.
+                ids = [*finished.answer.request.prompt_ids, *finished.answer.token_ids[:-1]]
+                self.prefixes.keep(self._cache, row, ids[: finished.length], None)
             last = self._decoding.pop()
             if row < len(self._decoding):
                 self._cache.move(last.row, row, last.length)
                 last.row = row
                 self._decoding[row] = last
+            self._release(len(self._decoding))
             self._choice = None
 
 
