@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from aifactory.engine.protocol import Delta, FinishReason, GenerationRequest, OnDelta, TokenScore
 from aifactory.text.tokenizer import IncrementalDecoder, TextTokenizer
+
+if TYPE_CHECKING:
+    from aifactory.engine.grammar import Matcher
 
 _log = logging.getLogger(__name__)
 
@@ -66,9 +70,12 @@ class Answer:
         eos_ids: Collection[int],
         *,
         index: int = 0,
+        matcher: Matcher | None = None,
     ) -> None:
         self.request = request
         self.index = index
+        self.matcher = matcher
+        """Where it stands in its grammar, if it has one."""
         self.token_ids: list[int] = []
         """Tokens sampled so far."""
         self.cancelled = False
@@ -89,8 +96,13 @@ class Answer:
         self._pending_ids.append(token_id)
         if score is not None:
             self._pending_scores.append(score)
-        ended = token_id in self._end_ids
-        text = echoed + ("" if ended else self._stop.feed(self._decoder.feed(token_id)))
+        ended = is_end = token_id in self._end_ids
+        if self.matcher is not None and not is_end:
+            error = self.matcher.take(token_id)
+            if error is not None:
+                return self._delta(self._rest(), "error", error)
+            ended = self.matcher.is_complete
+        text = echoed + ("" if is_end else self._stop.feed(self._decoder.feed(token_id)))
         if self._stop.found:
             return self._delta(text, "stop")
         if ended or len(self.token_ids) == self.request.sampling.max_tokens:

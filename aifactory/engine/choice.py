@@ -1,7 +1,7 @@
 """Choice: logits of a step's rows -> a token for each, and its score where one is asked for.
 
-    logits ─▶ edits.py ─▶ sampling.py ─▶ token
-       └────────────────▶ logprobs.py ─▶ score
+    logits ─▶ edits.py ─▶ grammar.py ─▶ sampling.py ─▶ token
+       └──────────────────────────────▶ logprobs.py ─▶ score
 Shapes   B rows of a step, V vocabulary.
 """
 
@@ -33,12 +33,15 @@ class Choice:
             vocab_size=vocab_size,
             device=device,
         )
+        self._matchers = {row: answer.matcher for row, answer in enumerate(answers) if answer.matcher is not None}
         self._batch = SamplingBatch(samplings, draws, device=device)
         self._num_top = {row: s.logprobs for row, s in enumerate(samplings) if s.logprobs is not None}
 
     def choose(self, logits_BV: Tensor) -> tuple[Tensor, list[int], list[TokenScore | None]]:
         """The next tokens, (B,) int64 on the device and as a list, NOT_FINITE where a row has none; and their scores."""
         edited_BV = logits_BV if self._edits.is_empty else self._edits.apply(logits_BV)
+        if self._matchers:
+            edited_BV = self._mask(edited_BV)
         ids_B = self._batch.choose(edited_BV)
         self._edits.took(ids_B)
         # The one wait for the device in a step without scores.
@@ -52,3 +55,9 @@ class Choice:
             for row, score in zip(rows, found, strict=True):
                 scores[row] = score
         return ids_B, token_ids, scores
+
+    def _mask(self, logits_BV: Tensor) -> Tensor:
+        masked_BV = logits_BV.clone()
+        for row, matcher in self._matchers.items():
+            masked_BV[row].masked_fill_(~matcher.allow().to(masked_BV.device), -torch.inf)
+        return masked_BV

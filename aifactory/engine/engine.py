@@ -12,6 +12,7 @@ import logging
 import threading
 from collections import deque
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -27,6 +28,9 @@ from aifactory.engine.scheduler import Scheduler
 from aifactory.engine.team import ThreadTeam
 from aifactory.errors import BadRequestError, CapacityError, ConfigError, TokenizerMismatchError
 from aifactory.text.tokenizer import TextTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from aifactory.engine.grammar import Grammars, Matcher
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +93,9 @@ class TorchEngine:
             )
         self._tokenizer = tokenizer
         self._eos_ids = read_eos_ids(model) | {tokenizer.eos_id}
+        # Built for the first request that has one.
+        self._grammars: Grammars | None = None
+        self._grammars_lock = threading.Lock()
         self._max_queued = max_queued
         self._num_threads = num_threads
 
@@ -209,8 +216,16 @@ class TorchEngine:
     def submit(self, request: GenerationRequest, on_delta: OnDelta) -> None:
         """Accept a request and return; see `Engine.submit`."""
         self._check(request)
+        matcher = self._compile_grammar(request)
         answers = [
-            Answer(request, on_delta, self._tokenizer, self._eos_ids, index=index)
+            Answer(
+                request,
+                on_delta,
+                self._tokenizer,
+                self._eos_ids,
+                index=index,
+                matcher=matcher.copy() if matcher is not None else None,
+            )
             for index in range(request.sampling.n)
         ]
         with self._changed:
@@ -251,6 +266,16 @@ class TorchEngine:
         # From a callback: the thread frees everything itself when the callback has returned.
         if not is_worker:
             self._thread.join()
+
+    def _compile_grammar(self, request: GenerationRequest) -> Matcher | None:
+        if request.sampling.grammar is None:
+            return None
+        with self._grammars_lock:
+            if self._grammars is None:
+                from aifactory.engine.grammar import Grammars
+
+                self._grammars = Grammars(self._tokenizer, vocab_size=self._vocab_size, eos_ids=self._eos_ids)
+        return self._grammars.compile(request.sampling.grammar)
 
     def _check(self, request: GenerationRequest) -> None:
         num_prompt, max_tokens = len(request.prompt_ids), request.sampling.max_tokens

@@ -23,14 +23,35 @@ MAX_STOP_TOKENS = 64
 MAX_LOGIT_BIASES = 1_024
 MAX_LOGPROBS = 20
 MAX_ANSWERS = 128
+MAX_GRAMMAR_CHARACTERS = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """What an answer must be, as a whole."""
+
+    kind: Literal["json_schema", "regex"]
+    text: str
+    """The schema as JSON; or the expression, in the syntax of Rust's `regex` without anchors."""
+
+    def __post_init__(self) -> None:
+        """Raises BadRequestError."""
+        if self.kind not in ("json_schema", "regex"):
+            raise BadRequestError(f"Expected a grammar of json_schema or regex, found {self.kind!r}.", field="grammar")
+        if not isinstance(self.text, str) or not 1 <= len(self.text) <= MAX_GRAMMAR_CHARACTERS:
+            raise BadRequestError(
+                f"Expected a grammar of 1 to {MAX_GRAMMAR_CHARACTERS} characters, found "
+                f"{len(self.text) if isinstance(self.text, str) else repr(self.text)}.",
+                field="grammar",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How the tokens of an answer are chosen.
 
-    Order   repetition, frequency and presence penalties, logit_bias; then temperature, top_k, top_p and min_p, each of
-            what the one before has left; then the draw. Greedy takes the largest logit after logit_bias.
+    Order   repetition, frequency and presence penalties, logit_bias, grammar; then temperature, top_k, top_p and min_p,
+            each of what the one before has left; then the draw. Greedy takes the largest logit after grammar.
     """
 
     max_tokens: int = 16
@@ -57,6 +78,8 @@ class Sampling:
     """Strings at which the answer ends; they are not part of it."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens at which the answer ends, beside the model's own; they have no text in it."""
+    grammar: Grammar | None = None
+    """What the answer must match. It ends where nothing may follow; cut off by max_tokens, it is a beginning of a match."""
     n: int = 1
     """Answers to the one prompt."""
     logprobs: int | None = None
@@ -85,6 +108,8 @@ class Sampling:
         _require_int(self.n, "n", low=1, high=MAX_ANSWERS)
         if self.logprobs is not None:
             _require_int(self.logprobs, "logprobs", low=0, high=MAX_LOGPROBS)
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise BadRequestError(f"Expected a Grammar in grammar, found {self.grammar!r}.", field="grammar")
         self._check_bias()
         self._check_stop()
 
@@ -204,7 +229,7 @@ class Engine(Protocol):
     def submit(self, request: GenerationRequest, on_delta: OnDelta) -> None:
         """Accept a request and return; its deltas follow.
 
-        Raises  BadRequestError if it can never be served (prompt_ids, max_tokens, n, a token id, id in use),
+        Raises  BadRequestError if it can never be served (prompt_ids, max_tokens, n, grammar, a token id, id in use),
                 CapacityError if the queue is full or the engine is closing.
         """
         ...
