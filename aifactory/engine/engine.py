@@ -51,6 +51,7 @@ class TorchEngine:
         context_length: int | None = None,
         cache_tokens: int | None = None,
         prefix_tokens: int | None = None,
+        batch_invariant: bool = False,
         compiled: bool | None = None,
         weights: WeightKind | None = None,
     ) -> None:
@@ -66,6 +67,9 @@ class TorchEngine:
                         others waits, and on a CPU rows give their memory back. None: num_slots times context_length.
         prefix_tokens   tokens of former prompts and answers that are kept for those that begin alike, 0 for none.
                         None: a quarter of cache_tokens.
+        batch_invariant whether an answer must have the same bits whatever else is in the batch. With the kernels it has them
+                        anyway, at no cost. Without, each row is then computed by itself, and no beginning is reused: a
+                        step of B rows takes as long as B steps of one.
         compiled        whether the engine's own kernels compute the model (`why_not_packed` says which ones they can);
                         its weights are then laid out anew, in place. None: wherever they can. They are compiled once on
                         a machine, which takes ten seconds or so.
@@ -129,6 +133,8 @@ class TorchEngine:
             raise
         self._cache_tokens = num_slots * context_length if cache_tokens is None else cache_tokens
         self._prefix_tokens = self._cache_tokens // 4 if prefix_tokens is None else prefix_tokens
+        if batch_invariant and forward is None:
+            self._prefix_tokens = 0
         self._bytes_per_token = cache.bytes_per_token
         self._scheduler: Scheduler | None = Scheduler(
             model,
@@ -139,6 +145,7 @@ class TorchEngine:
             on_finished=self._forget,
             cache_tokens=self._cache_tokens,
             prefix_tokens=self._prefix_tokens,
+            batch_invariant=batch_invariant,
             compiled=forward,
         )
 
@@ -166,6 +173,7 @@ class TorchEngine:
         context_length: int | None = None,
         cache_tokens: int | None = None,
         prefix_tokens: int | None = None,
+        batch_invariant: bool = False,
         compiled: bool | None = None,
         weights: WeightKind | None = None,
     ) -> TorchEngine:
@@ -184,6 +192,7 @@ class TorchEngine:
             context_length=context_length,
             cache_tokens=cache_tokens,
             prefix_tokens=prefix_tokens,
+            batch_invariant=batch_invariant,
             compiled=compiled,
             weights=weights,
         )

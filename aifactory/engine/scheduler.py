@@ -69,14 +69,19 @@ class Scheduler:
         on_finished: Callable[[Answer], None],
         cache_tokens: int,
         prefix_tokens: int,
+        batch_invariant: bool = False,
         compiled: CompiledForward | None = None,
     ) -> None:
         """`on_finished` hears of each request that leaves, just before its last delta is delivered.
 
+        batch_invariant   with the model's own forward: rows never share one, and prompts are always cut at the same
+                          places, for what a kernel computes depends on the shape of what it is given
         compiled   computes steps in place of the model's own forward, over the same cache
         """
         self._model = model
         self._compiled = compiled
+        # The kernels give the same bits however rows and prompts are put together.
+        self._rows_alone = batch_invariant and compiled is None
         self._cache = cache
         self._prefill_chunk = prefill_chunk
         self._device = device
@@ -136,6 +141,9 @@ class Scheduler:
         budget = self._prefill_chunk
         while self._prefilling and budget > 0:
             slot = self._prefilling[0]
+            if self._rows_alone and budget < self._chunk_of(slot, self._prefill_chunk):
+                # A chunk is whole or isn't begun. A budget that nothing has used is large enough.
+                break
             if slot.row < 0:
                 # Nothing joins the decoding rows before this one does, so the row after them stays free for it.
                 slot.row = len(self._decoding)
@@ -218,6 +226,8 @@ class Scheduler:
             mask_B11L = self._cache.plan_decode(self._positions_B, longest=longest)
             if self._compiled is not None:
                 logits_BV = self._compiled.step(self._ids_B1, self._positions_B)
+            elif self._rows_alone:
+                logits_BV = torch.cat([self._forward_alone(slot) for slot in self._decoding])
             else:
                 logits_BV = self._forward(self._ids_B1, self._positions_B[:, None], mask_B11L)[:, -1]
             ids_B, token_ids, scores = self._choice.choose(logits_BV)
@@ -246,6 +256,12 @@ class Scheduler:
             vocab_size=self._vocab_size,
             device=self._device,
         )
+
+    def _forward_alone(self, slot: _Slot) -> Tensor:
+        """Logits (1, V) after one row's last token, in a forward of its own."""
+        ids_11 = torch.tensor([[slot.next_id]], device=self._device)
+        positions_11, mask_111L = self._cache.plan_prefill(slot.row, slot.length, slot.length + 1)
+        return self._forward(ids_11, positions_11, mask_111L)[:, -1]
 
     def _forward(self, ids_BQ: Tensor, positions_BQ: Tensor, mask_B1QL: Tensor, *, last_only: bool = True) -> Tensor:
         """Logits (B, Q, V) after each token; of the last at least, where no others are wanted."""
