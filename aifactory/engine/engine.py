@@ -11,12 +11,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 
+from aifactory.engine.adapters import Adapter, load_adapter
 from aifactory.engine.answer import Answer
 from aifactory.engine.cache import SlotCache, require_full_attention
 from aifactory.engine.compiled import CompiledForward
@@ -52,6 +55,7 @@ class TorchEngine:
         cache_tokens: int | None = None,
         prefix_tokens: int | None = None,
         batch_invariant: bool = False,
+        adapters: Mapping[str, Path] | None = None,
         compiled: bool | None = None,
         weights: WeightKind | None = None,
     ) -> None:
@@ -70,6 +74,7 @@ class TorchEngine:
         batch_invariant whether an answer must have the same bits whatever else is in the batch. With the kernels it has them
                         anyway, at no cost. Without, each row is then computed by itself, and no beginning is reused: a
                         step of B rows takes as long as B steps of one.
+        adapters        folders of low-rank adapters in peft's form, by the names that requests choose them by
         compiled        whether the engine's own kernels compute the model (`why_not_packed` says which ones they can);
                         its weights are then laid out anew, in place. None: wherever they can. They are compiled once on
                         a machine, which takes ten seconds or so.
@@ -149,6 +154,18 @@ class TorchEngine:
             compiled=forward,
         )
 
+        self._model: PreTrainedModel | None = model
+        self._adapter_names: set[str] = set()
+        self._new_adapters: deque[tuple[Adapter, Future[None]]] = deque()
+        try:
+            for name, folder in (adapters or {}).items():
+                self._scheduler.add_adapter(load_adapter(name, folder, model))
+                self._adapter_names.add(name)
+        except BaseException:
+            if self._team is not None:
+                self._team.close()
+            raise
+
         # Guards everything below; notified when there is work, when a request ends, and at close.
         self._changed = threading.Condition()
         self._waiting: deque[Answer] = deque()
@@ -174,6 +191,7 @@ class TorchEngine:
         cache_tokens: int | None = None,
         prefix_tokens: int | None = None,
         batch_invariant: bool = False,
+        adapters: Mapping[str, Path] | None = None,
         compiled: bool | None = None,
         weights: WeightKind | None = None,
     ) -> TorchEngine:
@@ -193,6 +211,7 @@ class TorchEngine:
             cache_tokens=cache_tokens,
             prefix_tokens=prefix_tokens,
             batch_invariant=batch_invariant,
+            adapters=adapters,
             compiled=compiled,
             weights=weights,
         )
@@ -221,6 +240,29 @@ class TorchEngine:
             num_reused=scheduler.prefixes.num_reused if scheduler else 0,
             bytes_per_token=self._bytes_per_token,
         )
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """The names of adapters that a request may choose."""
+        return frozenset(self._adapter_names)
+
+    def add_adapter(self, name: str, folder: Path) -> None:
+        """Load an adapter beside the others, while requests go on; it is there when this returns.
+
+        Not from a callback. Raises  UnsafeModelError, ConfigError, CapacityError if the engine is closing.
+        """
+        model = self._model
+        if name in self._adapter_names:
+            raise ConfigError(f"Expected a name of no adapter, found {name!r} in use. Choose another one.")
+        if model is None:
+            raise CapacityError("The engine is closing and takes no adapter.")
+        adapter, added = load_adapter(name, folder, model), Future[None]()
+        with self._changed:
+            if self._closing:
+                raise CapacityError("The engine is closing and takes no adapter.")
+            self._new_adapters.append((adapter, added))
+            self._changed.notify_all()
+        added.result()
 
     def submit(self, request: GenerationRequest, on_delta: OnDelta) -> None:
         """Accept a request and return; see `Engine.submit`."""
@@ -297,6 +339,11 @@ class TorchEngine:
                 # A prompt that leaves no room for a single token is itself at fault.
                 field="prompt_ids" if num_prompt >= self._context_length else "max_tokens",
             )
+        if request.adapter is not None and request.adapter not in self._adapter_names:
+            raise BadRequestError(
+                f"Expected an adapter of {', '.join(sorted(self._adapter_names)) or 'none'}, found {request.adapter!r}.",
+                field="adapter",
+            )
         if num_prompt + max_tokens > self._cache_tokens:
             raise BadRequestError(
                 f"Expected prompt and max_tokens within the {self._cache_tokens} tokens of the whole cache, found "
@@ -337,7 +384,9 @@ class TorchEngine:
                     _log.exception("step failed")
                     scheduler.fail_all(f"{type(error).__name__}: {error}")
         # The cache and, unless its owner keeps it, the model go with the scheduler.
-        self._scheduler = None
+        self._scheduler = self._model = None
+        for _, added in self._new_adapters:
+            added.set_exception(CapacityError("The engine is closing and takes no adapter."))
         if self._team is not None:
             self._team.close()
 
@@ -345,7 +394,7 @@ class TorchEngine:
         """Wait for work and put waiting requests into free slots; False when the engine has stopped."""
         cancelled: list[Answer] = []
         with self._changed:
-            while scheduler.is_idle and not self._waiting:
+            while scheduler.is_idle and not self._waiting and not self._new_adapters:
                 if self._stopping:
                     return False
                 self._changed.wait()
@@ -356,7 +405,15 @@ class TorchEngine:
             # In their order: a large one that waits for room is not overtaken for ever.
             while self._waiting and scheduler.has_room_for(self._waiting[0]):
                 scheduler.add(self._waiting.popleft())
+            new_adapters, self._new_adapters = self._new_adapters, deque()
         # Outside the lock: a callback may submit.
+        for adapter, added in new_adapters:
+            try:
+                scheduler.add_adapter(adapter)
+                self._adapter_names.add(adapter.name)
+                added.set_result(None)
+            except ConfigError as error:
+                added.set_exception(error)
         for answer in cancelled:
             self._forget(answer)
             answer.deliver(answer.end("cancelled"))

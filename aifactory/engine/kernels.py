@@ -11,7 +11,7 @@ Weights  float32; bfloat16, read as uint16; int8 with a scale for each row of th
 Import this module where it is needed: numba takes its time.
 
 Legend   B tokens of a step, O of them with logits, L layers, H hidden, N rows and K columns of a matrix, D head dim, A heads, G heads_kv, I inner
-         width of the MLP, V vocabulary, S slots and T positions of the cache.
+         width of the MLP, V vocabulary, S slots and T positions of the cache, X adapters.
 """
 
 from __future__ import annotations
@@ -265,6 +265,32 @@ def product(
     _wait_for_all(sync, num_threads)
 
 
+@numba.njit(cache=True, nogil=True)
+def _reduce(thread: int, num_threads: int, a_XLPK: Any, layer: int, x_BK: Any, adapter_B: Any, t_BP: Any) -> None:
+    """t = A x of the tokens that have an adapter: P is parts times rank, whole blocks of eight."""
+    for b in range(thread, len(adapter_B), num_threads):
+        if adapter_B[b] >= 0:
+            a_PK = a_XLPK[adapter_B[b], layer]
+            for p in range(0, a_PK.shape[0], 8):
+                _tile_8x1(a_PK, p * a_PK.shape[1], x_BK[b:], 0, a_PK.shape[1], t_BP[b, p:], 0)
+
+
+@numba.njit(cache=True, nogil=True)
+def _expand(
+    b_XLNR: Any, layer: int, t_BP: Any, adapter_B: Any, y_BN: Any, begin: int, end: int, second: int, third: int
+) -> None:
+    """y += B t for columns [begin, end); those from `second` and from `third` on belong to the next parts of t."""
+    change = np.empty(1, np.float32)
+    for b in range(len(adapter_B)):
+        if adapter_B[b] >= 0:
+            b_NR = b_XLNR[adapter_B[b], layer]
+            rank = b_NR.shape[1]
+            for n in range(begin, end):
+                part = (1 if n >= second else 0) + (1 if n >= third else 0)
+                _tile_1x1(b_NR, n * rank, t_BP[b, part * rank :], 0, rank, change, 0)
+                y_BN[b, n] += change[0]
+
+
 # ── the step ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -326,6 +352,10 @@ def forward(
     row_B: Any,
     position_B: Any,
     last_O: Any,
+    adapter_B: Any,
+    has_adapters: bool,
+    low_rank_a: Any,
+    low_rank_b: Any,
     address_L2: Any,
     shape: Any,
     weights: Any,
@@ -343,6 +373,9 @@ def forward(
     row_B       of the cache, which each token belongs to; its former tokens are in the cache or in this step
     position_B  in that row
     last_O      which tokens logits are wanted of
+    adapter_B   which of the X adapters each token has, -1 for none; has_adapters whether any has one
+    low_rank_a  of each of the four weights (X, L, parts * rank, columns), parts being q, k, v and gate, up; the rank, the
+                same for all, is a multiple of eight; low_rank_b (X, L, rows, rank)
     address_L2  where each layer's keys (S, G, T, D) and values begin, float32
     shape       (A, G, D, T, whether queries and keys are normalised, epsilon, scaling of scores)
     weights     qkv (L, (A + 2 G) D, H), out (L, H, A D), gate and up (L, 2 I, H), down (L, H, I)
@@ -350,15 +383,15 @@ def forward(
     norms       before attention (L, H), before the MLP (L, H), of queries (L, D) and keys (L, D), the last one (H,)
     head        (V, H) with its scale (V,) or (0,), and its bias likewise
     rotary      cosines and sines (T, D)
-    buffers     of at least B rows: (B, H), (B, (A + 2 G) D), (B, A D), (B, H), (B, 2 I); of each thread (T + LANES,)
+    buffers     of at least B rows: (B, 3 * rank), (B, H), (B, (A + 2 G) D), (B, A D), (B, H), (B, 2 I); of each thread (T + LANES,)
     """
     num_heads, num_heads_kv, width, num_positions, has_head_norms, epsilon, scaling = shape
     w_qkv, w_out, w_up, w_down = weights
     s_qkv, s_out, s_up, s_down = scales
     b_qkv, b_out, b_up, b_down = biases
     norm_attention, norm_mlp, norm_q, norm_k, norm_last = norms
-    normed, qkv, attended, added, inner = buffers[0], buffers[1], buffers[2], buffers[3], buffers[4]
-    scores = buffers[5]
+    low, normed, qkv, attended, added, inner, scores = buffers
+    never = np.int64(1) << 40
     num_rows, hidden = x_BH.shape
     num_layers, num_inner = w_qkv.shape[0], w_down.shape[2]
     group = num_heads // num_heads_kv
@@ -372,6 +405,11 @@ def forward(
         begin, end = _part(w_qkv.shape[1], thread, num_threads)
         _product(w_qkv[layer], normed, qkv, num_rows, begin, end)
         _scale(qkv, s_qkv[layer], b_qkv[layer], num_rows, begin, end)
+        if has_adapters:
+            _reduce(thread, num_threads, low_rank_a[0], layer, normed, adapter_B, low)
+            _wait_for_all(sync, num_threads)
+            second, third = num_heads * width, (num_heads + num_heads_kv) * width
+            _expand(low_rank_b[0], layer, low, adapter_B, qkv, begin, end, second, third)
         _wait_for_all(sync, num_threads)
 
         for pair in range(thread, num_rows * num_heads_kv, num_threads):
@@ -417,6 +455,10 @@ def forward(
         begin, end = _part(hidden, thread, num_threads)
         _product(w_out[layer], attended, added, num_rows, begin, end)
         _scale(added, s_out[layer], b_out[layer], num_rows, begin, end)
+        if has_adapters:
+            _reduce(thread, num_threads, low_rank_a[1], layer, attended, adapter_B, low)
+            _wait_for_all(sync, num_threads)
+            _expand(low_rank_b[1], layer, low, adapter_B, added, begin, end, never, never)
         for b in range(num_rows):
             for h in range(begin, end):
                 x_BH[b, h] += added[b, h]
@@ -432,6 +474,11 @@ def forward(
         _product(w_up[layer], normed, inner, num_rows, num_inner + begin, num_inner + end)
         _scale(inner, s_up[layer], b_up[layer], num_rows, begin, end)
         _scale(inner, s_up[layer], b_up[layer], num_rows, num_inner + begin, num_inner + end)
+        if has_adapters:
+            _reduce(thread, num_threads, low_rank_a[2], layer, normed, adapter_B, low)
+            _wait_for_all(sync, num_threads)
+            for start in (0, num_inner):
+                _expand(low_rank_b[2], layer, low, adapter_B, inner, start + begin, start + end, num_inner, never)
         exponential = np.empty(end - begin + LANES, np.float32)
         for b in range(num_rows):
             for i in range(begin, end):
@@ -445,6 +492,10 @@ def forward(
         begin, end = _part(hidden, thread, num_threads)
         _product(w_down[layer], inner, added, num_rows, begin, end)
         _scale(added, s_down[layer], b_down[layer], num_rows, begin, end)
+        if has_adapters:
+            _reduce(thread, num_threads, low_rank_a[3], layer, inner, adapter_B, low)
+            _wait_for_all(sync, num_threads)
+            _expand(low_rank_b[3], layer, low, adapter_B, added, begin, end, never, never)
         for b in range(num_rows):
             for h in range(begin, end):
                 x_BH[b, h] += added[b, h]

@@ -3,6 +3,7 @@
 What a request can ask for stands in `Sampling`. For a gateway:
 n          `n` answers come under one id, told apart by `Delta.index`; each ends with a reason of its own.
 logprobs   come as `TokenScore`, one for each of `Delta.token_ids`: ids and nats; the tokens' texts are the tokenizer's.
+adapter    is a name that the engine knows; requests with and without one share a batch.
 echo       puts the prompt's text before each answer's and, with logprobs, `Delta.prompt_scores` on its first delta.
 """
 
@@ -152,6 +153,8 @@ class GenerationRequest:
     id: str
     prompt_ids: tuple[int, ...]
     sampling: Sampling = field(default_factory=Sampling)
+    adapter: str | None = None
+    """The name of the adapter that answers; None: the model as it is."""
 
     @property
     def num_tokens(self) -> int:
@@ -229,7 +232,8 @@ class Engine(Protocol):
     def submit(self, request: GenerationRequest, on_delta: OnDelta) -> None:
         """Accept a request and return; its deltas follow.
 
-        Raises  BadRequestError if it can never be served (prompt_ids, max_tokens, n, grammar, a token id, id in use),
+        Raises  BadRequestError if it can never be served (prompt_ids, max_tokens, n, grammar, adapter, a token id, id
+                in use),
                 CapacityError if the queue is full or the engine is closing.
         """
         ...

@@ -13,12 +13,13 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from aifactory.engine.adapters import Adapter, AdapterHooks
 from aifactory.engine.answer import Answer
 from aifactory.engine.cache import SlotCache
 from aifactory.engine.choice import Choice
@@ -39,10 +40,11 @@ _MOST_PROMPT_LOGITS = 2**24
 class _Slot:
     """A request with a row of the cache. While it decodes, the row is its place in `Scheduler._decoding`."""
 
-    __slots__ = ("answer", "draws", "is_sound", "length", "next_id", "prompt_scores", "row")
+    __slots__ = ("adapter", "answer", "draws", "is_sound", "length", "next_id", "prompt_scores", "row")
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
+        self.adapter = answer.request.adapter
         self.draws = Draws(answer.request.sampling.seed, answer.index)
         self.prompt_scores: list[TokenScore] = []
         self.length = 0
@@ -99,10 +101,21 @@ class Scheduler:
         self._choice: Choice | None = None
         self._ids_B1: Tensor | None = None
         self._positions_B: Tensor | None = None
+        self._adapters: dict[str, Adapter] = {}
+        self._hooks = AdapterHooks(model)
         # The head is the largest matrix of a small model: compute it for the last position only, where the model can.
         takes_last = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if takes_last else {}
         self._vocab_size = vocab_size
+
+    def add_adapter(self, adapter: Adapter) -> None:
+        """Make an adapter known, between two steps or before the first."""
+        adapters = {**self._adapters, adapter.name: adapter}
+        if self._compiled is not None:
+            self._compiled.set_adapters(list(adapters.values()))
+        else:
+            self._hooks.add(adapter)
+        self._adapters = adapters
 
     def has_room_for(self, answer: Answer) -> bool:
         """Whether `add` may take it now: a slot is free, and the tokens that it may come to fit beside all others'."""
@@ -150,7 +163,7 @@ class Scheduler:
             prompt_ids = slot.answer.request.prompt_ids
             try:
                 if slot.length == 0 and not slot.answer.scores_prompt:
-                    slot.length = self.prefixes.restore(self._cache, slot.row, prompt_ids, None)
+                    slot.length = self.prefixes.restore(self._cache, slot.row, prompt_ids, slot.adapter)
                 begin, end = slot.length, min(slot.length + self._chunk_of(slot, budget), len(prompt_ids))
                 first = self._prefill_chunk_of(slot, begin, end)
             except Exception as error:
@@ -170,7 +183,7 @@ class Scheduler:
                 else:
                     self._take(slot, *first)
                 if slot.is_sound:
-                    self.prefixes.keep(self._cache, slot.row, prompt_ids, None)
+                    self.prefixes.keep(self._cache, slot.row, prompt_ids, slot.adapter)
                 if slot.answer.finished:
                     self._release(slot.row)
                 else:
@@ -189,9 +202,9 @@ class Scheduler:
         positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
         last_only = not slot.answer.scores_prompt
         if self._compiled is not None:
-            logits_QV = self._compiled.prefill(ids_1Q, slot.row, begin, last_only=last_only)
+            logits_QV = self._compiled.prefill(ids_1Q, slot.row, begin, last_only=last_only, adapter=slot.adapter)
         else:
-            logits_QV = self._forward(ids_1Q, positions_1Q, mask_11QL, last_only=last_only)[0]
+            logits_QV = self._forward([slot], ids_1Q, positions_1Q, mask_11QL, last_only=last_only)[0]
         if slot.answer.scores_prompt:
             if begin == 0:
                 slot.prompt_scores.append(TokenScore(token_id=request.prompt_ids[0], logprob=None))
@@ -225,11 +238,13 @@ class Scheduler:
             longest = 1 + max([slot.length for slot in self._decoding])
             mask_B11L = self._cache.plan_decode(self._positions_B, longest=longest)
             if self._compiled is not None:
-                logits_BV = self._compiled.step(self._ids_B1, self._positions_B)
+                logits_BV = self._compiled.step(
+                    self._ids_B1, self._positions_B, [slot.adapter for slot in self._decoding]
+                )
             elif self._rows_alone:
                 logits_BV = torch.cat([self._forward_alone(slot) for slot in self._decoding])
             else:
-                logits_BV = self._forward(self._ids_B1, self._positions_B[:, None], mask_B11L)[:, -1]
+                logits_BV = self._forward(self._decoding, self._ids_B1, self._positions_B[:, None], mask_B11L)[:, -1]
             ids_B, token_ids, scores = self._choice.choose(logits_BV)
         except Exception as error:
             _log.exception("decode failed requests=%d", len(self._decoding))
@@ -261,10 +276,13 @@ class Scheduler:
         """Logits (1, V) after one row's last token, in a forward of its own."""
         ids_11 = torch.tensor([[slot.next_id]], device=self._device)
         positions_11, mask_111L = self._cache.plan_prefill(slot.row, slot.length, slot.length + 1)
-        return self._forward(ids_11, positions_11, mask_111L)[:, -1]
+        return self._forward([slot], ids_11, positions_11, mask_111L)[:, -1]
 
-    def _forward(self, ids_BQ: Tensor, positions_BQ: Tensor, mask_B1QL: Tensor, *, last_only: bool = True) -> Tensor:
+    def _forward(
+        self, slots: Sequence[_Slot], ids_BQ: Tensor, positions_BQ: Tensor, mask_B1QL: Tensor, *, last_only: bool = True
+    ) -> Tensor:
         """Logits (B, Q, V) after each token; of the last at least, where no others are wanted."""
+        self._hooks.use([self._adapters[slot.adapter] if slot.adapter is not None else None for slot in slots])
         output = self._model(
             input_ids=ids_BQ,
             position_ids=positions_BQ,
@@ -325,7 +343,7 @@ class Scheduler:
             if finished.is_sound:
                 # What comes next in a conversation begins with this prompt and its answer. The last token was not fed.
                 ids = [*finished.answer.request.prompt_ids, *finished.answer.token_ids[:-1]]
-                self.prefixes.keep(self._cache, row, ids[: finished.length], None)
+                self.prefixes.keep(self._cache, row, ids[: finished.length], finished.adapter)
             last = self._decoding.pop()
             if row < len(self._decoding):
                 self._cache.move(last.row, row, last.length)

@@ -110,6 +110,11 @@ def make_model(kind: str, vocab_size: int) -> PreTrainedModel:
     return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, **ids)).eval()
 
 
+@pytest.fixture(scope="session")
+def make_model_of(tokenizer: TextTokenizer) -> Callable[[str], PreTrainedModel]:
+    return lambda kind: make_model(kind, tokenizer.vocab_size)
+
+
 @pytest.fixture(scope="session", params=["llama", "gpt2", "qwen2"])
 def any_model(request: pytest.FixtureRequest, tokenizer: TextTokenizer) -> PreTrainedModel:
     return make_model(request.param, tokenizer.vocab_size)
