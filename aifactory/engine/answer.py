@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aifactory.engine.protocol import Delta, FinishReason, GenerationRequest, OnDelta, TokenScore
@@ -110,10 +111,21 @@ class Answer:
             return self._delta(text, "stop" if ended or self._stop.found else "length")
         return self._delta(text) if text else None
 
+    def embed(self, embedding: tuple[float, ...]) -> Delta:
+        """The only delta of a request with pooling."""
+        return replace(self._delta("", "stop"), embedding=embedding)
+
+    @property
+    def reads_whole_prompt(self) -> bool:
+        """Whether something is wanted of each token of the prompt, so that none of them may be skipped."""
+        return self.scores_prompt or self.request.pooling is not None
+
     @property
     def scores_prompt(self) -> bool:
         """Whether the log-probabilities of the prompt's tokens are wanted."""
-        return self.request.sampling.echo and self.request.sampling.logprobs is not None
+        return (
+            self.request.pooling is None and self.request.sampling.echo and self.request.sampling.logprobs is not None
+        )
 
     def take_prompt_scores(self, scores: tuple[TokenScore, ...]) -> None:
         """Keep what the prompt's tokens scored for the first delta."""

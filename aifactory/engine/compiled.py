@@ -145,6 +145,13 @@ class CompiledForward:
         places = np.arange(begin, begin + num_tokens)
         return self._run(ids_1Q[0], np.full(num_tokens, row), places, last_O, [adapter] * num_tokens)
 
+    def hidden(self, ids_1Q: Tensor, row: int, begin: int, *, adapter: str | None = None) -> Tensor:
+        """As `prefill`, but the hidden states (Q, H) after the last norm."""
+        num_tokens = ids_1Q.shape[1]
+        each_Q = np.arange(num_tokens)
+        rows_Q, adapters = np.full(num_tokens, row), [adapter] * num_tokens
+        return self._run(ids_1Q[0], rows_Q, begin + each_Q, each_Q, adapters, with_logits=False)
+
     def _run(
         self,
         ids_B: Tensor,
@@ -152,6 +159,8 @@ class CompiledForward:
         position_B: _Places,
         last_O: _Places,
         adapters: Sequence[str | None],
+        *,
+        with_logits: bool = True,
     ) -> Tensor:
         x_BH = self._embed(ids_B).contiguous()
         low_ranks = self._low_ranks
@@ -160,7 +169,8 @@ class CompiledForward:
         for place, name in enumerate(adapters):
             if name is not None:
                 adapter_B[place] = low_ranks.index[name]
-        logits_OV = torch.empty(len(last_O), self._vocab_size)
+        hidden_OH = torch.empty(len(last_O), x_BH.shape[1])
+        logits_OV = torch.empty(len(last_O), self._vocab_size if with_logits else 0)
         self._team.run(
             self._forward,
             self._sync,
@@ -181,9 +191,10 @@ class CompiledForward:
             self._head,
             self._rotary,
             self._buffers,
+            hidden_OH.numpy(),
             logits_OV.numpy(),
         )
-        return logits_OV
+        return logits_OV if with_logits else hidden_OH
 
     def _make_room(self, num_tokens: int, num_low: int) -> None:
         if num_tokens > len(self._buffers[0]) or num_low > self._buffers[0].shape[1]:

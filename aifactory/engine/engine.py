@@ -277,7 +277,7 @@ class TorchEngine:
                 index=index,
                 matcher=matcher.copy() if matcher is not None else None,
             )
-            for index in range(request.sampling.n)
+            for index in range(request.num_answers)
         ]
         with self._changed:
             if self._closing:
@@ -319,7 +319,7 @@ class TorchEngine:
             self._thread.join()
 
     def _compile_grammar(self, request: GenerationRequest) -> Matcher | None:
-        if request.sampling.grammar is None:
+        if request.sampling.grammar is None or request.pooling is not None:
             return None
         with self._grammars_lock:
             if self._grammars is None:
@@ -329,7 +329,8 @@ class TorchEngine:
         return self._grammars.compile(request.sampling.grammar)
 
     def _check(self, request: GenerationRequest) -> None:
-        num_prompt, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
+        num_prompt = len(request.prompt_ids)
+        max_tokens = request.num_tokens - num_prompt
         if num_prompt == 0:
             raise BadRequestError("Expected a prompt of at least one token, found none.", field="prompt_ids")
         if num_prompt + max_tokens > self._context_length:
@@ -350,7 +351,7 @@ class TorchEngine:
                 f"{num_prompt} + {max_tokens} = {num_prompt + max_tokens}. Shorten the prompt or lower max_tokens.",
                 field="prompt_ids" if num_prompt >= self._cache_tokens else "max_tokens",
             )
-        if request.sampling.n > self._max_queued:
+        if request.num_answers > self._max_queued:
             raise BadRequestError(
                 f"Expected n of at most {self._max_queued}, the answers that may wait, found {request.sampling.n}.",
                 field="n",

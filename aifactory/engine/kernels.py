@@ -365,6 +365,7 @@ def forward(
     head: Any,
     rotary: Any,
     buffers: Any,
+    hidden_OH: Any,
     logits_OV: Any,
 ) -> None:
     """Tokens of one row or of many, from embeddings to logits; their keys and values are written into the cache.
@@ -372,7 +373,8 @@ def forward(
     x_BH        the embeddings; overwritten
     row_B       of the cache, which each token belongs to; its former tokens are in the cache or in this step
     position_B  in that row
-    last_O      which tokens logits are wanted of
+    last_O      which tokens something is wanted of: their hidden states after the last norm, in hidden_OH, and their
+                logits, unless logits_OV has no columns
     adapter_B   which of the X adapters each token has, -1 for none; has_adapters whether any has one
     low_rank_a  of each of the four weights (X, L, parts * rank, columns), parts being q, k, v and gate, up; the rank, the
                 same for all, is a multiple of eight; low_rank_b (X, L, rows, rank)
@@ -502,10 +504,12 @@ def forward(
         _wait_for_all(sync, num_threads)
 
     for o in range(thread, len(last_O), num_threads):
-        _normalise(x_BH[last_O[o]], norm_last, epsilon, normed[o])
+        _normalise(x_BH[last_O[o]], norm_last, epsilon, hidden_OH[o])
     _wait_for_all(sync, num_threads)
+    if logits_OV.shape[1] == 0:
+        return
     w_head, s_head, b_head = head
     begin, end = _part(w_head.shape[0], thread, num_threads)
-    _product(w_head, normed, logits_OV, len(last_O), begin, end)
+    _product(w_head, hidden_OH, logits_OV, len(last_O), begin, end)
     _scale(logits_OV, s_head, b_head, len(last_O), begin, end)
     _wait_for_all(sync, num_threads)

@@ -3,6 +3,7 @@
 What a request can ask for stands in `Sampling`. For a gateway:
 n          `n` answers come under one id, told apart by `Delta.index`; each ends with a reason of its own.
 logprobs   come as `TokenScore`, one for each of `Delta.token_ids`: ids and nats; the tokens' texts are the tokenizer's.
+pooling    asks for the text's embedding in place of an answer: one delta, with `Delta.embedding`.
 adapter    is a name that the engine knows; requests with and without one share a batch.
 echo       puts the prompt's text before each answer's and, with logprobs, `Delta.prompt_scores` on its first delta.
 """
@@ -17,6 +18,7 @@ from typing import Literal, Protocol
 from aifactory.errors import BadRequestError
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+Pooling = Literal["mean", "last"]
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1_024
@@ -155,11 +157,24 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     adapter: str | None = None
     """The name of the adapter that answers; None: the model as it is."""
+    pooling: Pooling | None = None
+    """Not None: no answer is wanted but the text's embedding, the model's last hidden states (after its last norm), of
+    all tokens in the mean or of the last one. `sampling` plays no part then."""
+
+    def __post_init__(self) -> None:
+        """Raises BadRequestError."""
+        if self.pooling not in (None, "mean", "last"):
+            raise BadRequestError(f"Expected a pooling of mean or last, found {self.pooling!r}.", field="pooling")
 
     @property
     def num_tokens(self) -> int:
         """The most tokens that one of its answers comes to, with the prompt."""
-        return len(self.prompt_ids) + self.sampling.max_tokens
+        return len(self.prompt_ids) + (self.sampling.max_tokens if self.pooling is None else 0)
+
+    @property
+    def num_answers(self) -> int:
+        """How many come under its id."""
+        return self.sampling.n if self.pooling is None else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +225,8 @@ class Delta:
     """With logprobs: one for each of token_ids."""
     prompt_scores: tuple[TokenScore, ...] = ()
     """With echo and logprobs, on the first delta of an answer: one for each of the prompt's tokens."""
+    embedding: tuple[float, ...] = ()
+    """With pooling, on the only delta, whose reason is "stop": one number for each hidden unit, fp32, not normalised."""
 
 
 OnDelta = Callable[[Delta], None]

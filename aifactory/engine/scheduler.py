@@ -40,13 +40,15 @@ _MOST_PROMPT_LOGITS = 2**24
 class _Slot:
     """A request with a row of the cache. While it decodes, the row is its place in `Scheduler._decoding`."""
 
-    __slots__ = ("adapter", "answer", "draws", "is_sound", "length", "next_id", "prompt_scores", "row")
+    __slots__ = ("adapter", "answer", "draws", "is_sound", "length", "next_id", "pooled_H", "prompt_scores", "row")
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.adapter = answer.request.adapter
         self.draws = Draws(answer.request.sampling.seed, answer.index)
         self.prompt_scores: list[TokenScore] = []
+        self.pooled_H: Tensor | None = None
+        """Of a request for an embedding: the sum of the hidden states so far, or the last one."""
         self.length = 0
         """Positions of the row that are written."""
         self.row = -1
@@ -162,7 +164,7 @@ class Scheduler:
                 slot.row = len(self._decoding)
             prompt_ids = slot.answer.request.prompt_ids
             try:
-                if slot.length == 0 and not slot.answer.scores_prompt:
+                if slot.length == 0 and not slot.answer.reads_whole_prompt:
                     slot.length = self.prefixes.restore(self._cache, slot.row, prompt_ids, slot.adapter)
                 begin, end = slot.length, min(slot.length + self._chunk_of(slot, budget), len(prompt_ids))
                 first = self._prefill_chunk_of(slot, begin, end)
@@ -178,7 +180,9 @@ class Scheduler:
             if end == len(prompt_ids):
                 self._prefilling.popleft()
                 slot.answer.take_prompt_scores(tuple(slot.prompt_scores))
-                if first is None:
+                if slot.pooled_H is not None:
+                    self._embed(slot, slot.pooled_H)
+                elif first is None:
                     self._end(slot, "length")
                 else:
                     self._take(slot, *first)
@@ -200,6 +204,9 @@ class Scheduler:
         request = slot.answer.request
         ids_1Q = torch.tensor([request.prompt_ids[begin:end]], device=self._device)
         positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
+        if request.pooling is not None:
+            self._pool(slot, ids_1Q, positions_1Q, mask_11QL)
+            return None
         last_only = not slot.answer.scores_prompt
         if self._compiled is not None:
             logits_QV = self._compiled.prefill(ids_1Q, slot.row, begin, last_only=last_only, adapter=slot.adapter)
@@ -216,6 +223,45 @@ class Scheduler:
         choice = Choice([slot.answer], [slot.draws], vocab_size=self._vocab_size, device=self._device)
         _, (token_id,), (score,) = choice.choose(logits_QV[-1:])
         return token_id, score
+
+    def _pool(self, slot: _Slot, ids_1Q: Tensor, positions_1Q: Tensor, mask_11QL: Tensor) -> None:
+        if self._compiled is not None:
+            hidden_QH = self._compiled.hidden(ids_1Q, slot.row, slot.length, adapter=slot.adapter)
+        else:
+            self._hooks.use([self._adapter_of(slot)])
+            # The model without its head.
+            hidden_QH = (
+                self._model.base_model(
+                    input_ids=ids_1Q,
+                    position_ids=positions_1Q,
+                    attention_mask=mask_11QL,
+                    past_key_values=self._cache,
+                    use_cache=True,
+                )
+                .last_hidden_state[0]
+                .float()
+            )
+        if slot.answer.request.pooling == "last":
+            slot.pooled_H = hidden_QH[-1]
+            return
+        # In double precision, so that chunks make no difference that fp32 shows.
+        total_H = hidden_QH.double().sum(dim=0)
+        slot.pooled_H = total_H if slot.pooled_H is None else slot.pooled_H + total_H
+
+    def _embed(self, slot: _Slot, pooled_H: Tensor) -> None:
+        if slot.answer.request.pooling == "mean":
+            pooled_H = (pooled_H / len(slot.answer.request.prompt_ids)).float()
+        if not bool(torch.isfinite(pooled_H).all()):
+            slot.is_sound = False
+            self._cache.clear([slot.row])
+            self._end(slot, "error", "the model's hidden states are not finite numbers")
+            return
+        delta = slot.answer.embed(tuple(pooled_H.tolist()))
+        self._leave(slot)
+        slot.answer.deliver(delta)
+
+    def _adapter_of(self, slot: _Slot) -> Adapter | None:
+        return None if slot.adapter is None else self._adapters[slot.adapter]
 
     def _join_decoding(self, slot: _Slot) -> None:
         row = len(self._decoding)
@@ -282,7 +328,7 @@ class Scheduler:
         self, slots: Sequence[_Slot], ids_BQ: Tensor, positions_BQ: Tensor, mask_B1QL: Tensor, *, last_only: bool = True
     ) -> Tensor:
         """Logits (B, Q, V) after each token; of the last at least, where no others are wanted."""
-        self._hooks.use([self._adapters[slot.adapter] if slot.adapter is not None else None for slot in slots])
+        self._hooks.use([self._adapter_of(slot) for slot in slots])
         output = self._model(
             input_ids=ids_BQ,
             position_ids=positions_BQ,
