@@ -140,6 +140,8 @@ class TorchEngine:
         self._prefix_tokens = self._cache_tokens // 4 if prefix_tokens is None else prefix_tokens
         if batch_invariant and forward is None:
             self._prefix_tokens = 0
+        # Of a model with tied weights the embedding is the head; else its rows are looked up one by one.
+        self._weight_bytes = packed.num_bytes if packed is not None else _matrix_bytes(model)
         self._bytes_per_token = cache.bytes_per_token
         self._scheduler: Scheduler | None = Scheduler(
             model,
@@ -240,6 +242,11 @@ class TorchEngine:
             num_reused=scheduler.prefixes.num_reused if scheduler else 0,
             bytes_per_token=self._bytes_per_token,
         )
+
+    @property
+    def weight_bytes(self) -> int:
+        """What a decode step reads of the weights, however many requests share it; bytes."""
+        return self._weight_bytes
 
     @property
     def adapters(self) -> frozenset[str]:
@@ -427,6 +434,13 @@ class TorchEngine:
             if not answers:
                 del self._unfinished[answer.request.id]
             self._changed.notify_all()
+
+
+def _matrix_bytes(model: PreTrainedModel) -> int:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    looked_up = [] if tied else [id(embedding.weight)]
+    return sum(parameter.nbytes for parameter in model.parameters() if id(parameter) not in looked_up)
 
 
 def _kind_of_weights(model: PreTrainedModel, compiled: bool | None, weights: WeightKind | None) -> WeightKind | None:
