@@ -66,6 +66,23 @@ def _load(builder: Any, data: Any, at: Any) -> Any:
     return builder.sitofp(builder.sext(values, _VEC_I32), _VEC)
 
 
+_LINE = 64
+"""Bytes that a processor reads at once."""
+
+
+def _size(data: Any) -> int:
+    element = data.type.pointee
+    return 4 if element == _F32 else int(element.width) // 8
+
+
+def _prefetch(builder: Any, data: Any, at: Any) -> None:
+    address = builder.bitcast(builder.gep(data, [at]), ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    # To read, to all levels, data.
+    builder.call(function, [address, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+
+
 def _sum_lanes(builder: Any, vector: Any) -> Any:
     width = LANES
     while width > 1:
@@ -76,10 +93,12 @@ def _sum_lanes(builder: Any, vector: Any) -> Any:
     return builder.extract_element(vector, ir.Constant(_I32, 0))
 
 
-def _tile(num_rows: int, num_columns: int) -> Any:
+def _tile(num_rows: int, num_columns: int, *, ahead: bool = False) -> Any:
     """The dot products of so many rows of a matrix with so many vectors: `tile(w, at, x, x_step, length, y, y_step)`.
 
     w, at      an array of weights, and where in it the first row begins; the rows lie `length` apart
+    ahead      whether to ask for the rows after these in the meantime. They lie one after the other, and a processor that
+               is to find out by itself falls behind: it gave bfloat16 7 GB/s for 9, int8 5 for 8, where a sum had 11 and 13
     x, x_step  a float32 array that begins with the vectors, and how far apart they lie; y, y_step likewise the results
     """
 
@@ -91,16 +110,29 @@ def _tile(num_rows: int, num_columns: int) -> Any:
             zero = ir.Constant(_VEC, None)
             sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(num_columns)] for _ in range(num_rows)]
             starts = [builder.add(at_value, builder.mul(length_value, ir.Constant(_I64, r))) for r in range(num_rows)]
+            skipped = builder.mul(length_value, ir.Constant(_I64, num_rows))
             columns = [builder.mul(x_step_value, ir.Constant(_I64, c)) for c in range(num_columns)]
-            with cgutils.for_range_slice(
-                builder, ir.Constant(_I64, 0), length_value, ir.Constant(_I64, LANES), intp=_I64
-            ) as (k, _):
-                xs = [_load(builder, data[1], builder.add(column, k)) for column in columns]
-                for r in range(num_rows):
-                    weights = _load(builder, data[0], builder.add(starts[r], k))
-                    for c in range(num_columns):
-                        total = _multiply_add(builder, weights, xs[c], builder.load(sums[r][c]))
-                        builder.store(total, sums[r][c])
+            unrolled = 4 if ahead else 1
+            whole = builder.mul(
+                builder.udiv(length_value, ir.Constant(_I64, unrolled * LANES)), ir.Constant(_I64, unrolled * LANES)
+            )
+            begin = ir.Constant(_I64, 0)
+            for count, end in ((unrolled, whole), (1, length_value)) if ahead else ((1, length_value),):
+                step = ir.Constant(_I64, count * LANES)
+                with cgutils.for_range_slice(builder, begin, end, step, intp=_I64) as (first, _):
+                    for u in range(count):
+                        k = builder.add(first, ir.Constant(_I64, u * LANES))
+                        xs = [_load(builder, data[1], builder.add(column, k)) for column in columns]
+                        for r in range(num_rows):
+                            weights = _load(builder, data[0], builder.add(starts[r], k))
+                            for c in range(num_columns):
+                                total = _multiply_add(builder, weights, xs[c], builder.load(sums[r][c]))
+                                builder.store(total, sums[r][c])
+                    for line in range(0, count * LANES if ahead else 0, _LINE // _size(data[0])):
+                        for r in range(num_rows):
+                            place = builder.add(builder.add(starts[r], skipped), first)
+                            _prefetch(builder, data[0], builder.add(place, ir.Constant(_I64, line)))
+                begin = whole
             for r in range(num_rows):
                 for c in range(num_columns):
                     place = builder.add(builder.mul(y_step_value, ir.Constant(_I64, c)), ir.Constant(_I64, r))
@@ -114,6 +146,7 @@ def _tile(num_rows: int, num_columns: int) -> Any:
 
 
 _tile_8x1 = _tile(8, 1)
+_tile_8x1_ahead = _tile(8, 1, ahead=True)
 _tile_4x1 = _tile(4, 1)
 _tile_4x2 = _tile(4, 2)
 _tile_4x3 = _tile(4, 3)
@@ -222,7 +255,7 @@ def _product_block(w_NK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, e
     n = begin
     if num_rows == 1:
         while n + 8 <= end:
-            _tile_8x1(w_NK, n * length, x_BK, x_step, length, y_BN[0, n:], y_step)
+            _tile_8x1_ahead(w_NK, n * length, x_BK, x_step, length, y_BN[0, n:], y_step)
             n += 8
     else:
         while n + 4 <= end:
