@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from aifactory.engine.load import require_no_code
+from aifactory.engine.packed import PackedLinear
 from aifactory.errors import ConfigError
 
 CONFIG_NAME = "adapter_config.json"
@@ -179,8 +180,8 @@ def _sizes(module: nn.Module | None) -> tuple[int, int] | None:
     """Columns and rows of a linear module's matrix."""
     if module is None:
         return None
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return int(module.in_features), int(module.out_features)
+    if isinstance(module, nn.Linear | PackedLinear):
+        return module.in_features, module.out_features
     weight = getattr(module, "weight", None)
     if hasattr(module, "nf") and isinstance(weight, Tensor):
         # transformers' Conv1D of GPT-2 has its matrix the other way round.

@@ -437,7 +437,7 @@ class TorchEngine:
 
 
 def _matrix_bytes(model: PreTrainedModel) -> int:
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[no-untyped-call]
     tied = head is not None and head.weight is embedding.weight
     looked_up = [] if tied else [id(embedding.weight)]
     return sum(parameter.nbytes for parameter in model.parameters() if id(parameter) not in looked_up)

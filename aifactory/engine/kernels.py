@@ -310,7 +310,7 @@ def _reduce(thread: int, num_threads: int, a_XLPK: Any, layer: int, x_BK: Any, a
 
 @numba.njit(cache=True, nogil=True)
 def _expand(
-    b_XLNR: Any, layer: int, t_BP: Any, adapter_B: Any, y_BN: Any, begin: int, end: int, second: int, third: int
+    b_XLNR: Any, layer: int, t_BP: Any, adapter_B: Any, y_BN: Any, begin: int, end: int, second: Any, third: Any
 ) -> None:
     """y += B t for columns [begin, end); those from `second` and from `third` on belong to the next parts of t."""
     change = np.empty(1, np.float32)

@@ -27,12 +27,12 @@ def test_quick_runs_without_ray_and_gives_every_key_of_the_docstring(name):
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert all(value > 0 for value in figures.values())
-    kinds = ("plain", "float32", "bfloat16", "int8") if name == "serve" else ("",)
+    kinds = ("plain", "float32", "bfloat16", "int8") if name == "serve" else ()
     counts = ("c1", "c4") if name == "serve" else ("b1", "b4")
     documented = (ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8").split('"""')[1]
     for figure in figures:
         pattern = figure
-        for kind in filter(None, kinds):
+        for kind in kinds if not figure.startswith("over_") else ():
             pattern = pattern.replace(kind, "KIND")
         for count in counts:
             pattern = (
