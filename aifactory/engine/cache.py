@@ -165,6 +165,10 @@ class SlotCache(Cache):
         self._set_plan(PrefillPlan(row=row, begin=begin, end=end, num_read=num_read))
         return positions_Q[None], mask_QL[None, None]
 
+    def touch(self, end: int) -> None:
+        """Tell that positions up to `end` are written by whoever needs neither plan nor mask."""
+        self._num_touched = max(self._num_touched, _round_up(end))
+
     def open_row(self, row: int, length: int) -> None:
         """Let a row of `length` written positions attend to them when it decodes."""
         self._mask_ST[row, :length] = 0.0
@@ -208,7 +212,7 @@ class SlotCache(Cache):
         for layer, keys_HTD, values_HTD in zip(self.slot_layers, *states_2LHTD, strict=True):
             _data(layer.keys)[row, :, begin:end] = keys_HTD
             _data(layer.values)[row, :, begin:end] = values_HTD
-        self._num_touched = max(self._num_touched, _round_up(end))
+        self.touch(end)
 
     @property
     def bytes_per_token(self) -> int:

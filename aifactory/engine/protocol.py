@@ -3,6 +3,7 @@
 What a request can ask for stands in `Sampling`. For a gateway:
 n          `n` answers come under one id, told apart by `Delta.index`; each ends with a reason of its own.
 logprobs   come as `TokenScore`, one for each of `Delta.token_ids`: ids and nats; the tokens' texts are the tokenizer's.
+deltas     that belong to one index may be joined by `Delta.then`.
 pooling    asks for the text's embedding in place of an answer: one delta, with `Delta.embedding`.
 adapter    is a name that the engine knows; requests with and without one share a batch.
 echo       puts the prompt's text before each answer's and, with logprobs, `Delta.prompt_scores` on its first delta.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from aifactory.errors import BadRequestError
@@ -227,6 +228,16 @@ class Delta:
     """With echo and logprobs, on the first delta of an answer: one for each of the prompt's tokens."""
     embedding: tuple[float, ...] = ()
     """With pooling, on the only delta, whose reason is "stop": one number for each hidden unit, fp32, not normalised."""
+
+    def then(self, following: Delta) -> Delta:
+        """This and the next one of the same answer as one, for a reader who is behind."""
+        return replace(
+            following,
+            text=self.text + following.text,
+            token_ids=self.token_ids + following.token_ids,
+            scores=self.scores + following.scores,
+            prompt_scores=self.prompt_scores + following.prompt_scores,
+        )
 
 
 OnDelta = Callable[[Delta], None]

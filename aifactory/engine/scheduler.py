@@ -203,15 +203,10 @@ class Scheduler:
         """Read the tokens [begin, end) of a prompt; after the last of them, the first token of the answer, if any."""
         request = slot.answer.request
         ids_1Q = torch.tensor([request.prompt_ids[begin:end]], device=self._device)
-        positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
         if request.pooling is not None:
-            self._pool(slot, ids_1Q, positions_1Q, mask_11QL)
+            self._pool(slot, ids_1Q, begin, end)
             return None
-        last_only = not slot.answer.scores_prompt
-        if self._compiled is not None:
-            logits_QV = self._compiled.prefill(ids_1Q, slot.row, begin, last_only=last_only, adapter=slot.adapter)
-        else:
-            logits_QV = self._forward([slot], ids_1Q, positions_1Q, mask_11QL, last_only=last_only)[0]
+        logits_QV = self._read(slot, ids_1Q, begin, end, last_only=not slot.answer.scores_prompt)
         if slot.answer.scores_prompt:
             if begin == 0:
                 slot.prompt_scores.append(TokenScore(token_id=request.prompt_ids[0], logprob=None))
@@ -224,23 +219,30 @@ class Scheduler:
         _, (token_id,), (score,) = choice.choose(logits_QV[-1:])
         return token_id, score
 
-    def _pool(self, slot: _Slot, ids_1Q: Tensor, positions_1Q: Tensor, mask_11QL: Tensor) -> None:
+    def _read(self, slot: _Slot, ids_1Q: Tensor, begin: int, end: int, *, last_only: bool) -> Tensor:
+        """Logits (Q, V) after the tokens [begin, end) of a prompt; of the last at least."""
         if self._compiled is not None:
-            hidden_QH = self._compiled.hidden(ids_1Q, slot.row, slot.length, adapter=slot.adapter)
+            self._cache.touch(end)
+            return self._compiled.prefill(ids_1Q, slot.row, begin, last_only=last_only, adapter=slot.adapter)
+        positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
+        return self._forward([slot], ids_1Q, positions_1Q, mask_11QL, last_only=last_only)[0]
+
+    def _pool(self, slot: _Slot, ids_1Q: Tensor, begin: int, end: int) -> None:
+        if self._compiled is not None:
+            self._cache.touch(end)
+            hidden_QH = self._compiled.hidden(ids_1Q, slot.row, begin, adapter=slot.adapter)
         else:
+            positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
             self._hooks.use([self._adapter_of(slot)])
             # The model without its head.
-            hidden_QH = (
-                self._model.base_model(
-                    input_ids=ids_1Q,
-                    position_ids=positions_1Q,
-                    attention_mask=mask_11QL,
-                    past_key_values=self._cache,
-                    use_cache=True,
-                )
-                .last_hidden_state[0]
-                .float()
+            output = self._model.base_model(
+                input_ids=ids_1Q,
+                position_ids=positions_1Q,
+                attention_mask=mask_11QL,
+                past_key_values=self._cache,
+                use_cache=True,
             )
+            hidden_QH = output.last_hidden_state[0].float()
         if slot.answer.request.pooling == "last":
             slot.pooled_H = hidden_QH[-1]
             return
@@ -282,14 +284,14 @@ class Scheduler:
                 self._choice = self._gather()
             assert self._ids_B1 is not None and self._positions_B is not None
             longest = 1 + max([slot.length for slot in self._decoding])
-            mask_B11L = self._cache.plan_decode(self._positions_B, longest=longest)
             if self._compiled is not None:
-                logits_BV = self._compiled.step(
-                    self._ids_B1, self._positions_B, [slot.adapter for slot in self._decoding]
-                )
+                self._cache.touch(longest)
+                adapters = [slot.adapter for slot in self._decoding]
+                logits_BV = self._compiled.step(self._ids_B1, self._positions_B, adapters)
             elif self._rows_alone:
                 logits_BV = torch.cat([self._forward_alone(slot) for slot in self._decoding])
             else:
+                mask_B11L = self._cache.plan_decode(self._positions_B, longest=longest)
                 logits_BV = self._forward(self._decoding, self._ids_B1, self._positions_B[:, None], mask_B11L)[:, -1]
             ids_B, token_ids, scores = self._choice.choose(logits_BV)
         except Exception as error:
