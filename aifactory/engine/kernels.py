@@ -1,14 +1,15 @@
 """Kernels: a Llama-like model's forward as one compiled function that several threads run side by side.
 
 Why      At batch 1 a step reads every weight once and does little else: it should take as long as reading them. torch's own
-         matrix-vector product moves a third of what memory gives, and a few hundred small operations cost as much again.
+         matrix-vector product moves a third of what memory gives, and the many small operations between products add to it.
 Threads  Every thread calls `forward` with its number; each takes its part of the rows of every matrix and waits for the
          others at barriers. A thread that waits for long gives its processor away, so that a busy machine costs little.
 Order    Element k of a dot product is added in lane k % LANES, by ascending k, and the lanes by a fixed tree, whatever the
          batch and the number of threads: a row's bits depend on its own tokens and its own cache alone.
-Weights  float32; bfloat16, read as uint16; int8 with a scale for each row of the matrix. All sums are in float32.
+Weights  float32; bfloat16, read as int16; int8 with a scale for each row of the matrix. All sums are in float32.
 
-Import this module where it is needed: numba takes its time.
+Import this module where it is needed: numba takes its time. It is one file because numba keeps what it compiled until the file of a
+function changes: were the tiles elsewhere, a change of theirs would go unnoticed.
 
 Legend   B tokens of a step, O of them with logits, L layers, H hidden, N rows and K columns of a matrix, D head dim, A heads, G heads_kv, I inner
          width of the MLP, V vocabulary, S slots and T positions of the cache, X adapters.
