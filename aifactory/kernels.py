@@ -1,7 +1,7 @@
-"""Kernels: `python -m aifactory.kernels` compiles the data plane's kernels, so that nobody's first run waits for it.
+"""Kernels: `python -m aifactory.kernels` compiles the kernels of data plane and engine, so that nobody's first run waits for it.
 
 numba compiles a kernel for the types and the processor that it first meets, and keeps it beside its source (or in
-NUMBA_CACHE_DIR). That takes about 40 s of one core for all of them, once. `make` does it as a part of the installation; without
+NUMBA_CACHE_DIR). That takes about a minute of one core for all of them, once. `make` does it as a part of the installation; without
 it the first run does, bit by bit.
 """
 
@@ -34,7 +34,7 @@ _TEXT = (
 
 
 def compile_kernels() -> float:
-    """Compile what is not compiled yet, by making a small corpus and tokenizing it; the seconds that it took."""
+    """Compile what is not compiled yet, by making a small corpus, tokenizing it and starting an engine; the seconds taken."""
     from aifactory.config import Config
     from aifactory.factory import Factory
 
@@ -54,7 +54,30 @@ def compile_kernels() -> float:
         with Factory(Config.model_validate(config)) as factory:
             factory.tokenize()
             factory.trace(text=f"{_TEXT} {_TEXT}")
+    _start_engine()
     return time.perf_counter() - started
+
+
+def _start_engine() -> None:
+    """For weights in float32, in which releases are served; other kinds are compiled when they are first asked for."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from aifactory.engine.engine import TorchEngine
+    from aifactory.text.tokenizer import END_OF_TEXT, TextTokenizer
+
+    tokenizer = Tokenizer(models.BPE({END_OF_TEXT: 0, "a": 1}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    config = LlamaConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=16,
+        max_position_embeddings=16,
+    )
+    model = LlamaForCausalLM(config)
+    TorchEngine(model, TextTokenizer(tokenizer.to_str().encode()), compiled=True, num_slots=1).close(0.0)
 
 
 def _write_rows(file: Path) -> None:

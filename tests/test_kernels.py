@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from numba.core.dispatcher import Dispatcher
 
+import aifactory.engine
 import aifactory.ingest
 import aifactory.tokens
 
@@ -19,7 +20,7 @@ import aifactory.tokens
 def _kernels() -> set[str]:
     """All kernels, as numba names what it keeps of them."""
     found = set()
-    for room in (aifactory.ingest, aifactory.tokens):
+    for room in (aifactory.engine, aifactory.ingest, aifactory.tokens):
         for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
             for value in vars(importlib.import_module(module.name)).values():
                 if isinstance(value, Dispatcher):

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from aifactory.engine.protocol import Delta, FinishReason, GenerationRequest, OnDelta
+from aifactory.engine.protocol import Delta, FinishReason, GenerationRequest, OnDelta, TokenScore
 from aifactory.text.tokenizer import IncrementalDecoder, TextTokenizer
+
+if TYPE_CHECKING:
+    from aifactory.engine.grammar import Matcher
 
 _log = logging.getLogger(__name__)
 
@@ -56,39 +61,79 @@ class StopFilter:
 
 
 class Answer:
-    """One request on its way: from acceptance to the delta with a finish reason."""
+    """One of a request's answers on its way: from acceptance to the delta with a finish reason."""
 
     def __init__(
-        self, request: GenerationRequest, on_delta: OnDelta, tokenizer: TextTokenizer, eos_ids: Collection[int]
+        self,
+        request: GenerationRequest,
+        on_delta: OnDelta,
+        tokenizer: TextTokenizer,
+        eos_ids: Collection[int],
+        *,
+        index: int = 0,
+        matcher: Matcher | None = None,
     ) -> None:
         self.request = request
-        self.num_tokens = 0
+        self.index = index
+        self.matcher = matcher
+        """Where it stands in its grammar, if it has one."""
+        self.token_ids: list[int] = []
         """Tokens sampled so far."""
         self.cancelled = False
         """Set from any thread; the engine's thread ends the answer when it next looks."""
         self.finished = False
         self._on_delta = on_delta
-        self._eos_ids = eos_ids
-        self._decoder = IncrementalDecoder(tokenizer, continues=True)
+        self._end_ids = {*eos_ids, *request.sampling.stop_token_ids}
+        self._decoder = IncrementalDecoder(tokenizer, continues=not request.sampling.echo)
         self._stop = StopFilter(request.sampling.stop)
         self._pending_ids: list[int] = []
+        self._pending_scores: list[TokenScore] = []
+        self._prompt_scores: tuple[TokenScore, ...] = ()
 
-    def push(self, token_id: int) -> Delta | None:
+    def push(self, token_id: int, score: TokenScore | None = None) -> Delta | None:
         """Take the next token; returns what it adds, None while that is held back."""
-        self.num_tokens += 1
+        echoed = self._echo()
+        self.token_ids.append(token_id)
         self._pending_ids.append(token_id)
-        ended = token_id in self._eos_ids
-        text = "" if ended else self._stop.feed(self._decoder.feed(token_id))
+        if score is not None:
+            self._pending_scores.append(score)
+        ended = is_end = token_id in self._end_ids
+        if self.matcher is not None and not is_end:
+            error = self.matcher.take(token_id)
+            if error is not None:
+                return self._delta(self._rest(), "error", error)
+            ended = self.matcher.is_complete
+        text = echoed + ("" if is_end else self._stop.feed(self._decoder.feed(token_id)))
         if self._stop.found:
             return self._delta(text, "stop")
-        if ended or self.num_tokens == self.request.sampling.max_tokens:
+        if ended or len(self.token_ids) == self.request.sampling.max_tokens:
             text += self._rest()
             return self._delta(text, "stop" if ended or self._stop.found else "length")
         return self._delta(text) if text else None
 
+    def embed(self, embedding: tuple[float, ...]) -> Delta:
+        """The only delta of a request with pooling."""
+        return replace(self._delta("", "stop"), embedding=embedding)
+
+    @property
+    def reads_whole_prompt(self) -> bool:
+        """Whether something is wanted of each token of the prompt, so that none of them may be skipped."""
+        return self.scores_prompt or self.request.pooling is not None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the log-probabilities of the prompt's tokens are wanted."""
+        return (
+            self.request.pooling is None and self.request.sampling.echo and self.request.sampling.logprobs is not None
+        )
+
+    def take_prompt_scores(self, scores: tuple[TokenScore, ...]) -> None:
+        """Keep what the prompt's tokens scored for the first delta."""
+        self._prompt_scores = scores
+
     def end(self, reason: FinishReason, error: str | None = None) -> Delta:
-        """The last delta of an answer that ends from outside: cancelled, or failed."""
-        return self._delta(self._rest(), reason, error)
+        """The last delta of an answer that ends from outside: cancelled, failed, or nothing but its prompt."""
+        return self._delta((self._echo() if reason == "length" else "") + self._rest(), reason, error)
 
     def deliver(self, delta: Delta) -> None:
         """Hand a delta over. A callback that raises is called no more, and its request is cancelled."""
@@ -99,14 +144,30 @@ class Answer:
             self._on_delta = _ignore
             self.cancelled = True
 
+    def _echo(self) -> str:
+        """The prompt's text before the first token; a character that it only begins is ended by the answer."""
+        if not self.request.sampling.echo or self.token_ids:
+            return ""
+        return "".join([self._decoder.feed(token_id) for token_id in self.request.prompt_ids])
+
     def _rest(self) -> str:
         text = self._stop.feed(self._decoder.flush())
         return text + self._stop.flush()
 
     def _delta(self, text: str, reason: FinishReason | None = None, error: str | None = None) -> Delta:
         token_ids, self._pending_ids = tuple(self._pending_ids), []
+        scores, self._pending_scores = tuple(self._pending_scores), []
+        prompt_scores, self._prompt_scores = self._prompt_scores, ()
         self.finished = reason is not None
-        return Delta(text=text, token_ids=token_ids, finish_reason=reason, error=error)
+        return Delta(
+            text=text,
+            token_ids=token_ids,
+            finish_reason=reason,
+            error=error,
+            index=self.index,
+            scores=scores,
+            prompt_scores=prompt_scores,
+        )
 
 
 def _ignore(delta: Delta) -> None:

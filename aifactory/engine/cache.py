@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.num_slots = num_slots
         self.num_positions = num_positions
         self.plan: DecodePlan | PrefillPlan | None = None
+        self._maps: list[mmap.mmap] = []
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for states of shape (B, H, Q, D)."""
@@ -103,9 +105,21 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         shape = (self.num_slots, states.shape[1], self.num_positions, states.shape[3])
         if states.device.type != "cpu":
             return torch.zeros(shape, dtype=states.dtype, device=states.device)
-        # calloc: the system commits a page when it is first written, so a long context costs nothing until it is used.
-        # torch.zeros would touch all of it.
-        return torch.from_numpy(np.zeros(math.prod(shape) * states.itemsize, np.uint8)).view(states.dtype).view(shape)
+        # The system commits a page when it is first written, so a long context costs nothing until it is used, and takes
+        # it back when it is told to. torch.zeros would touch all of it.
+        self._maps.append(
+            mmap.mmap(-1, math.prod(shape) * states.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        )
+        return torch.from_numpy(np.frombuffer(self._maps[-1], np.uint8)).view(states.dtype).view(shape)
+
+    def release(self, row: int) -> None:
+        """Give the memory of a row back to the system; it reads as zeros then. Nothing happens on a device."""
+        for area in self._maps:
+            size = len(area) // self.num_slots
+            begin, end = row * size, (row + 1) * size
+            begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+            if begin < end and hasattr(area, "madvise"):
+                area.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 class SlotCache(Cache):
@@ -151,6 +165,10 @@ class SlotCache(Cache):
         self._set_plan(PrefillPlan(row=row, begin=begin, end=end, num_read=num_read))
         return positions_Q[None], mask_QL[None, None]
 
+    def touch(self, end: int) -> None:
+        """Tell that positions up to `end` are written by whoever needs neither plan nor mask."""
+        self._num_touched = max(self._num_touched, _round_up(end))
+
     def open_row(self, row: int, length: int) -> None:
         """Let a row of `length` written positions attend to them when it decodes."""
         self._mask_ST[row, :length] = 0.0
@@ -174,10 +192,47 @@ class SlotCache(Cache):
                     layer.keys[row, :, : self._num_touched].zero_()
                     layer.values[row, :, : self._num_touched].zero_()
 
+    def release(self, row: int) -> None:
+        """Give back what a row's positions took of the memory; on a CPU only, where it was taken page by page."""
+        for layer in self.slot_layers:
+            layer.release(row)
+
+    def read_states(self, row: int, begin: int, end: int) -> Tensor:
+        """A copy of the keys and values at [begin, end) of a row, (2, L, H, end - begin, D)."""
+        return torch.stack(
+            [
+                torch.stack([_data(states)[row, :, begin:end] for states in kind])
+                for kind in zip(*((layer.keys, layer.values) for layer in self.slot_layers), strict=True)
+            ]
+        )
+
+    def write_states(self, row: int, begin: int, states_2LHTD: Tensor) -> None:
+        """Put what `read_states` gave into a row, from `begin` on."""
+        end = begin + states_2LHTD.shape[3]
+        for layer, keys_HTD, values_HTD in zip(self.slot_layers, *states_2LHTD, strict=True):
+            _data(layer.keys)[row, :, begin:end] = keys_HTD
+            _data(layer.values)[row, :, begin:end] = values_HTD
+        self.touch(end)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What the keys and values of one token take, over all layers."""
+        states = [_data(states) for layer in self.slot_layers for states in (layer.keys, layer.values)]
+        return sum(state.nbytes for state in states) // (self.num_slots * self.num_positions)
+
+    def addresses(self) -> list[tuple[int, int]]:
+        """Where each layer's keys and values begin, for kernels that read them in place. They stay there."""
+        return [(_data(layer.keys).data_ptr(), _data(layer.values).data_ptr()) for layer in self.slot_layers]
+
     def _set_plan(self, plan: DecodePlan | PrefillPlan) -> None:
         self._num_touched = max(self._num_touched, plan.num_read)
         for layer in self.slot_layers:
             layer.plan = plan
+
+
+def _data(states: Tensor | None) -> Tensor:
+    assert states is not None, "a cache before its first forward"
+    return states
 
 
 def require_full_attention(model: PreTrainedModel) -> None:

@@ -11,19 +11,29 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 
+from aifactory.engine.adapters import Adapter, load_adapter
 from aifactory.engine.answer import Answer
 from aifactory.engine.cache import SlotCache, require_full_attention
+from aifactory.engine.compiled import CompiledForward
 from aifactory.engine.load import load_model, read_context_length, read_eos_ids
-from aifactory.engine.parity import check_cached_forward
-from aifactory.engine.protocol import GenerationRequest, OnDelta
+from aifactory.engine.packed import WeightKind, pack_model, why_not_packed
+from aifactory.engine.parity import check_cached_forward, check_packed, plain_logits
+from aifactory.engine.protocol import CacheUse, GenerationRequest, OnDelta
 from aifactory.engine.scheduler import Scheduler
+from aifactory.engine.team import ThreadTeam
 from aifactory.errors import BadRequestError, CapacityError, ConfigError, TokenizerMismatchError
 from aifactory.text.tokenizer import TextTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from aifactory.engine.grammar import Grammars, Matcher
 
 _log = logging.getLogger(__name__)
 
@@ -42,25 +52,49 @@ class TorchEngine:
         device: str = "cpu",
         num_threads: int | None = None,
         context_length: int | None = None,
+        cache_tokens: int | None = None,
+        prefix_tokens: int | None = None,
+        batch_invariant: bool = False,
+        adapters: Mapping[str, Path] | None = None,
+        compiled: bool | None = None,
+        weights: WeightKind | None = None,
     ) -> None:
         """Check the model, allocate the cache, start the thread. The model belongs to the engine from here on.
 
         num_slots       requests that decode at once; each has a row of `context_length` in the cache
-        max_queued      requests that wait for a slot; one more raises CapacityError
+        max_queued      answers that wait for a slot; one more raises CapacityError
         prefill_chunk   most prompt tokens between two tokens of the others
         num_threads     torch threads of the worker; None leaves the process's setting. One per CPU of the replica:
                         more of them on a shared machine cost a factor.
         context_length  None: the model's own
+        cache_tokens    most tokens of all slots together, prompts and longest answers; what does not fit beside the
+                        others waits, and on a CPU rows give their memory back. None: num_slots times context_length.
+        prefix_tokens   tokens of former prompts and answers that are kept for those that begin alike, 0 for none.
+                        None: a quarter of cache_tokens.
+        batch_invariant whether an answer must have the same bits whatever else is in the batch. With the kernels it has them
+                        anyway, at no cost. Without, each row is then computed by itself, and no beginning is reused: a
+                        step of B rows takes as long as B steps of one.
+        adapters        folders of low-rank adapters in peft's form, by the names that requests choose them by
+        compiled        whether the engine's own kernels compute the model (`why_not_packed` says which ones they can);
+                        its weights are then laid out anew, in place. None: wherever they can. They are compiled once on
+                        a machine, which takes ten seconds or so.
+        weights         with the kernels: what weights are kept and read as. None: as the model has them.
         Raises          ConfigError, ParityError if this engine can't serve the architecture; TokenizerMismatchError.
         """
-        for name, value in (("num_slots", num_slots), ("max_queued", max_queued), ("prefill_chunk", prefill_chunk)):
-            if value < 1:
-                raise ConfigError(f"Expected {name} of at least 1, found {value}.")
+        for name, value, least in (
+            ("num_slots", num_slots, 1),
+            ("max_queued", max_queued, 1),
+            ("prefill_chunk", prefill_chunk, 1),
+            ("cache_tokens", cache_tokens, 2),
+            ("prefix_tokens", prefix_tokens, 0),
+        ):
+            if value is not None and value < least:
+                raise ConfigError(f"Expected {name} of at least {least}, found {value}.")
         require_full_attention(model)
-        self._context_length = read_context_length(model.config, context_length)
+        self._context_length = context_length = read_context_length(model.config, context_length)
         embedding = model.get_input_embeddings().weight
         assert isinstance(embedding, torch.Tensor)
-        self._vocab_size: int = embedding.shape[0]
+        self._vocab_size = vocab_size = embedding.shape[0]
         if tokenizer.vocab_size > self._vocab_size:
             raise TokenizerMismatchError(
                 f"Expected a tokenizer of at most {self._vocab_size} tokens, the rows of the model's embedding, found "
@@ -68,27 +102,76 @@ class TorchEngine:
             )
         self._tokenizer = tokenizer
         self._eos_ids = read_eos_ids(model) | {tokenizer.eos_id}
+        # Built for the first request that has one.
+        self._grammars: Grammars | None = None
+        self._grammars_lock = threading.Lock()
         self._max_queued = max_queued
         self._num_threads = num_threads
 
         model = model.to(torch.device(device)).eval()  # type: ignore[arg-type]
-        cache = SlotCache(
-            num_layers=model.config.get_text_config(decoder=True).num_hidden_layers,
-            num_slots=num_slots,
-            context_length=self._context_length,
-            dtype=model.dtype,
-            device=device,
-        )
-        with torch.inference_mode():
-            check_cached_forward(model, cache, vocab_size=self._vocab_size, context_length=self._context_length)
+        kind = _kind_of_weights(model, compiled, weights)
+        self._team = ThreadTeam(num_threads or torch.get_num_threads()) if kind is not None else None
+        try:
+            with torch.inference_mode():
+                packed = None
+                if self._team is not None and kind is not None:
+                    before_V = plain_logits(model, vocab_size=vocab_size, context_length=context_length)
+                    packed = pack_model(model, kind, self._team)
+                    check_packed(model, before_V, kind, context_length=context_length)
+                cache = SlotCache(
+                    num_layers=model.config.get_text_config(decoder=True).num_hidden_layers,
+                    num_slots=num_slots,
+                    context_length=context_length,
+                    dtype=model.dtype,
+                    device=device,
+                )
+                check_cached_forward(model, cache, vocab_size=vocab_size, context_length=context_length)
+                forward = None
+                if self._team is not None and packed is not None:
+                    forward = CompiledForward(model, packed, cache, self._team)
+                    check_cached_forward(
+                        model, cache, vocab_size=vocab_size, context_length=context_length, compiled=forward
+                    )
+        except BaseException:
+            if self._team is not None:
+                self._team.close()
+            raise
+        self._cache_tokens = num_slots * context_length if cache_tokens is None else cache_tokens
+        self._prefix_tokens = self._cache_tokens // 4 if prefix_tokens is None else prefix_tokens
+        if batch_invariant and forward is None:
+            self._prefix_tokens = 0
+        # Of a model with tied weights the embedding is the head; else its rows are looked up one by one.
+        self._weight_bytes = packed.num_bytes if packed is not None else _matrix_bytes(model)
+        self._bytes_per_token = cache.bytes_per_token
         self._scheduler: Scheduler | None = Scheduler(
-            model, cache, prefill_chunk=prefill_chunk, device=device, on_finished=self._forget
+            model,
+            cache,
+            vocab_size=vocab_size,
+            prefill_chunk=prefill_chunk,
+            device=device,
+            on_finished=self._forget,
+            cache_tokens=self._cache_tokens,
+            prefix_tokens=self._prefix_tokens,
+            batch_invariant=batch_invariant,
+            compiled=forward,
         )
+
+        self._model: PreTrainedModel | None = model
+        self._adapter_names: set[str] = set()
+        self._new_adapters: deque[tuple[Adapter, Future[None]]] = deque()
+        try:
+            for name, folder in (adapters or {}).items():
+                self._scheduler.add_adapter(load_adapter(name, folder, model))
+                self._adapter_names.add(name)
+        except BaseException:
+            if self._team is not None:
+                self._team.close()
+            raise
 
         # Guards everything below; notified when there is work, when a request ends, and at close.
         self._changed = threading.Condition()
         self._waiting: deque[Answer] = deque()
-        self._unfinished: dict[str, Answer] = {}
+        self._unfinished: dict[str, list[Answer]] = {}
         self._cancels_waiting = False
         self._closing = False
         self._stopping = False
@@ -107,6 +190,12 @@ class TorchEngine:
         prefill_chunk: int = 256,
         num_threads: int | None = None,
         context_length: int | None = None,
+        cache_tokens: int | None = None,
+        prefix_tokens: int | None = None,
+        batch_invariant: bool = False,
+        adapters: Mapping[str, Path] | None = None,
+        compiled: bool | None = None,
+        weights: WeightKind | None = None,
     ) -> TorchEngine:
         """The engine of a model folder with its tokenizer.
 
@@ -121,6 +210,12 @@ class TorchEngine:
             device=device,
             num_threads=num_threads,
             context_length=context_length,
+            cache_tokens=cache_tokens,
+            prefix_tokens=prefix_tokens,
+            batch_invariant=batch_invariant,
+            adapters=adapters,
+            compiled=compiled,
+            weights=weights,
         )
 
     @property
@@ -134,28 +229,81 @@ class TorchEngine:
         with self._changed:
             return len(self._unfinished)
 
+    @property
+    def cache_use(self) -> CacheUse:
+        """What the memory for keys and values holds; of an engine that has stopped, nothing."""
+        scheduler = self._scheduler
+        return CacheUse(
+            num_reserved=scheduler.num_reserved if scheduler else 0,
+            num_used=scheduler.num_used if scheduler else 0,
+            max_tokens=self._cache_tokens,
+            num_kept=scheduler.prefixes.num_tokens if scheduler else 0,
+            max_kept=self._prefix_tokens,
+            num_reused=scheduler.prefixes.num_reused if scheduler else 0,
+            bytes_per_token=self._bytes_per_token,
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """What a decode step reads of the weights, however many requests share it; bytes."""
+        return self._weight_bytes
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """The names of adapters that a request may choose."""
+        return frozenset(self._adapter_names)
+
+    def add_adapter(self, name: str, folder: Path) -> None:
+        """Load an adapter beside the others, while requests go on; it is there when this returns.
+
+        Not from a callback. Raises  UnsafeModelError, ConfigError, CapacityError if the engine is closing.
+        """
+        model = self._model
+        if name in self._adapter_names:
+            raise ConfigError(f"Expected a name of no adapter, found {name!r} in use. Choose another one.")
+        if model is None:
+            raise CapacityError("The engine is closing and takes no adapter.")
+        adapter, added = load_adapter(name, folder, model), Future[None]()
+        with self._changed:
+            if self._closing:
+                raise CapacityError("The engine is closing and takes no adapter.")
+            self._new_adapters.append((adapter, added))
+            self._changed.notify_all()
+        added.result()
+
     def submit(self, request: GenerationRequest, on_delta: OnDelta) -> None:
         """Accept a request and return; see `Engine.submit`."""
         self._check(request)
-        answer = Answer(request, on_delta, self._tokenizer, self._eos_ids)
+        matcher = self._compile_grammar(request)
+        answers = [
+            Answer(
+                request,
+                on_delta,
+                self._tokenizer,
+                self._eos_ids,
+                index=index,
+                matcher=matcher.copy() if matcher is not None else None,
+            )
+            for index in range(request.num_answers)
+        ]
         with self._changed:
             if self._closing:
                 raise CapacityError("The engine is closing and accepts no more requests. Send it again.")
             if request.id in self._unfinished:
                 raise BadRequestError(f"Expected an id not in use, found {request.id!r} in flight.", field="id")
-            if len(self._waiting) >= self._max_queued:
+            if len(self._waiting) + len(answers) > self._max_queued:
                 raise CapacityError(
-                    f"Expected fewer than {self._max_queued} waiting requests, found the queue full. Send it again later."
+                    f"Expected room for {len(answers)} in the queue of {self._max_queued} answers, found "
+                    f"{len(self._waiting)} waiting. Send it again later."
                 )
-            self._unfinished[request.id] = answer
-            self._waiting.append(answer)
+            self._unfinished[request.id] = answers
+            self._waiting.extend(answers)
             self._changed.notify_all()
 
     def cancel(self, request_id: str) -> None:
         """End a request soon; see `Engine.cancel`."""
         with self._changed:
-            answer = self._unfinished.get(request_id)
-            if answer is not None:
+            for answer in self._unfinished.get(request_id, ()):
                 answer.cancelled = True
                 self._cancels_waiting = True
                 self._changed.notify_all()
@@ -167,8 +315,9 @@ class TorchEngine:
             self._closing = True
             if not is_worker:
                 self._changed.wait_for(lambda: not self._unfinished, timeout=max(drain_timeout_s, 0.0))
-            for answer in self._unfinished.values():
-                answer.cancelled = True
+            for answers in self._unfinished.values():
+                for answer in answers:
+                    answer.cancelled = True
             self._cancels_waiting = True
             self._stopping = True
             self._changed.notify_all()
@@ -176,8 +325,19 @@ class TorchEngine:
         if not is_worker:
             self._thread.join()
 
+    def _compile_grammar(self, request: GenerationRequest) -> Matcher | None:
+        if request.sampling.grammar is None or request.pooling is not None:
+            return None
+        with self._grammars_lock:
+            if self._grammars is None:
+                from aifactory.engine.grammar import Grammars
+
+                self._grammars = Grammars(self._tokenizer, vocab_size=self._vocab_size, eos_ids=self._eos_ids)
+        return self._grammars.compile(request.sampling.grammar)
+
     def _check(self, request: GenerationRequest) -> None:
-        num_prompt, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
+        num_prompt = len(request.prompt_ids)
+        max_tokens = request.num_tokens - num_prompt
         if num_prompt == 0:
             raise BadRequestError("Expected a prompt of at least one token, found none.", field="prompt_ids")
         if num_prompt + max_tokens > self._context_length:
@@ -187,6 +347,30 @@ class TorchEngine:
                 # A prompt that leaves no room for a single token is itself at fault.
                 field="prompt_ids" if num_prompt >= self._context_length else "max_tokens",
             )
+        if request.adapter is not None and request.adapter not in self._adapter_names:
+            raise BadRequestError(
+                f"Expected an adapter of {', '.join(sorted(self._adapter_names)) or 'none'}, found {request.adapter!r}.",
+                field="adapter",
+            )
+        if num_prompt + max_tokens > self._cache_tokens:
+            raise BadRequestError(
+                f"Expected prompt and max_tokens within the {self._cache_tokens} tokens of the whole cache, found "
+                f"{num_prompt} + {max_tokens} = {num_prompt + max_tokens}. Shorten the prompt or lower max_tokens.",
+                field="prompt_ids" if num_prompt >= self._cache_tokens else "max_tokens",
+            )
+        if request.num_answers > self._max_queued:
+            raise BadRequestError(
+                f"Expected n of at most {self._max_queued}, the answers that may wait, found {request.sampling.n}.",
+                field="n",
+            )
+        for field, ids in (
+            ("logit_bias", request.sampling.logit_bias),
+            ("stop_token_ids", request.sampling.stop_token_ids),
+        ):
+            if ids and max(ids) >= self._vocab_size:
+                raise BadRequestError(
+                    f"Expected token ids from 0 to {self._vocab_size - 1} in {field}, found {max(ids)}.", field=field
+                )
         if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self._vocab_size:
             raise BadRequestError(
                 f"Expected token ids from 0 to {self._vocab_size - 1}, found {min(request.prompt_ids)} to "
@@ -208,13 +392,17 @@ class TorchEngine:
                     _log.exception("step failed")
                     scheduler.fail_all(f"{type(error).__name__}: {error}")
         # The cache and, unless its owner keeps it, the model go with the scheduler.
-        self._scheduler = None
+        self._scheduler = self._model = None
+        for _, added in self._new_adapters:
+            added.set_exception(CapacityError("The engine is closing and takes no adapter."))
+        if self._team is not None:
+            self._team.close()
 
     def _admit(self, scheduler: Scheduler) -> bool:
         """Wait for work and put waiting requests into free slots; False when the engine has stopped."""
         cancelled: list[Answer] = []
         with self._changed:
-            while scheduler.is_idle and not self._waiting:
+            while scheduler.is_idle and not self._waiting and not self._new_adapters:
                 if self._stopping:
                     return False
                 self._changed.wait()
@@ -222,9 +410,18 @@ class TorchEngine:
                 self._cancels_waiting = False
                 cancelled = [answer for answer in self._waiting if answer.cancelled]
                 self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
-            for _ in range(min(scheduler.num_free_slots, len(self._waiting))):
+            # In their order: a large one that waits for room is not overtaken for ever.
+            while self._waiting and scheduler.has_room_for(self._waiting[0]):
                 scheduler.add(self._waiting.popleft())
+            new_adapters, self._new_adapters = self._new_adapters, deque()
         # Outside the lock: a callback may submit.
+        for adapter, added in new_adapters:
+            try:
+                scheduler.add_adapter(adapter)
+                self._adapter_names.add(adapter.name)
+                added.set_result(None)
+            except ConfigError as error:
+                added.set_exception(error)
         for answer in cancelled:
             self._forget(answer)
             answer.deliver(answer.end("cancelled"))
@@ -232,5 +429,30 @@ class TorchEngine:
 
     def _forget(self, answer: Answer) -> None:
         with self._changed:
-            self._unfinished.pop(answer.request.id, None)
+            answers = self._unfinished[answer.request.id]
+            answers.remove(answer)
+            if not answers:
+                del self._unfinished[answer.request.id]
             self._changed.notify_all()
+
+
+def _matrix_bytes(model: PreTrainedModel) -> int:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[no-untyped-call]
+    tied = head is not None and head.weight is embedding.weight
+    looked_up = [] if tied else [id(embedding.weight)]
+    return sum(parameter.nbytes for parameter in model.parameters() if id(parameter) not in looked_up)
+
+
+def _kind_of_weights(model: PreTrainedModel, compiled: bool | None, weights: WeightKind | None) -> WeightKind | None:
+    """What the kernels keep the weights as; None where the model's own forward is to compute everything."""
+    if compiled is False and weights is not None:
+        raise ConfigError(f"Expected weights only with the compiled kernels, found {weights!r} and compiled off.")
+    reason = why_not_packed(model)
+    if reason is not None and (compiled or weights is not None):
+        raise ConfigError(
+            f"Expected a model for the compiled kernels, found that {reason}. Leave `compiled` and `weights` out."
+        )
+    if compiled is False or reason is not None:
+        return None
+    own: dict[torch.dtype, WeightKind] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+    return weights or own.get(model.dtype, "float32")

@@ -26,13 +26,7 @@ def require_safe_folder(folder: Path) -> None:
         raise ConfigError(
             f"Expected a Hugging Face model folder with a config.json, found none in {folder}. Check the path."
         )
-    for path in sorted(folder.rglob("*")):
-        name = path.name.lower()
-        if any(fnmatch(name, pattern) for pattern in _CAN_RUN_CODE):
-            raise UnsafeModelError(
-                f"Expected weights as safetensors only, found {path}, a format that can run code when it is loaded. "
-                "Convert it to safetensors, or remove it if it isn't needed."
-            )
+    require_no_code(folder)
     if (folder / "adapter_config.json").exists():
         # transformers would then load another model, named in that file.
         raise UnsafeModelError(
@@ -40,6 +34,20 @@ def require_safe_folder(folder: Path) -> None:
         )
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(f"Expected *.safetensors in {folder}, found none. Save the model with `save_pretrained`.")
+
+
+def require_no_code(folder: Path) -> None:
+    """Refuse a folder with a file that could run code when loaded.
+
+    Raises  UnsafeModelError naming the file.
+    """
+    for path in sorted(folder.rglob("*")):
+        name = path.name.lower()
+        if any(fnmatch(name, pattern) for pattern in _CAN_RUN_CODE):
+            raise UnsafeModelError(
+                f"Expected weights as safetensors only, found {path}, a format that can run code when it is loaded. "
+                "Convert it to safetensors, or remove it if it isn't needed."
+            )
 
 
 def load_model(folder: Path, *, device: str, dtype: torch.dtype) -> PreTrainedModel:

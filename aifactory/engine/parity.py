@@ -7,37 +7,73 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from aifactory.engine.cache import SlotCache
+from aifactory.engine.compiled import CompiledForward
+from aifactory.engine.packed import WeightKind
 from aifactory.errors import ParityError
 
 _MAX_RELATIVE_ERROR = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Of the logits' norm; wrong positions or a wrong mask give 0.1 and more, the order of summation 1e-6 in fp32."""
 _MAX_RELATIVE_ERROR_16_BIT = 0.1
+_MAX_PACKED_ERROR: dict[WeightKind, float] = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.3}
+"""Of the logits' norm, against the weights as they were. Tiny models with wide weights have 1e-2 and 5e-2 of it."""
 
 
-def check_cached_forward(model: PreTrainedModel, cache: SlotCache, *, vocab_size: int, context_length: int) -> None:
+def plain_logits(model: PreTrainedModel, *, vocab_size: int, context_length: int) -> Tensor:
+    """The logits (V,) after a short text, without a cache: what weights are compared by before and after packing."""
+    ids = _texts(1, vocab_size, context_length)[0]
+    return _logits(model, torch.tensor([ids], device=model.device), use_cache=False)[0].double()
+
+
+def check_packed(model: PreTrainedModel, before_V: Tensor, kind: WeightKind, *, context_length: int) -> None:
+    """Compare a packed model with what `plain_logits` gave before.
+
+    Raises  ParityError.
+    """
+    after_V = plain_logits(model, vocab_size=len(before_V), context_length=context_length)
+    error = float((after_V - before_V).norm() / before_V.norm().clamp_min(1e-12))
+    if error > _MAX_PACKED_ERROR[kind]:
+        raise ParityError(
+            f"Expected weights as {kind} to give the logits of the model as it was within {_MAX_PACKED_ERROR[kind]:g} of "
+            f"their norm, found {error:.2g}. Take weights of higher precision for this model."
+        )
+
+
+def check_cached_forward(
+    model: PreTrainedModel,
+    cache: SlotCache,
+    *,
+    vocab_size: int,
+    context_length: int,
+    compiled: CompiledForward | None = None,
+) -> None:
     """Prefill two short rows in chunks, decode one token of both at once, compare with two plain forwards.
 
+    compiled   what computes in place of the model's own forward
     Also allocates the cache, so that memory that isn't there is missed now and not at the first request.
 
     Raises  ParityError, if this architecture does with a cache what SlotCache doesn't know of.
     """
     device = model.device
-    num_rows = min(2, cache.num_slots)
-    lengths = [min(length, context_length - 1) for length in (6, 4)][:num_rows]
-    rows = [
-        [(7 * position + 3 * row + 1) % vocab_size for position in range(lengths[row] + 1)] for row in range(num_rows)
-    ]
+    rows = _texts(min(2, cache.num_slots), vocab_size, context_length)
+    lengths = [len(row_ids) - 1 for row_ids in rows]
     for row, length in enumerate(lengths):
         for begin in range(0, length, 3):
             end = min(begin + 3, length)
             positions, mask = cache.plan_prefill(row, begin, end)
             ids = torch.tensor([rows[row][begin:end]], device=device)
-            _logits(model, ids, position_ids=positions, attention_mask=mask, past_key_values=cache)
+            if compiled is None:
+                _logits(model, ids, position_ids=positions, attention_mask=mask, past_key_values=cache)
+            else:
+                compiled.prefill(ids, row, begin, last_only=True)
         cache.open_row(row, length)
     positions_B = torch.tensor(lengths, device=device)
     mask = cache.plan_decode(positions_B, longest=1 + max(lengths))
     last_ids = torch.tensor([[row_ids[-1]] for row_ids in rows], device=device)
-    cached_BV = _logits(model, last_ids, position_ids=positions_B[:, None], attention_mask=mask, past_key_values=cache)
+    if compiled is None:
+        options = {"position_ids": positions_B[:, None], "attention_mask": mask, "past_key_values": cache}
+        cached_BV = _logits(model, last_ids, **options)
+    else:
+        cached_BV = compiled.step(last_ids, positions_B)
     limit = _MAX_RELATIVE_ERROR.get(cached_BV.dtype, _MAX_RELATIVE_ERROR_16_BIT)
     for row, row_ids in enumerate(rows):
         plain_V = _logits(model, torch.tensor([row_ids], device=device), use_cache=False)[0].double()
@@ -48,6 +84,13 @@ def check_cached_forward(model: PreTrainedModel, cache: SlotCache, *, vocab_size
                 f"Expected the cached forward to give the logits of the plain one within {limit:g} of their norm, "
                 f"found {error:.2g} for a {model.config.model_type} model. Serve this architecture with another engine."
             )
+
+
+def _texts(num_rows: int, vocab_size: int, context_length: int) -> list[list[int]]:
+    lengths = [min(length, context_length) for length in (7, 5)][:num_rows]
+    return [
+        [(7 * position + 3 * row + 1) % vocab_size for position in range(length)] for row, length in enumerate(lengths)
+    ]
 
 
 def _logits(model: PreTrainedModel, ids: Tensor, **options: object) -> Tensor:

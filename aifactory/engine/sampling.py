@@ -1,8 +1,9 @@
 """Sampling: logits -> the next token of each row. A row's token depends on its own logits, seed and draw number only.
 
-Draws    the i-th uniform of a request is the i-th number of NumPy's Philox stream keyed by its seed (a counter-based
-         generator: a function of seed and i, on every platform), one a sampled token; greedy rows draw none.
-Order    temperature, then top_k, then top_p of what is left, then the inverse of the cumulated probabilities.
+Draws    the i-th uniform of an answer is the i-th number of NumPy's Philox stream keyed by its seed and index (a
+         counter-based generator: a function of key and i, on every platform), one a sampled token; greedy rows draw none.
+Order    temperature, then top_k, then top_p of what is left, then min_p, then the inverse of the cumulated
+         probabilities. What comes before the temperature is in edits.py.
 Shapes   B rows of a step, R rows of one group, V vocabulary, K candidates of a row.
 """
 
@@ -22,10 +23,10 @@ NOT_FINITE = -1
 
 
 class Draws:
-    """The uniform numbers of one request, in their order."""
+    """The uniform numbers of one answer, in their order; of a request's first answer they depend on its seed alone."""
 
-    def __init__(self, seed: int | None) -> None:
-        key = secrets.randbits(64) if seed is None else seed % 2**64
+    def __init__(self, seed: int | None, index: int = 0) -> None:
+        key = (secrets.randbits(64) if seed is None else seed % 2**64) + (index << 64)
         self._stream = np.random.Generator(np.random.Philox(key=key))
 
     def next(self) -> float:
@@ -43,6 +44,8 @@ class _Group:
         self.top_p_R1 = _column([samplings[row].top_p for row in rows], device)
         self.top_k = samplings[rows[0]].top_k
         self.truncates = samplings[rows[0]].top_p < 1.0
+        self.min_p_R1 = _column([samplings[row].min_p for row in rows], device)
+        self.has_floor = samplings[rows[0]].min_p > 0.0
 
 
 class SamplingBatch:
@@ -51,14 +54,15 @@ class SamplingBatch:
     def __init__(self, samplings: Sequence[Sampling], draws: Sequence[Draws], *, device: torch.device | str) -> None:
         self._draws = list(draws)
         self._device = device
-        rows_of: dict[tuple[int, bool], list[int]] = {}
+        rows_of: dict[tuple[int, bool, bool], list[int]] = {}
         for row, sampling in enumerate(samplings):
             if sampling.temperature > 0.0 and sampling.top_k != 1:
-                rows_of.setdefault((sampling.top_k, sampling.top_p < 1.0), []).append(row)
+                key = (sampling.top_k, sampling.top_p < 1.0, sampling.min_p > 0.0)
+                rows_of.setdefault(key, []).append(row)
         self._groups = [_Group(rows, samplings, device) for rows in rows_of.values()]
 
     def choose(self, logits_BV: Tensor) -> Tensor:
-        """The next token of each row, (B,) int64; NOT_FINITE for a row that has none."""
+        """From logits after all edits, the next token of each row, (B,) int64; NOT_FINITE for a row that has none."""
         top_B, ids_B = logits_BV.max(dim=-1)
         for group in self._groups:
             uniform_R1 = torch.tensor(
@@ -80,11 +84,20 @@ def _draw(logits_RV: Tensor, uniform_R1: Tensor, group: _Group) -> Tensor:
         weights_RK = (
             _nucleus(probabilities_RK, probabilities_RK, group.top_p_R1) if group.truncates else probabilities_RK
         )
-        return ids_RK.gather(1, _invert(weights_RK, uniform_R1)[:, None])[:, 0]
+        chosen_R = _invert(_above_floor(weights_RK, group), uniform_R1)
+        return ids_RK.gather(1, chosen_R[:, None])[:, 0]
     weights_RV = logits_RV.softmax(dim=-1)
     if group.truncates:
         weights_RV = _nucleus(weights_RV, _sort_falling(weights_RV), group.top_p_R1)
-    return _invert(weights_RV, uniform_R1)
+    return _invert(_above_floor(weights_RV, group), uniform_R1)
+
+
+def _above_floor(weights_RK: Tensor, group: _Group) -> Tensor:
+    """The weights that are at least min_p of the largest, 0 below."""
+    if not group.has_floor:
+        return weights_RK
+    floor_R1 = group.min_p_R1 * weights_RK.max(dim=-1, keepdim=True).values
+    return torch.where(weights_RK >= floor_R1, weights_RK, 0.0)
 
 
 def _nucleus(probabilities_RK: Tensor, falling_RK: Tensor, top_p_R1: Tensor) -> Tensor:

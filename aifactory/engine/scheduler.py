@@ -13,34 +13,48 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from aifactory.engine.adapters import Adapter, AdapterHooks
 from aifactory.engine.answer import Answer
 from aifactory.engine.cache import SlotCache
-from aifactory.engine.protocol import FinishReason
-from aifactory.engine.sampling import NOT_FINITE, Draws, SamplingBatch
+from aifactory.engine.choice import Choice
+from aifactory.engine.compiled import CompiledForward
+from aifactory.engine.logprobs import score_tokens
+from aifactory.engine.prefix import PrefixStore
+from aifactory.engine.protocol import FinishReason, TokenScore
+from aifactory.engine.sampling import NOT_FINITE, Draws
 
 _log = logging.getLogger(__name__)
 
 _NOT_FINITE_ERROR = "the model's logits are not finite numbers"
 
+_MOST_PROMPT_LOGITS = 2**24
+"""64 MB in fp32: a prompt whose tokens are scored is read in chunks of so few tokens."""
+
 
 class _Slot:
     """A request with a row of the cache. While it decodes, the row is its place in `Scheduler._decoding`."""
 
-    __slots__ = ("answer", "draws", "length", "next_id", "row")
+    __slots__ = ("adapter", "answer", "draws", "is_sound", "length", "next_id", "pooled_H", "prompt_scores", "row")
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
-        self.draws = Draws(answer.request.sampling.seed)
+        self.adapter = answer.request.adapter
+        self.draws = Draws(answer.request.sampling.seed, answer.index)
+        self.prompt_scores: list[TokenScore] = []
+        self.pooled_H: Tensor | None = None
+        """Of a request for an embedding: the sum of the hidden states so far, or the last one."""
         self.length = 0
         """Positions of the row that are written."""
         self.row = -1
         """-1 until its prefill begins."""
+        self.is_sound = True
+        """Whether what the row holds may be used for others."""
         self.next_id = -1
         """The last sampled token, which the next step feeds."""
 
@@ -53,30 +67,62 @@ class Scheduler:
         model: PreTrainedModel,
         cache: SlotCache,
         *,
+        vocab_size: int,
         prefill_chunk: int,
         device: torch.device | str,
         on_finished: Callable[[Answer], None],
+        cache_tokens: int,
+        prefix_tokens: int,
+        batch_invariant: bool = False,
+        compiled: CompiledForward | None = None,
     ) -> None:
-        """`on_finished` hears of each request that leaves, just before its last delta is delivered."""
+        """`on_finished` hears of each request that leaves, just before its last delta is delivered.
+
+        batch_invariant   with the model's own forward: rows never share one, and prompts are always cut at the same
+                          places, for what a kernel computes depends on the shape of what it is given
+        compiled   computes steps in place of the model's own forward, over the same cache
+        """
         self._model = model
+        self._compiled = compiled
+        # The kernels give the same bits however rows and prompts are put together.
+        self._rows_alone = batch_invariant and compiled is None
         self._cache = cache
         self._prefill_chunk = prefill_chunk
         self._device = device
         self._on_finished = on_finished
+        self._cache_tokens = cache_tokens
+        self._releases_rows = cache_tokens < cache.num_slots * cache.num_positions
+        self.prefixes = PrefixStore(prefix_tokens)
+        self.num_reserved = 0
+        """Tokens that the requests in slots may come to, with their prompts."""
+        self.num_used = 0
+        """Tokens in the slots after the last step."""
         self._decoding: list[_Slot] = []
         self._prefilling: deque[_Slot] = deque()
         # What the next decode step is fed; None when rows came or went since the last one.
-        self._batch: SamplingBatch | None = None
+        self._choice: Choice | None = None
         self._ids_B1: Tensor | None = None
         self._positions_B: Tensor | None = None
+        self._adapters: dict[str, Adapter] = {}
+        self._hooks = AdapterHooks(model)
         # The head is the largest matrix of a small model: compute it for the last position only, where the model can.
         takes_last = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._forward_options = {"use_cache": True, **({"logits_to_keep": 1} if takes_last else {})}
+        self._last_only = {"logits_to_keep": 1} if takes_last else {}
+        self._vocab_size = vocab_size
 
-    @property
-    def num_free_slots(self) -> int:
-        """Requests that `add` may still take."""
-        return self._cache.num_slots - len(self._decoding) - len(self._prefilling)
+    def add_adapter(self, adapter: Adapter) -> None:
+        """Make an adapter known, between two steps or before the first."""
+        adapters = {**self._adapters, adapter.name: adapter}
+        if self._compiled is not None:
+            self._compiled.set_adapters(list(adapters.values()))
+        else:
+            self._hooks.add(adapter)
+        self._adapters = adapters
+
+    def has_room_for(self, answer: Answer) -> bool:
+        """Whether `add` may take it now: a slot is free, and the tokens that it may come to fit beside all others'."""
+        is_slot_free = len(self._decoding) + len(self._prefilling) < self._cache.num_slots
+        return is_slot_free and self.num_reserved + answer.request.num_tokens <= self._cache_tokens
 
     @property
     def is_idle(self) -> bool:
@@ -85,7 +131,8 @@ class Scheduler:
 
     def add(self, answer: Answer) -> None:
         """Take a request into a free slot."""
-        assert self.num_free_slots > 0, "no free slot"
+        assert self.has_room_for(answer), "no room"
+        self.num_reserved += answer.request.num_tokens
         self._prefilling.append(_Slot(answer))
 
     def step(self) -> None:
@@ -93,13 +140,14 @@ class Scheduler:
         self._end_cancelled()
         self._prefill()
         self._decode()
+        self.num_used = sum([slot.length for slot in (*self._decoding, *self._prefilling)])
 
     def fail_all(self, error: str) -> None:
         """End every request in a slot, after a failure that can't be laid at the door of one of them."""
         slots = [*self._decoding, *self._prefilling]
         self._decoding.clear()
         self._prefilling.clear()
-        self._batch = None
+        self._choice = None
         self._cache.clear(range(self._cache.num_slots))
         for slot in slots:
             self._end(slot, "error", error)
@@ -108,110 +156,219 @@ class Scheduler:
         budget = self._prefill_chunk
         while self._prefilling and budget > 0:
             slot = self._prefilling[0]
+            if self._rows_alone and budget < self._chunk_of(slot, self._prefill_chunk):
+                # A chunk is whole or isn't begun. A budget that nothing has used is large enough.
+                break
             if slot.row < 0:
                 # Nothing joins the decoding rows before this one does, so the row after them stays free for it.
                 slot.row = len(self._decoding)
             prompt_ids = slot.answer.request.prompt_ids
-            begin, end = slot.length, min(slot.length + budget, len(prompt_ids))
             try:
-                ids_1Q = torch.tensor([prompt_ids[begin:end]], device=self._device)
-                positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
-                logits_1V = self._forward(ids_1Q, positions_1Q, mask_11QL)
-                is_last = end == len(prompt_ids)
-                token_id = self._choose_first(slot, logits_1V) if is_last else None
+                if slot.length == 0 and not slot.answer.reads_whole_prompt:
+                    slot.length = self.prefixes.restore(self._cache, slot.row, prompt_ids, slot.adapter)
+                begin, end = slot.length, min(slot.length + self._chunk_of(slot, budget), len(prompt_ids))
+                first = self._prefill_chunk_of(slot, begin, end)
             except Exception as error:
                 _log.exception("prefill failed request=%s", slot.answer.request.id)
                 self._prefilling.popleft()
                 self._cache.clear([slot.row])
                 self._end(slot, "error", _describe(error))
+                self._release(slot.row)
                 continue
             slot.length = end
             budget -= end - begin
-            if token_id is not None:
+            if end == len(prompt_ids):
                 self._prefilling.popleft()
-                self._take(slot, token_id)
-                if not slot.answer.finished:
+                slot.answer.take_prompt_scores(tuple(slot.prompt_scores))
+                if slot.pooled_H is not None:
+                    self._embed(slot, slot.pooled_H)
+                elif first is None:
+                    self._end(slot, "length")
+                else:
+                    self._take(slot, *first)
+                if slot.is_sound:
+                    self.prefixes.keep(self._cache, slot.row, prompt_ids, slot.adapter)
+                if slot.answer.finished:
+                    self._release(slot.row)
+                else:
                     self._join_decoding(slot)
 
-    def _choose_first(self, slot: _Slot, logits_1V: Tensor) -> int:
-        batch = SamplingBatch([slot.answer.request.sampling], [slot.draws], device=self._device)
-        return int(batch.choose(logits_1V).item())
+    def _chunk_of(self, slot: _Slot, budget: int) -> int:
+        """How many tokens of a prompt are read at once."""
+        if slot.answer.scores_prompt:
+            return max(1, min(budget, _MOST_PROMPT_LOGITS // self._vocab_size))
+        return budget
+
+    def _prefill_chunk_of(self, slot: _Slot, begin: int, end: int) -> tuple[int, TokenScore | None] | None:
+        """Read the tokens [begin, end) of a prompt; after the last of them, the first token of the answer, if any."""
+        request = slot.answer.request
+        ids_1Q = torch.tensor([request.prompt_ids[begin:end]], device=self._device)
+        if request.pooling is not None:
+            self._pool(slot, ids_1Q, begin, end)
+            return None
+        logits_QV = self._read(slot, ids_1Q, begin, end, last_only=not slot.answer.scores_prompt)
+        if slot.answer.scores_prompt:
+            if begin == 0:
+                slot.prompt_scores.append(TokenScore(token_id=request.prompt_ids[0], logprob=None))
+            following = request.prompt_ids[begin + 1 : end + 1]
+            num_top = [request.sampling.logprobs or 0] * len(following)
+            slot.prompt_scores += score_tokens(logits_QV[: len(following)], following, num_top) if following else []
+        if end < len(request.prompt_ids) or request.sampling.max_tokens == 0:
+            return None
+        choice = Choice([slot.answer], [slot.draws], vocab_size=self._vocab_size, device=self._device)
+        _, (token_id,), (score,) = choice.choose(logits_QV[-1:])
+        return token_id, score
+
+    def _read(self, slot: _Slot, ids_1Q: Tensor, begin: int, end: int, *, last_only: bool) -> Tensor:
+        """Logits (Q, V) after the tokens [begin, end) of a prompt; of the last at least."""
+        if self._compiled is not None:
+            self._cache.touch(end)
+            return self._compiled.prefill(ids_1Q, slot.row, begin, last_only=last_only, adapter=slot.adapter)
+        positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
+        return self._forward([slot], ids_1Q, positions_1Q, mask_11QL, last_only=last_only)[0]
+
+    def _pool(self, slot: _Slot, ids_1Q: Tensor, begin: int, end: int) -> None:
+        if self._compiled is not None:
+            self._cache.touch(end)
+            hidden_QH = self._compiled.hidden(ids_1Q, slot.row, begin, adapter=slot.adapter)
+        else:
+            positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
+            self._hooks.use([self._adapter_of(slot)])
+            # The model without its head.
+            output = self._model.base_model(
+                input_ids=ids_1Q,
+                position_ids=positions_1Q,
+                attention_mask=mask_11QL,
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+            hidden_QH = output.last_hidden_state[0].float()
+        if slot.answer.request.pooling == "last":
+            slot.pooled_H = hidden_QH[-1]
+            return
+        # In double precision, so that chunks make no difference that fp32 shows.
+        total_H = hidden_QH.double().sum(dim=0)
+        slot.pooled_H = total_H if slot.pooled_H is None else slot.pooled_H + total_H
+
+    def _embed(self, slot: _Slot, pooled_H: Tensor) -> None:
+        if slot.answer.request.pooling == "mean":
+            pooled_H = (pooled_H / len(slot.answer.request.prompt_ids)).float()
+        if not bool(torch.isfinite(pooled_H).all()):
+            slot.is_sound = False
+            self._cache.clear([slot.row])
+            self._end(slot, "error", "the model's hidden states are not finite numbers")
+            return
+        delta = slot.answer.embed(tuple(pooled_H.tolist()))
+        self._leave(slot)
+        slot.answer.deliver(delta)
+
+    def _adapter_of(self, slot: _Slot) -> Adapter | None:
+        return None if slot.adapter is None else self._adapters[slot.adapter]
 
     def _join_decoding(self, slot: _Slot) -> None:
         row = len(self._decoding)
         if slot.row != row:
             self._cache.move(slot.row, row, slot.length)
+            self._release(slot.row)
             slot.row = row
         else:
             self._cache.open_row(row, slot.length)
         self._decoding.append(slot)
-        self._batch = None
+        self._choice = None
 
     def _decode(self) -> None:
         if not self._decoding:
             return
         try:
-            if self._batch is None:
-                self._batch = self._gather()
+            if self._choice is None:
+                self._choice = self._gather()
             assert self._ids_B1 is not None and self._positions_B is not None
             longest = 1 + max([slot.length for slot in self._decoding])
-            mask_B11L = self._cache.plan_decode(self._positions_B, longest=longest)
-            logits_BV = self._forward(self._ids_B1, self._positions_B[:, None], mask_B11L)
-            ids_B = self._batch.choose(logits_BV)
-            # The one wait for the device in a step.
-            token_ids: list[int] = ids_B.tolist()
+            if self._compiled is not None:
+                self._cache.touch(longest)
+                adapters = [slot.adapter for slot in self._decoding]
+                logits_BV = self._compiled.step(self._ids_B1, self._positions_B, adapters)
+            elif self._rows_alone:
+                logits_BV = torch.cat([self._forward_alone(slot) for slot in self._decoding])
+            else:
+                mask_B11L = self._cache.plan_decode(self._positions_B, longest=longest)
+                logits_BV = self._forward(self._decoding, self._ids_B1, self._positions_B[:, None], mask_B11L)[:, -1]
+            ids_B, token_ids, scores = self._choice.choose(logits_BV)
         except Exception as error:
             _log.exception("decode failed requests=%d", len(self._decoding))
-            slots, self._decoding, self._batch = self._decoding, [], None
+            slots, self._decoding, self._choice = self._decoding, [], None
             self._cache.clear(range(len(slots)))
             for slot in slots:
                 self._end(slot, "error", _describe(error))
+                self._release(slot.row)
             return
         self._ids_B1 = ids_B[:, None]
         self._positions_B += 1
-        for slot, token_id in zip(self._decoding, token_ids, strict=True):
+        for slot, token_id, score in zip(self._decoding, token_ids, scores, strict=True):
             slot.length += 1
-            self._take(slot, token_id)
+            self._take(slot, token_id, score)
         self._drop_finished()
 
-    def _gather(self) -> SamplingBatch:
+    def _gather(self) -> Choice:
         slots = self._decoding
         self._ids_B1 = torch.tensor([[slot.next_id] for slot in slots], device=self._device)
         self._positions_B = torch.tensor([slot.length for slot in slots], device=self._device)
-        return SamplingBatch(
-            [slot.answer.request.sampling for slot in slots], [slot.draws for slot in slots], device=self._device
+        return Choice(
+            [slot.answer for slot in slots],
+            [slot.draws for slot in slots],
+            vocab_size=self._vocab_size,
+            device=self._device,
         )
 
-    def _forward(self, ids_BQ: Tensor, positions_BQ: Tensor, mask_B1QL: Tensor) -> Tensor:
-        """Logits (B, V) after the last token of each row."""
+    def _forward_alone(self, slot: _Slot) -> Tensor:
+        """Logits (1, V) after one row's last token, in a forward of its own."""
+        ids_11 = torch.tensor([[slot.next_id]], device=self._device)
+        positions_11, mask_111L = self._cache.plan_prefill(slot.row, slot.length, slot.length + 1)
+        return self._forward([slot], ids_11, positions_11, mask_111L)[:, -1]
+
+    def _forward(
+        self, slots: Sequence[_Slot], ids_BQ: Tensor, positions_BQ: Tensor, mask_B1QL: Tensor, *, last_only: bool = True
+    ) -> Tensor:
+        """Logits (B, Q, V) after each token; of the last at least, where no others are wanted."""
+        self._hooks.use([self._adapter_of(slot) for slot in slots])
         output = self._model(
             input_ids=ids_BQ,
             position_ids=positions_BQ,
             attention_mask=mask_B1QL,
             past_key_values=self._cache,
-            **self._forward_options,
+            use_cache=True,
+            **(self._last_only if last_only else {}),
         )
-        logits_BV: Tensor = output.logits[:, -1]
-        return logits_BV
+        logits_BQV: Tensor = output.logits
+        return logits_BQV
 
-    def _take(self, slot: _Slot, token_id: int) -> None:
+    def _take(self, slot: _Slot, token_id: int, score: TokenScore | None) -> None:
         if token_id == NOT_FINITE:
             # A nan that stays in the row would reach its next owner through the masked positions.
             self._cache.clear([slot.row])
+            slot.is_sound = False
             self._end(slot, "error", _NOT_FINITE_ERROR)
             return
         slot.next_id = token_id
-        delta = slot.answer.push(token_id)
+        delta = slot.answer.push(token_id, score)
         if delta is None:
             return
         if slot.answer.finished:
-            self._on_finished(slot.answer)
+            self._leave(slot)
         slot.answer.deliver(delta)
 
     def _end(self, slot: _Slot, reason: FinishReason, error: str | None = None) -> None:
         delta = slot.answer.end(reason, error)
-        self._on_finished(slot.answer)
+        self._leave(slot)
         slot.answer.deliver(delta)
+
+    def _leave(self, slot: _Slot) -> None:
+        self.num_reserved -= slot.answer.request.num_tokens
+        self._on_finished(slot.answer)
+
+    def _release(self, row: int) -> None:
+        if self._releases_rows:
+            self._cache.release(row)
 
     def _end_cancelled(self) -> None:
         cancelled = [slot for slot in (*self._decoding, *self._prefilling) if slot.answer.cancelled]
@@ -219,20 +376,29 @@ class Scheduler:
             return
         for slot in cancelled:
             self._end(slot, "cancelled")
+        for slot in self._prefilling:
+            if slot.answer.finished and slot.row >= 0:
+                self._release(slot.row)
         self._prefilling = deque(slot for slot in self._prefilling if not slot.answer.finished)
         self._drop_finished()
 
     def _drop_finished(self) -> None:
         # From the last row down, so that the row that fills a hole is one that stays.
         for row in range(len(self._decoding) - 1, -1, -1):
-            if not self._decoding[row].answer.finished:
+            finished = self._decoding[row]
+            if not finished.answer.finished:
                 continue
+            if finished.is_sound:
+                # What comes next in a conversation begins with this prompt and its answer. The last token was not fed.
+                ids = [*finished.answer.request.prompt_ids, *finished.answer.token_ids[:-1]]
+                self.prefixes.keep(self._cache, row, ids[: finished.length], finished.adapter)
             last = self._decoding.pop()
             if row < len(self._decoding):
                 self._cache.move(last.row, row, last.length)
                 last.row = row
                 self._decoding[row] = last
-            self._batch = None
+            self._release(len(self._decoding))
+            self._choice = None
 
 
 def _describe(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from aifactory.engine.engine import TorchEngine
@@ -94,12 +97,38 @@ def make_model(kind: str, vocab_size: int) -> PreTrainedModel:
     if kind == "qwen2":
         config = Qwen2Config(**sizes, **ids, num_key_value_heads=1, max_position_embeddings=CONTEXT)
         return Qwen2ForCausalLM(config).eval()
+    if kind == "qwen3":
+        config = Qwen3Config(
+            **sizes,
+            **ids,
+            num_key_value_heads=2,
+            head_dim=16,
+            tie_word_embeddings=True,
+            max_position_embeddings=CONTEXT,
+        )
+        return Qwen3ForCausalLM(config).eval()
     return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, **ids)).eval()
+
+
+@pytest.fixture(scope="session")
+def make_model_of(tokenizer: TextTokenizer) -> Callable[[str], PreTrainedModel]:
+    return lambda kind: make_model(kind, tokenizer.vocab_size)
 
 
 @pytest.fixture(scope="session", params=["llama", "gpt2", "qwen2"])
 def any_model(request: pytest.FixtureRequest, tokenizer: TextTokenizer) -> PreTrainedModel:
     return make_model(request.param, tokenizer.vocab_size)
+
+
+@pytest.fixture(scope="session", params=["llama", "qwen2", "qwen3"])
+def kernel_model(request: pytest.FixtureRequest, tokenizer: TextTokenizer) -> PreTrainedModel:
+    """Those that the kernels compute, with norms and biases that show when they are forgotten."""
+    made = make_model(request.param, tokenizer.vocab_size)
+    torch.manual_seed(3)
+    for name, parameter in made.named_parameters():
+        if "norm" in name or "bias" in name:
+            torch.nn.init.normal_(parameter, 1.0, 0.3)
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -119,11 +148,15 @@ def collected() -> type[Collected]:
 
 @pytest.fixture
 def start(tokenizer: TextTokenizer) -> Iterator[Callable[..., TorchEngine]]:
-    """Start engines that the test's end closes."""
+    """Start engines that the test's end closes: over the model's own forward, unless the kernels are asked for."""
     engines: list[TorchEngine] = []
 
     def start_engine(model: PreTrainedModel, **options: object) -> TorchEngine:
-        engine = TorchEngine(model, tokenizer, **{"num_slots": 4, "prefill_chunk": 16, **options})  # type: ignore[arg-type]
+        options = {"num_slots": 4, "prefill_chunk": 16, "compiled": False, **options}
+        if options["compiled"]:
+            # The kernels lay the weights out anew, in place.
+            model = copy.deepcopy(model)
+        engine = TorchEngine(model, tokenizer, **options)  # type: ignore[arg-type]
         engines.append(engine)
         return engine
 

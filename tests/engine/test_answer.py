@@ -7,7 +7,7 @@ import random
 import pytest
 
 from aifactory.engine.answer import Answer, StopFilter
-from aifactory.engine.protocol import Sampling
+from aifactory.engine.protocol import Sampling, TokenScore
 from aifactory.errors import BadRequestError
 
 
@@ -93,3 +93,18 @@ def test_an_empty_stop_string_is_named_by_its_place():
     with pytest.raises(BadRequestError) as refused:
         Sampling(stop=("a", ""))
     assert refused.value.field == "stop[1]"
+
+
+def test_deltas_joined_are_what_they_were_one_after_the_other(tokenizer, make_request):
+    ids = tokenizer.encode("the quick")
+    answer = Answer(make_request("a", [1], max_tokens=len(ids), logprobs=0), print, tokenizer, {0}, index=3)
+    scores = [TokenScore(token_id=token_id, logprob=-1.0) for token_id in ids]
+    answer.take_prompt_scores((TokenScore(token_id=1, logprob=None),))
+    first, *rest = [
+        delta for token_id, score in zip(ids, scores, strict=True) if (delta := answer.push(token_id, score))
+    ]
+    for delta in rest:
+        first = first.then(delta)
+
+    assert (first.text, first.token_ids, first.scores) == ("the quick", tuple(ids), tuple(scores))
+    assert (first.finish_reason, first.index, len(first.prompt_scores)) == ("length", 3, 1)

@@ -1,0 +1,203 @@
+"""CompiledForward: the forward of a packed model, by the kernels, over the same cache as the model's own forward.
+
+Law      a token's logits depend, to the bit, on its own text alone: not on the batch, nor on how the prompt was cut into chunks,
+         nor on the number of threads.
+Shapes   as in kernels.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from aifactory.engine.adapters import Adapter
+from aifactory.engine.cache import SlotCache
+from aifactory.engine.packed import PackedWeights
+from aifactory.engine.team import ThreadTeam
+from aifactory.errors import ConfigError
+
+_Places = npt.NDArray[np.int64]
+
+
+_ROLES = (
+    ("self_attn", ("q_proj", "k_proj", "v_proj")),
+    ("self_attn", ("o_proj",)),
+    ("mlp", ("gate_proj", "up_proj")),
+    ("mlp", ("down_proj",)),
+)
+"""The modules that each of the four matrices holds, from above."""
+
+
+class _LowRanks:
+    """The changes of all adapters, as the kernels read them. Replaced as a whole, so that a step sees one state."""
+
+    def __init__(
+        self, adapters: Sequence[Adapter], shapes: Sequence[tuple[int, ...]], num_rows: Mapping[str, int]
+    ) -> None:
+        """`shapes` are (layers, rows, columns) of each role's matrix; `num_rows` is how many of them a module has."""
+        self._num_rows = num_rows
+        self.index = {adapter.name: index for index, adapter in enumerate(adapters)}
+        self.rank = -(-max([adapter.rank for adapter in adapters], default=0) // 8) * 8
+        num, rank = len(adapters), self.rank
+        self.a = tuple(
+            np.zeros((num, layers, len(names) * rank, columns), np.float32)
+            for (_, names), (layers, _, columns) in zip(_ROLES, shapes, strict=True)
+        )
+        self.b = tuple(np.zeros((num, layers, rows, rank), np.float32) for layers, rows, _ in shapes)
+        for index, adapter in enumerate(adapters):
+            unused = set(adapter.changes)
+            for role, (block, names) in enumerate(_ROLES):
+                for layer in range(shapes[role][0]):
+                    unused -= self._fill(
+                        role, index, layer, adapter, [f"model.layers.{layer}.{block}.{n}" for n in names]
+                    )
+            if unused:
+                raise ConfigError(
+                    f"Expected an adapter of projections of attention and MLP, found {min(unused)} in {adapter.name}. The "
+                    "kernels don't know of it: set compiled to false."
+                )
+
+    def _fill(self, role: int, index: int, layer: int, adapter: Adapter, paths: Sequence[str]) -> set[str]:
+        used, begin = set(), 0
+        for part, path in enumerate(paths):
+            change = adapter.changes.get(path)
+            end = begin + self._num_rows[path.rsplit(".", 1)[1]]
+            if change is not None:
+                first, rank = part * self.rank, change.a.shape[0]
+                self.a[role][index, layer, first : first + rank] = change.a.float().numpy()
+                self.b[role][index, layer, begin:end, :rank] = change.b.float().numpy()
+                used.add(path)
+            begin = end
+        return used
+
+
+class CompiledForward:
+    """Takes the place of `model(...)`: prompts of one row, and steps in which each of the first rows gets one token."""
+
+    def __init__(self, model: PreTrainedModel, weights: PackedWeights, cache: SlotCache, team: ThreadTeam) -> None:
+        """Compile, or load what was compiled before; the cache must be allocated."""
+        from aifactory.engine.kernels import LANES, forward
+
+        self._forward = forward
+        self._team = team
+        self._embed = model.get_input_embeddings()
+        self._cache = cache
+        config, attention = model.config, model.model.layers[0].self_attn
+        num_heads, num_heads_kv, width = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
+        num_positions = cache.num_positions
+        self._sync = np.zeros(16, np.int64)
+        self._address_L2 = np.array(cache.addresses(), np.int64)
+        self._shape = (
+            num_heads,
+            num_heads_kv,
+            width,
+            num_positions,
+            bool(weights.norms[2].numel()),
+            float(config.rms_norm_eps),
+            float(attention.scaling),
+        )
+        roles = [matrix.arrays() for matrix in (weights.qkv, weights.out, weights.up, weights.down)]
+        self._weights, self._scales, self._biases = (tuple(role[i] for role in roles) for i in range(3))
+        self._norms = tuple(norm.numpy() for norm in weights.norms)
+        self._head = weights.head.arrays()
+        with torch.inference_mode():
+            cos_1TD, sin_1TD = model.model.rotary_emb(torch.empty(1), torch.arange(num_positions)[None])
+        self._rotary = tuple(np.ascontiguousarray(table[0].numpy()) for table in (cos_1TD, sin_1TD))
+        self._widths = (
+            config.hidden_size,
+            (num_heads + 2 * num_heads_kv) * width,
+            num_heads * width,
+            config.hidden_size,
+            2 * config.intermediate_size,
+        )
+        self._shapes = [weight.shape for weight in self._weights]
+        self._num_rows = {
+            name: getattr(getattr(model.model.layers[0], block), name).out_features
+            for block, names in _ROLES
+            for name in names
+        }
+        self._low_ranks = _LowRanks([], self._shapes, self._num_rows)
+        no_rows = (np.zeros((0, width), np.float32) for width in (0, *self._widths))
+        self._buffers = (*no_rows, np.zeros((team.num_threads, num_positions + LANES), np.float32))
+        self._vocab_size = len(self._head[0])
+
+    def set_adapters(self, adapters: Sequence[Adapter]) -> None:
+        """Make these known. From any thread; a step that runs goes on with those that it knew.
+
+        Raises  ConfigError if one changes what the kernels don't know of.
+        """
+        self._low_ranks = _LowRanks(adapters, self._shapes, self._num_rows)
+
+    def step(self, ids_B1: Tensor, positions_B: Tensor, adapters: Sequence[str | None] = ()) -> Tensor:
+        """Logits (B, V) after one more token of each of the first B rows, which is written into the cache."""
+        rows_B = np.arange(len(ids_B1))
+        return self._run(ids_B1[:, 0], rows_B, positions_B.numpy(), rows_B, adapters)
+
+    def prefill(self, ids_1Q: Tensor, row: int, begin: int, *, last_only: bool, adapter: str | None = None) -> Tensor:
+        """Logits (1 or Q, V) after the last or after each of Q tokens, which are written into one row from `begin` on."""
+        num_tokens = ids_1Q.shape[1]
+        last_O = np.arange(num_tokens - 1 if last_only else 0, num_tokens)
+        places = np.arange(begin, begin + num_tokens)
+        return self._run(ids_1Q[0], np.full(num_tokens, row), places, last_O, [adapter] * num_tokens)
+
+    def hidden(self, ids_1Q: Tensor, row: int, begin: int, *, adapter: str | None = None) -> Tensor:
+        """As `prefill`, but the hidden states (Q, H) after the last norm."""
+        num_tokens = ids_1Q.shape[1]
+        each_Q = np.arange(num_tokens)
+        rows_Q, adapters = np.full(num_tokens, row), [adapter] * num_tokens
+        return self._run(ids_1Q[0], rows_Q, begin + each_Q, each_Q, adapters, with_logits=False)
+
+    def _run(
+        self,
+        ids_B: Tensor,
+        row_B: _Places,
+        position_B: _Places,
+        last_O: _Places,
+        adapters: Sequence[str | None],
+        *,
+        with_logits: bool = True,
+    ) -> Tensor:
+        x_BH = self._embed(ids_B).contiguous()
+        low_ranks = self._low_ranks
+        self._make_room(len(x_BH), 3 * low_ranks.rank)
+        adapter_B = np.full(len(x_BH), -1)
+        for place, name in enumerate(adapters):
+            if name is not None:
+                adapter_B[place] = low_ranks.index[name]
+        hidden_OH = torch.empty(len(last_O), x_BH.shape[1])
+        logits_OV = torch.empty(len(last_O), self._vocab_size if with_logits else 0)
+        self._team.run(
+            self._forward,
+            self._sync,
+            x_BH.numpy(),
+            row_B,
+            position_B,
+            last_O,
+            adapter_B,
+            bool((adapter_B >= 0).any()),
+            low_ranks.a,
+            low_ranks.b,
+            self._address_L2,
+            self._shape,
+            self._weights,
+            self._scales,
+            self._biases,
+            self._norms,
+            self._head,
+            self._rotary,
+            self._buffers,
+            hidden_OH.numpy(),
+            logits_OV.numpy(),
+        )
+        return logits_OV if with_logits else hidden_OH
+
+    def _make_room(self, num_tokens: int, num_low: int) -> None:
+        if num_tokens > len(self._buffers[0]) or num_low > self._buffers[0].shape[1]:
+            num_tokens = max(num_tokens, len(self._buffers[0]))
+            arrays = (np.zeros((num_tokens, width), np.float32) for width in (num_low, *self._widths))
+            self._buffers = (*arrays, self._buffers[-1])

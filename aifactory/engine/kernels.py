@@ -1,0 +1,549 @@
+"""Kernels: a Llama-like model's forward as one compiled function that several threads run side by side.
+
+Why      At batch 1 a step reads every weight once and does little else: it should take as long as reading them. torch's own
+         matrix-vector product moves a third of what memory gives, and the many small operations between products add to it.
+Threads  Every thread calls `forward` with its number; each takes its part of the rows of every matrix and waits for the
+         others at barriers. A thread that waits for long gives its processor away, so that a busy machine costs little.
+Order    Element k of a dot product is added in lane k % LANES, by ascending k, and the lanes by a fixed tree, whatever the
+         batch and the number of threads: a row's bits depend on its own tokens and its own cache alone.
+Weights  float32; bfloat16, read as int16; int8 with a scale for each row of the matrix. All sums are in float32.
+
+Import this module where it is needed: numba takes its time. It is one file because numba keeps what it compiled until the file of a
+function changes: were the tiles elsewhere, a change of theirs would go unnoticed.
+
+Legend   B tokens of a step, O of them with logits, L layers, H hidden, N rows and K columns of a matrix, D head dim, A heads, G heads_kv, I inner
+         width of the MLP, V vocabulary, S slots and T positions of the cache, X adapters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+LANES = 8
+"""Widths that are dot products must be multiples of it."""
+
+_F32 = ir.FloatType()
+_VEC = ir.VectorType(_F32, LANES)
+_I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
+_VEC_I32 = ir.VectorType(_I32, LANES)
+
+
+# ── machine code ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _splat(value: float) -> ir.Constant:
+    return ir.Constant(_VEC, [ir.Constant(_F32, float(np.float32(value)))] * LANES)
+
+
+def _splat_int(value: int) -> ir.Constant:
+    return ir.Constant(_VEC_I32, [ir.Constant(_I32, value)] * LANES)
+
+
+def _call(builder: Any, name: str, kind: Any, *args: Any) -> Any:
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [a.type for a in args]), name)
+    return builder.call(function, args)
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return _call(builder, f"llvm.fmuladd.v{LANES}f32", _VEC, a, b, c)
+
+
+def _load(builder: Any, data: Any, at: Any) -> Any:
+    """LANES elements from `at` on, as float32. `data` points to float32, to bfloat16 as i16, or to i8."""
+    element = data.type.pointee
+    address = builder.bitcast(builder.gep(data, [at]), ir.VectorType(element, LANES).as_pointer())
+    values = builder.load(address, align=1)
+    if element == _F32:
+        return values
+    if element.width == 16:
+        return builder.bitcast(builder.shl(builder.zext(values, _VEC_I32), _splat_int(16)), _VEC)
+    return builder.sitofp(builder.sext(values, _VEC_I32), _VEC)
+
+
+_LINE = 64
+"""Bytes that a processor reads at once."""
+
+
+def _size(data: Any) -> int:
+    element = data.type.pointee
+    return 4 if element == _F32 else int(element.width) // 8
+
+
+def _prefetch(builder: Any, data: Any, at: Any) -> None:
+    address = builder.bitcast(builder.gep(data, [at]), ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    # To read, to all levels, data.
+    builder.call(function, [address, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+
+
+def _sum_lanes(builder: Any, vector: Any) -> Any:
+    width = LANES
+    while width > 1:
+        width //= 2
+        low = ir.Constant(ir.VectorType(_I32, width), list(range(width)))
+        high = ir.Constant(ir.VectorType(_I32, width), list(range(width, 2 * width)))
+        vector = builder.fadd(builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high))
+    return builder.extract_element(vector, ir.Constant(_I32, 0))
+
+
+def _tile(num_rows: int, num_columns: int, *, ahead: bool = False) -> Any:
+    """The dot products of so many rows of a matrix with so many vectors: `tile(w, at, x, x_step, length, y, y_step)`.
+
+    w, at      an array of weights, and where in it the first row begins; the rows lie `length` apart
+    ahead      whether to ask for the rows after these in the meantime. They lie one after the other, and a processor that
+               is to find out by itself falls behind: it gave bfloat16 7 GB/s for 9, int8 5 for 8, where a sum had 11 and 13
+    x, x_step  a float32 array that begins with the vectors, and how far apart they lie; y, y_step likewise the results
+    """
+
+    @intrinsic
+    def tile(typing: Any, w: Any, at: Any, x: Any, x_step: Any, length: Any, y: Any, y_step: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            data = [context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 5)]
+            at_value, x_step_value, length_value, y_step_value = args[1], args[3], args[4], args[6]
+            zero = ir.Constant(_VEC, None)
+            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(num_columns)] for _ in range(num_rows)]
+            starts = [builder.add(at_value, builder.mul(length_value, ir.Constant(_I64, r))) for r in range(num_rows)]
+            skipped = builder.mul(length_value, ir.Constant(_I64, num_rows))
+            columns = [builder.mul(x_step_value, ir.Constant(_I64, c)) for c in range(num_columns)]
+            unrolled = 4 if ahead else 1
+            whole = builder.mul(
+                builder.udiv(length_value, ir.Constant(_I64, unrolled * LANES)), ir.Constant(_I64, unrolled * LANES)
+            )
+            begin = ir.Constant(_I64, 0)
+            for count, end in ((unrolled, whole), (1, length_value)) if ahead else ((1, length_value),):
+                step = ir.Constant(_I64, count * LANES)
+                with cgutils.for_range_slice(builder, begin, end, step, intp=_I64) as (first, _):
+                    for u in range(count):
+                        k = builder.add(first, ir.Constant(_I64, u * LANES))
+                        xs = [_load(builder, data[1], builder.add(column, k)) for column in columns]
+                        for r in range(num_rows):
+                            weights = _load(builder, data[0], builder.add(starts[r], k))
+                            for c in range(num_columns):
+                                total = _multiply_add(builder, weights, xs[c], builder.load(sums[r][c]))
+                                builder.store(total, sums[r][c])
+                    for line in range(0, count * LANES if ahead else 0, _LINE // _size(data[0])):
+                        for r in range(num_rows):
+                            place = builder.add(builder.add(starts[r], skipped), first)
+                            _prefetch(builder, data[0], builder.add(place, ir.Constant(_I64, line)))
+                begin = whole
+            for r in range(num_rows):
+                for c in range(num_columns):
+                    place = builder.add(builder.mul(y_step_value, ir.Constant(_I64, c)), ir.Constant(_I64, r))
+                    builder.store(_sum_lanes(builder, builder.load(sums[r][c])), builder.gep(data[2], [place]))
+            return context.get_dummy_value()
+
+        i = types.int64
+        return types.void(w, i, x, i, i, y, i), generate
+
+    return tile
+
+
+_tile_8x1 = _tile(8, 1)
+_tile_8x1_ahead = _tile(8, 1, ahead=True)
+_tile_4x1 = _tile(4, 1)
+_tile_4x2 = _tile(4, 2)
+_tile_4x3 = _tile(4, 3)
+_tile_1x1 = _tile(1, 1)
+
+
+@intrinsic
+def _exp_in_place(typing: Any, array: Any, length: Any) -> Any:
+    """exp of the first `length` elements, rounded up to LANES, of a float32 array (Cephes' expf, within 2 ulp)."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], ir.Constant(_I64, LANES), intp=_I64) as (
+            k,
+            _,
+        ):
+            address = builder.bitcast(builder.gep(data, [k]), _VEC.as_pointer())
+            given = x = builder.load(address, align=1)
+            for name, limit in (("maxnum", -87.0), ("minnum", 88.0)):
+                x = _call(builder, f"llvm.{name}.v{LANES}f32", _VEC, x, _splat(limit))
+            power = _call(builder, f"llvm.rint.v{LANES}f32", _VEC, builder.fmul(x, _splat(1.44269504088896341)))
+            rest = _multiply_add(builder, power, _splat(-0.693359375), x)
+            rest = _multiply_add(builder, power, _splat(2.12194440e-4), rest)
+            value = _splat(1.9875691500e-4)
+            for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+                value = _multiply_add(builder, value, rest, _splat(coefficient))
+            value = _multiply_add(builder, value, builder.fmul(rest, rest), builder.fadd(rest, _splat(1.0)))
+            exponent = builder.shl(builder.add(builder.fptosi(power, _VEC_I32), _splat_int(127)), _splat_int(23))
+            value = builder.fmul(value, builder.bitcast(exponent, _VEC))
+            # The limits would make a number of what is none.
+            is_nan = builder.fcmp_unordered("uno", given, given)
+            builder.store(builder.select(is_nan, given, value), address, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+@intrinsic
+def _matrix_at(typing: Any, address: Any) -> Any:
+    """A pointer, of an address that NumPy gave."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def _fetch_add(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """Add to an element of an int64 array; what it was before. Atomic."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), args[2], "seq_cst")
+
+    return types.int64(array, types.int64, types.int64), generate
+
+
+_yield_processor = types.ExternalFunction("sched_yield", types.int32())
+_SPINS = 2_000
+"""About 10 µs; a barrier between threads that all run takes less than one."""
+
+
+@numba.njit(cache=True, nogil=True)
+def _wait_for_all(sync: Any, num_threads: int) -> None:
+    """A barrier: sync[0] counts who is there, sync[8] how often all were (on cache lines of their own)."""
+    if num_threads == 1:
+        return
+    turn = _fetch_add(sync, 8, 0)
+    if _fetch_add(sync, 0, 1) == num_threads - 1:
+        _fetch_add(sync, 0, -num_threads)
+        _fetch_add(sync, 8, 1)
+        return
+    spins = 0
+    while _fetch_add(sync, 8, 0) == turn:
+        spins += 1
+        if spins > _SPINS:
+            _yield_processor()
+
+
+# ── products ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@numba.njit(cache=True, nogil=True)
+def _part(size: int, thread: int, num_threads: int) -> tuple[int, int]:
+    """The rows of a matrix that a thread takes: whole blocks of eight."""
+    blocks = (size + 7) // 8
+    return min(size, 8 * (blocks * thread // num_threads)), min(size, 8 * (blocks * (thread + 1) // num_threads))
+
+
+_BLOCK = 48
+"""So many vectors stay in a processor's own cache while a matrix passes by."""
+
+
+@numba.njit(cache=True, nogil=True)
+def _product(w_NK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
+    """Columns [begin, end) of y = x @ w.T for the first `num_rows` rows, without scales."""
+    for first in range(0, num_rows, _BLOCK):
+        _product_block(w_NK, x_BK[first:], y_BN[first:], min(_BLOCK, num_rows - first), begin, end)
+
+
+@numba.njit(cache=True, nogil=True)
+def _product_block(w_NK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
+    length = w_NK.shape[1]
+    x_step, y_step = x_BK.strides[0] // 4, y_BN.strides[0] // 4
+    n = begin
+    if num_rows == 1:
+        while n + 8 <= end:
+            _tile_8x1_ahead(w_NK, n * length, x_BK, x_step, length, y_BN[0, n:], y_step)
+            n += 8
+    else:
+        while n + 4 <= end:
+            b = 0
+            while b + 3 <= num_rows:
+                _tile_4x3(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
+                b += 3
+            if b + 2 == num_rows:
+                _tile_4x2(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
+            elif b + 1 == num_rows:
+                _tile_4x1(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
+            n += 4
+    while n < end:
+        for b in range(num_rows):
+            _tile_1x1(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
+        n += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _scale(y_BN: Any, scale_N: Any, bias_N: Any, num_rows: int, begin: int, end: int) -> None:
+    """y * scale + bias; either is left out where its array is empty."""
+    for b in range(num_rows):
+        if len(scale_N):
+            for n in range(begin, end):
+                y_BN[b, n] *= scale_N[n]
+        if len(bias_N):
+            for n in range(begin, end):
+                y_BN[b, n] += bias_N[n]
+
+
+@numba.njit(cache=True, nogil=True)
+def product(
+    thread: int, num_threads: int, sync: Any, w_NK: Any, scale_N: Any, bias_N: Any, x_BK: Any, y_BN: Any
+) -> None:
+    """y = x @ w.T * scale + bias: one matrix by itself."""
+    num_rows = x_BK.shape[0]
+    begin, end = _part(w_NK.shape[0], thread, num_threads)
+    _product(w_NK, x_BK, y_BN, num_rows, begin, end)
+    _scale(y_BN, scale_N, bias_N, num_rows, begin, end)
+    _wait_for_all(sync, num_threads)
+
+
+@numba.njit(cache=True, nogil=True)
+def _reduce(thread: int, num_threads: int, a_XLPK: Any, layer: int, x_BK: Any, adapter_B: Any, t_BP: Any) -> None:
+    """t = A x of the tokens that have an adapter: P is parts times rank, whole blocks of eight."""
+    for b in range(thread, len(adapter_B), num_threads):
+        if adapter_B[b] >= 0:
+            a_PK = a_XLPK[adapter_B[b], layer]
+            for p in range(0, a_PK.shape[0], 8):
+                _tile_8x1(a_PK, p * a_PK.shape[1], x_BK[b:], 0, a_PK.shape[1], t_BP[b, p:], 0)
+
+
+@numba.njit(cache=True, nogil=True)
+def _expand(
+    b_XLNR: Any, layer: int, t_BP: Any, adapter_B: Any, y_BN: Any, begin: int, end: int, second: Any, third: Any
+) -> None:
+    """y += B t for columns [begin, end); those from `second` and from `third` on belong to the next parts of t."""
+    change = np.empty(1, np.float32)
+    for b in range(len(adapter_B)):
+        if adapter_B[b] >= 0:
+            b_NR = b_XLNR[adapter_B[b], layer]
+            rank = b_NR.shape[1]
+            for n in range(begin, end):
+                part = (1 if n >= second else 0) + (1 if n >= third else 0)
+                _tile_1x1(b_NR, n * rank, t_BP[b, part * rank :], 0, rank, change, 0)
+                y_BN[b, n] += change[0]
+
+
+# ── the step ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@numba.njit(cache=True, nogil=True)
+def _normalise(x_H: Any, weight_H: Any, epsilon: float, y_H: Any) -> None:
+    """RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467); y may be x, and must not hold less."""
+    width = len(weight_H)
+    total = np.empty(1, np.float32)
+    _tile_1x1(x_H, 0, x_H, 0, width, total, 0)
+    factor = np.float32(1.0) / np.sqrt(total[0] / np.float32(width) + np.float32(epsilon))
+    for h in range(len(weight_H)):
+        y_H[h] = weight_H[h] * (x_H[h] * factor)
+
+
+@numba.njit(cache=True, nogil=True)
+def _rotate(x_D: Any, cos_D: Any, sin_D: Any) -> None:
+    """Rotary positions, halves against each other, as Hugging Face lays them out (Su et al. 2021, arXiv:2104.09864)."""
+    half = len(x_D) // 2
+    for d in range(half):
+        low, high = x_D[d], x_D[half + d]
+        x_D[d] = low * cos_D[d] - high * sin_D[d]
+        x_D[half + d] = high * cos_D[half + d] + low * sin_D[half + d]
+
+
+@numba.njit(cache=True, nogil=True)
+def _attend(q_D: Any, keys_TD: Any, values_TD: Any, length: int, scaling: float, scores_T: Any, out_D: Any) -> None:
+    """Softmax attention of one head over `length` positions."""
+    width = len(q_D)
+    t = 0
+    while t + 8 <= length:
+        _tile_8x1(keys_TD, t * width, q_D, 0, width, scores_T[t:], 0)
+        t += 8
+    while t < length:
+        _tile_1x1(keys_TD, t * width, q_D, 0, width, scores_T[t:], 0)
+        t += 1
+    largest = scores_T[0]
+    for t in range(length):
+        largest = max(largest, scores_T[t])
+    for t in range(length):
+        scores_T[t] = (scores_T[t] - largest) * np.float32(scaling)
+    _exp_in_place(scores_T, length)
+    total = np.float32(0.0)
+    for t in range(length):
+        total += scores_T[t]
+    for d in range(width):
+        out_D[d] = np.float32(0.0)
+    for t in range(length):
+        share = scores_T[t] / total
+        for d in range(width):
+            out_D[d] += share * values_TD[t, d]
+
+
+@numba.njit(cache=True, nogil=True)
+def forward(
+    thread: int,
+    num_threads: int,
+    sync: Any,
+    x_BH: Any,
+    row_B: Any,
+    position_B: Any,
+    last_O: Any,
+    adapter_B: Any,
+    has_adapters: bool,
+    low_rank_a: Any,
+    low_rank_b: Any,
+    address_L2: Any,
+    shape: Any,
+    weights: Any,
+    scales: Any,
+    biases: Any,
+    norms: Any,
+    head: Any,
+    rotary: Any,
+    buffers: Any,
+    hidden_OH: Any,
+    logits_OV: Any,
+) -> None:
+    """Tokens of one row or of many, from embeddings to logits; their keys and values are written into the cache.
+
+    x_BH        the embeddings; overwritten
+    row_B       of the cache, which each token belongs to; its former tokens are in the cache or in this step
+    position_B  in that row
+    last_O      which tokens something is wanted of: their hidden states after the last norm, in hidden_OH, and their
+                logits, unless logits_OV has no columns
+    adapter_B   which of the X adapters each token has, -1 for none; has_adapters whether any has one
+    low_rank_a  of each of the four weights (X, L, parts * rank, columns), parts being q, k, v and gate, up; the rank, the
+                same for all, is a multiple of eight; low_rank_b (X, L, rows, rank)
+    address_L2  where each layer's keys (S, G, T, D) and values begin, float32
+    shape       (A, G, D, T, whether queries and keys are normalised, epsilon, scaling of scores)
+    weights     qkv (L, (A + 2 G) D, H), out (L, H, A D), gate and up (L, 2 I, H), down (L, H, I)
+    scales      of each of them (L, rows), (L, 0) where there are none; biases likewise
+    norms       before attention (L, H), before the MLP (L, H), of queries (L, D) and keys (L, D), the last one (H,)
+    head        (V, H) with its scale (V,) or (0,), and its bias likewise
+    rotary      cosines and sines (T, D)
+    buffers     of at least B rows: (B, 3 * rank), (B, H), (B, (A + 2 G) D), (B, A D), (B, H), (B, 2 I); of each thread (T + LANES,)
+    """
+    num_heads, num_heads_kv, width, num_positions, has_head_norms, epsilon, scaling = shape
+    w_qkv, w_out, w_up, w_down = weights
+    s_qkv, s_out, s_up, s_down = scales
+    b_qkv, b_out, b_up, b_down = biases
+    norm_attention, norm_mlp, norm_q, norm_k, norm_last = norms
+    low, normed, qkv, attended, added, inner, scores = buffers
+    never = np.int64(1) << 40
+    num_rows, hidden = x_BH.shape
+    num_layers, num_inner = w_qkv.shape[0], w_down.shape[2]
+    group = num_heads // num_heads_kv
+    row_size = num_heads_kv * num_positions * width
+    cos_TD, sin_TD = rotary
+    for layer in range(num_layers):
+        for b in range(thread, num_rows, num_threads):
+            _normalise(x_BH[b], norm_attention[layer], epsilon, normed[b])
+        _wait_for_all(sync, num_threads)
+
+        begin, end = _part(w_qkv.shape[1], thread, num_threads)
+        _product(w_qkv[layer], normed, qkv, num_rows, begin, end)
+        _scale(qkv, s_qkv[layer], b_qkv[layer], num_rows, begin, end)
+        if has_adapters:
+            _reduce(thread, num_threads, low_rank_a[0], layer, normed, adapter_B, low)
+            _wait_for_all(sync, num_threads)
+            second, third = num_heads * width, (num_heads + num_heads_kv) * width
+            _expand(low_rank_b[0], layer, low, adapter_B, qkv, begin, end, second, third)
+        _wait_for_all(sync, num_threads)
+
+        for pair in range(thread, num_rows * num_heads_kv, num_threads):
+            b, g = pair // num_heads_kv, pair % num_heads_kv
+            position = position_B[b]
+            start = row_B[b] * row_size + g * num_positions * width
+            keys_TD = numba.carray(
+                _matrix_at(address_L2[layer, 0] + 4 * start), (num_positions, width), dtype=np.float32
+            )
+            values_TD = numba.carray(
+                _matrix_at(address_L2[layer, 1] + 4 * start), (num_positions, width), dtype=np.float32
+            )
+            at = (num_heads + g) * width
+            key_D = qkv[b, at : at + width]
+            if has_head_norms:
+                _normalise(key_D, norm_k[layer], epsilon, key_D)
+            _rotate(key_D, cos_TD[position], sin_TD[position])
+            at += num_heads_kv * width
+            for d in range(width):
+                keys_TD[position, d] = key_D[d]
+                values_TD[position, d] = qkv[b, at + d]
+        _wait_for_all(sync, num_threads)
+
+        for pair in range(thread, num_rows * num_heads_kv, num_threads):
+            b, g = pair // num_heads_kv, pair % num_heads_kv
+            position = position_B[b]
+            start = row_B[b] * row_size + g * num_positions * width
+            keys_TD = numba.carray(
+                _matrix_at(address_L2[layer, 0] + 4 * start), (num_positions, width), dtype=np.float32
+            )
+            values_TD = numba.carray(
+                _matrix_at(address_L2[layer, 1] + 4 * start), (num_positions, width), dtype=np.float32
+            )
+            for a in range(g * group, (g + 1) * group):
+                q_D = qkv[b, a * width : (a + 1) * width]
+                if has_head_norms:
+                    _normalise(q_D, norm_q[layer], epsilon, q_D)
+                _rotate(q_D, cos_TD[position], sin_TD[position])
+                out_D = attended[b, a * width : (a + 1) * width]
+                _attend(q_D, keys_TD, values_TD, position + 1, scaling, scores[thread], out_D)
+        _wait_for_all(sync, num_threads)
+
+        begin, end = _part(hidden, thread, num_threads)
+        _product(w_out[layer], attended, added, num_rows, begin, end)
+        _scale(added, s_out[layer], b_out[layer], num_rows, begin, end)
+        if has_adapters:
+            _reduce(thread, num_threads, low_rank_a[1], layer, attended, adapter_B, low)
+            _wait_for_all(sync, num_threads)
+            _expand(low_rank_b[1], layer, low, adapter_B, added, begin, end, never, never)
+        for b in range(num_rows):
+            for h in range(begin, end):
+                x_BH[b, h] += added[b, h]
+        _wait_for_all(sync, num_threads)
+
+        for b in range(thread, num_rows, num_threads):
+            _normalise(x_BH[b], norm_mlp[layer], epsilon, normed[b])
+        _wait_for_all(sync, num_threads)
+
+        # The same rows of gate and up, so that their product needs no barrier.
+        begin, end = _part(num_inner, thread, num_threads)
+        _product(w_up[layer], normed, inner, num_rows, begin, end)
+        _product(w_up[layer], normed, inner, num_rows, num_inner + begin, num_inner + end)
+        _scale(inner, s_up[layer], b_up[layer], num_rows, begin, end)
+        _scale(inner, s_up[layer], b_up[layer], num_rows, num_inner + begin, num_inner + end)
+        if has_adapters:
+            _reduce(thread, num_threads, low_rank_a[2], layer, normed, adapter_B, low)
+            _wait_for_all(sync, num_threads)
+            for start in (0, num_inner):
+                _expand(low_rank_b[2], layer, low, adapter_B, inner, start + begin, start + end, num_inner, never)
+        exponential = np.empty(end - begin + LANES, np.float32)
+        for b in range(num_rows):
+            for i in range(begin, end):
+                exponential[i - begin] = -inner[b, i]
+            _exp_in_place(exponential, end - begin)
+            for i in range(begin, end):
+                silu = inner[b, i] / (np.float32(1.0) + exponential[i - begin])
+                inner[b, i] = silu * inner[b, num_inner + i]
+        _wait_for_all(sync, num_threads)
+
+        begin, end = _part(hidden, thread, num_threads)
+        _product(w_down[layer], inner, added, num_rows, begin, end)
+        _scale(added, s_down[layer], b_down[layer], num_rows, begin, end)
+        if has_adapters:
+            _reduce(thread, num_threads, low_rank_a[3], layer, inner, adapter_B, low)
+            _wait_for_all(sync, num_threads)
+            _expand(low_rank_b[3], layer, low, adapter_B, added, begin, end, never, never)
+        for b in range(num_rows):
+            for h in range(begin, end):
+                x_BH[b, h] += added[b, h]
+        _wait_for_all(sync, num_threads)
+
+    for o in range(thread, len(last_O), num_threads):
+        _normalise(x_BH[last_O[o]], norm_last, epsilon, hidden_OH[o])
+    _wait_for_all(sync, num_threads)
+    if logits_OV.shape[1] == 0:
+        return
+    w_head, s_head, b_head = head
+    begin, end = _part(w_head.shape[0], thread, num_threads)
+    _product(w_head, hidden_OH, logits_OV, len(last_O), begin, end)
+    _scale(logits_OV, s_head, b_head, len(last_O), begin, end)
+    _wait_for_all(sync, num_threads)

@@ -1,0 +1,214 @@
+"""Packed: a Llama-like model's matrices laid out as the kernels read them, and its modules as views of the same memory.
+
+    model ─pack_model─▶ PackedWeights (one array a role, over all layers) ◀─views─ PackedLinear, PackedEmbedding
+
+Weights  float32; bfloat16, sums in float32; int8, each row with a scale, largest magnitude at 127: the error of a weight is at
+         most 1/254 of the largest in its row. Norms and biases stay float32, and so are all activations and the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from aifactory.engine.team import ThreadTeam
+from aifactory.errors import ConfigError
+
+WeightKind = Literal["float32", "bfloat16", "int8"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_MULTIPLE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """One matrix, or the same one of every layer."""
+
+    weight: Tensor
+    """(rows, columns) or (layers, rows, columns)."""
+    scale: Tensor
+    """float32, (rows,) or (layers, rows); without elements unless the weights are int8."""
+    bias: Tensor
+    """Likewise; without elements where there is none."""
+
+    def layer(self, index: int, begin: int, end: int) -> PackedMatrix:
+        """A view of some rows of one layer's."""
+        return PackedMatrix(
+            self.weight[index, begin:end],
+            self.scale[index, begin:end] if self.scale.numel() else self.scale[index],
+            self.bias[index, begin:end] if self.bias.numel() else self.bias[index],
+        )
+
+    def arrays(self) -> tuple[Any, Any, Any]:
+        """Weight, scale and bias as NumPy's over the same memory; bfloat16 as int16."""
+        weight = self.weight.view(torch.int16) if self.weight.dtype == torch.bfloat16 else self.weight
+        return weight.numpy(), self.scale.numpy(), self.bias.numpy()
+
+    @property
+    def num_bytes(self) -> int:
+        """What a step reads of it."""
+        return sum(part.numel() * part.element_size() for part in (self.weight, self.scale, self.bias))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeights:
+    """All that a decode step reads, by role."""
+
+    qkv: PackedMatrix
+    out: PackedMatrix
+    up: PackedMatrix
+    """Gate above, up below."""
+    down: PackedMatrix
+    head: PackedMatrix
+    norms: tuple[Tensor, ...]
+    """Before attention and before the MLP (L, H), of queries and keys (L, D) or (L, 0), the last (H,)."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What a step at batch 1 reads, apart from the cache."""
+        return sum(matrix.num_bytes for matrix in (self.qkv, self.out, self.up, self.down, self.head))
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` over packed rows, computed by the kernels whatever the number of vectors."""
+
+    def __init__(self, matrix: PackedMatrix, team: ThreadTeam) -> None:
+        super().__init__()
+        from aifactory.engine.kernels import product
+
+        self._product = product
+        self._arrays = matrix.arrays()
+        self._team = team
+        self._sync = np.zeros(16, np.int64)
+        self.out_features, self.in_features = matrix.weight.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features), float32."""
+        rows = x.reshape(-1, self.in_features).contiguous()
+        y = torch.empty(len(rows), self.out_features)
+        if len(rows):
+            self._team.run(self._product, self._sync, *self._arrays, rows.detach().numpy(), y.numpy())
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+class PackedEmbedding(nn.Module):
+    """`nn.Embedding` over packed rows."""
+
+    def __init__(self, table: PackedMatrix) -> None:
+        super().__init__()
+        self._scale = table.scale
+        self.weight = table.weight
+        """A tensor, no parameter: (vocabulary, hidden)."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(...) -> (..., hidden), float32."""
+        rows = self.weight[ids].float()
+        return rows * self._scale[ids][..., None] if self._scale.numel() else rows
+
+
+def why_not_packed(model: PreTrainedModel) -> str | None:
+    """What keeps the kernels from computing this model; None if nothing does."""
+    name = type(model).__name__
+    if name not in _ARCHITECTURES:
+        return f"it is a {name}, none of {', '.join(_ARCHITECTURES)}"
+    config = model.config
+    if config.hidden_act != "silu":
+        return f"its MLP is gated by {config.hidden_act}, not by silu"
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        return f"its rotary positions ({rope}) depend on the length of the text"
+    head_dim = model.model.layers[0].self_attn.head_dim
+    widths = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size, "head_dim": head_dim}
+    for field, width in widths.items():
+        if width % _MULTIPLE:
+            return f"its {field} of {width} is no multiple of {_MULTIPLE}"
+    if model.device.type != "cpu":
+        return f"it is on {model.device}"
+    return None
+
+
+@torch.no_grad()
+def pack_model(model: PreTrainedModel, kind: WeightKind, team: ThreadTeam) -> PackedWeights:
+    """Lay out the weights for the kernels, and put modules in their place that read the same memory.
+
+    The model's own matrices are given up one by one, so that no more than one layer is there twice.
+    Raises  ConfigError if the kernels can't compute this architecture (`why_not_packed`) or the kind is unknown.
+    """
+    reason = why_not_packed(model)
+    if reason is not None:
+        raise ConfigError(f"Expected a model for the compiled kernels, found that {reason}. Leave `weights` out.")
+    if kind not in get_args(WeightKind):
+        raise ConfigError(f"Expected weights of {', '.join(get_args(WeightKind))}, found {kind!r}.")
+    layers = model.model.layers
+    packed: dict[str, PackedMatrix] = {}
+    for role, block, names in (
+        ("qkv", "self_attn", ("q_proj", "k_proj", "v_proj")),
+        ("out", "self_attn", ("o_proj",)),
+        ("up", "mlp", ("gate_proj", "up_proj")),
+        ("down", "mlp", ("down_proj",)),
+    ):
+        parts = [[getattr(getattr(layer, block), name) for name in names] for layer in layers]
+        matrix = packed[role] = _empty(len(layers), parts[0], kind)
+        for index, modules in enumerate(parts):
+            begin = 0
+            for name, module in zip(names, modules, strict=True):
+                view = matrix.layer(index, begin, begin + module.out_features)
+                _fill(view, module.weight, module.bias)
+                begin += module.out_features
+                setattr(getattr(layers[index], block), name, PackedLinear(view, team))
+    embedding, head = model.model.embed_tokens, model.lm_head
+    tied = head.weight.data_ptr() == embedding.weight.data_ptr()
+    packed["head"] = _pack_one(head.weight, head.bias, kind)
+    model.model.embed_tokens = PackedEmbedding(packed["head"] if tied else _pack_one(embedding.weight, None, kind))
+    model.lm_head = PackedLinear(packed["head"], team)
+    model.to(torch.float32)  # type: ignore[arg-type]
+
+    def stacked(block: str | None, name: str) -> Tensor:
+        modules = [getattr(layer if block is None else getattr(layer, block), name, None) for layer in layers]
+        return torch.stack([module.weight if module is not None else torch.empty(0) for module in modules])
+
+    norms = (
+        stacked(None, "input_layernorm"),
+        stacked(None, "post_attention_layernorm"),
+        stacked("self_attn", "q_norm"),
+        stacked("self_attn", "k_norm"),
+        model.model.norm.weight.detach().clone(),
+    )
+    return PackedWeights(norms=norms, **packed)
+
+
+def _empty(num_layers: int, modules: list[nn.Linear], kind: WeightKind) -> PackedMatrix:
+    num_rows, num_columns = sum(module.out_features for module in modules), modules[0].in_features
+    has_bias = any(module.bias is not None for module in modules)
+    return PackedMatrix(
+        torch.empty(num_layers, num_rows, num_columns, dtype=_DTYPES[kind]),
+        torch.empty(num_layers, num_rows if kind == "int8" else 0),
+        torch.zeros(num_layers, num_rows if has_bias else 0),
+    )
+
+
+def _pack_one(weight: Tensor, bias: Tensor | None, kind: WeightKind) -> PackedMatrix:
+    matrix = PackedMatrix(
+        torch.empty(weight.shape, dtype=_DTYPES[kind]),
+        torch.empty(len(weight) if kind == "int8" else 0),
+        torch.zeros(len(weight) if bias is not None else 0),
+    )
+    _fill(matrix, weight, bias)
+    return matrix
+
+
+def _fill(matrix: PackedMatrix, weight: Tensor, bias: Tensor | None) -> None:
+    if matrix.weight.dtype == torch.int8:
+        largest = weight.float().abs().amax(dim=-1)
+        scale = torch.where(largest > 0, largest / 127, 1.0)
+        matrix.weight.copy_((weight.float() / scale[:, None]).round())
+        matrix.scale.copy_(scale)
+    else:
+        matrix.weight.copy_(weight)
+    if bias is not None:
+        matrix.bias.copy_(bias)
