@@ -4,7 +4,7 @@ Layout   <folder>/step-00000100/{model.safetensors, optimizer.pt, COMMITTED}; th
 Law      COMMITTED is written last. A run continues from the newest step that has it, whatever its launcher remembers.
          Nothing is read that can run code: safetensors, and `weights_only` for the optimiser.
 Whole    A checkpoint holds whole weights and moments by their names, however they were shared, so that any number of
-         workers goes on from it, by ddp or by fsdp.
+         workers goes on from it, by ddp or by fsdp. With adapters, it holds theirs alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ State = dict[str, Any]
 """Weights by name, whole, on the CPU."""
 
 _MARKER = "COMMITTED"
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# Weights that are not trained are those of the base, which is there anyway.
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
 class Checkpoints:
@@ -82,11 +83,13 @@ class Checkpoints:
 
 
 def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> tuple[State, dict[str, Any]]:
-    """The weights, and the optimiser's state where it is asked for. All workers must call it; rank 0 has what it returns.
+    """The weights that are trained, and the optimiser's state where it is asked for. All workers must call it; rank 0 has what
+    it returns.
 
     Weights that are tied are named once, as safetensors wants it.
     """
-    names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    names = {name for name, each in model.named_parameters() if each.requires_grad}
+    names |= {name for name, _ in model.named_buffers()}
     state: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
     weights = {name: value.contiguous() for name, value in state.items() if name in names}
     moments = {} if optimizer is None else get_optimizer_state_dict(model, optimizer, options=_WHOLE)
@@ -102,7 +105,8 @@ def restore(checkpoints: Checkpoints, model: nn.Module, optimizer: torch.optim.O
     options = StateDictOptions(full_state_dict=True, strict=False)
     missing, unexpected = set_model_state_dict(model, weights, options=options)
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
     assert not unexpected, unexpected
-    assert set(missing) <= tied, missing
+    assert set(missing) <= tied | frozen, missing
     set_optimizer_state_dict(model, optimizer, moments, options=options)
     return step, losses

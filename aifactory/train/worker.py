@@ -1,7 +1,7 @@
 """One training worker: load, train, export. Pure torch; the process group is set up by whoever starts it.
 
 Writes   runs/train-<fp>/step-*/          checkpoints
-         model/<fp>/{config.json, model.safetensors, tokenizer files, golden.json}
+         model/<fp>/{config.json, model.safetensors, tokenizer files, golden.json}; with `train.lora` also adapter/
          runs/train-<fp>/exported.json    last: the names and hashes of the exported files, and what was counted
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from aifactory.text.tokenizer import load_tokenizer
 from aifactory.train.base import model_from_folder, model_from_scratch, require_fit
 from aifactory.train.checkpoint import Checkpoints
 from aifactory.train.loop import TrainingRun, train_model
+from aifactory.train.lora import ADAPTER_FOLDER, merged, with_adapters, write_adapter
 from aifactory.train.room import NoRoomError
 from aifactory.train.step import count_parameters
 
@@ -111,8 +112,10 @@ def _work(
     rows = tuple(TokenRows(s.shards.fetch(storage), s.shards.names) for s in task.row_sets)
     tokenizer_folder = task.tokenizer.fetch(storage) / Path(task.tokenizer.names[0]).parent
     tokenizer = load_tokenizer(tokenizer_folder)
-    if task.base is not None:
-        model = model_from_folder(task.base.fetch(storage) if isinstance(task.base, Stored) else task.base)
+    start = task.base.fetch(storage) if isinstance(task.base, Stored) else task.base
+    model: nn.Module
+    if start is not None:
+        model = model_from_folder(start)
         require_fit(model, vocab_size=tokenizer.vocab_size, row_len=rows[0].row_len)
     else:
         model = model_from_scratch(
@@ -123,6 +126,9 @@ def _work(
             seed=task.recipe.seed,
         )
     kind, config = type(model), model.config
+    if task.recipe.lora:
+        model = with_adapters(model, task.recipe.lora, seed=task.recipe.seed)
+    trained = count_parameters(model.parameters())
     figures, weights = train_model(
         model,
         TrainingRun(
@@ -142,11 +148,17 @@ def _work(
         world_size=world_size,
     )
     if rank == 0:
-        whole = kind(config)
-        whole.load_state_dict(weights, strict=False)
-        whole.tie_weights()
-        counted = asdict(figures) | {"parameters": count_parameters(whole.parameters())}
-        _export(task, whole, tokenizer_folder, counted)
+        adapter = None
+        if task.recipe.lora:
+            assert start is not None, "adapters stand beside the weights of a base"
+            again = with_adapters(model_from_folder(start), task.recipe.lora, seed=task.recipe.seed)
+            whole, adapter = merged(again, weights)
+        else:
+            whole = kind(config)
+            whole.load_state_dict(weights, strict=False)
+            whole.tie_weights()
+        counted = asdict(figures) | {"parameters": sum(p.numel() for p in whole.parameters()), "trained": trained}
+        _export(task, whole, tokenizer_folder, counted, adapter)
 
 
 def _device() -> torch.device:
@@ -158,8 +170,14 @@ def _device() -> torch.device:
     return torch.device("cuda", index)
 
 
-def _export(task: Work, model: nn.Module, tokenizer_folder: Path, figures: dict[str, Any]) -> None:
-    """Write the model's folder, then the list of its files."""
+def _export(
+    task: Work,
+    model: nn.Module,
+    tokenizer_folder: Path,
+    figures: dict[str, Any],
+    adapter: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model's folder, with the adapter that is merged in it, then the list of its files."""
     assert isinstance(model, PreTrainedModel)
     nn.Module.to(model, "cpu", torch.float32)
     model.train(False)
@@ -170,6 +188,8 @@ def _export(task: Work, model: nn.Module, tokenizer_folder: Path, figures: dict[
         for name in (Path(name).name for name in task.tokenizer.names):
             (folder / name).write_bytes((tokenizer_folder / name).read_bytes())
         (folder / GOLDEN_NAME).write_bytes(golden_answers(model, tokenizer))
+        if adapter:
+            write_adapter(adapter, folder / ADAPTER_FOLDER)
         files = task.storage.upload(folder, *task.model_folder)
     exported = {"files": [asdict(file) for file in files], "figures": figures}
     task.storage.write_bytes(json.dumps(exported).encode(), *task.run_folder, EXPORTED)
