@@ -21,6 +21,7 @@ from aifactory.text.tokenizer import TextTokenizer
 
 LABELS = {"true": 1, "1": 1, "false": -1, "0": -1}
 """What a label says of an answer."""
+DISLIKED = frozenset(label for label, mark in LABELS.items() if mark < 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
