@@ -11,6 +11,8 @@ PURE = [
     "aifactory.train.checkpoint",
     "aifactory.train.guard",
     "aifactory.train.loop",
+    "aifactory.train.lora",
+    "aifactory.train.objectives",
     "aifactory.train.parallel",
     "aifactory.train.room",
     "aifactory.train.sampler",
