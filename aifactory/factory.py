@@ -274,6 +274,10 @@ class Factory:
         # A folder is what it holds. A release is what it is called, as for model.base: what this cycle itself puts into
         # production would else begin the next.
         inputs += [name if name.startswith(REFERENCE) else digest for name, digest in models]
+        if self.config.model.base is not None and Path(self.config.model.base).expanduser().is_dir():
+            from aifactory.train.base import digest_folder
+
+            inputs.append(digest_folder(Path(self.config.model.base).expanduser()))
         identity = fingerprint(stage="run", code_version=1, recipe=recipe, inputs=inputs)
         production = self.books.registry.production()
         from_production = self.config.model.base == FROM_PRODUCTION
@@ -348,6 +352,8 @@ class Factory:
         if tokenizer is None and self.config.tokenize.tokenizer != "train":
             tokenizer = Path(self.config.tokenize.tokenizer).expanduser()
         earlier = {} if not isinstance(tokenizer, Model) else self._token_sets_of(tokenizer)
+        # The parent may have been trained by another objective, on the same rows packed for that.
+        earlier = {corpus: tokens for corpus, tokens in earlier.items() if self._fits(tokens)}
         token_sets = [
             earlier.get(corpus.id) or self._workshop.tokenize(cycle, corpus, tokenizer=tokenizer) for corpus in corpora
         ]
@@ -423,6 +429,10 @@ class Factory:
         ids = [input_id for input_id in model.record.inputs if input_id.startswith("tokens/")]
         token_sets = [self.books.artifacts.get(TokenSet, token_id) for token_id in ids]
         return {tokens.record.inputs[0]: tokens for tokens in token_sets}
+
+    def _fits(self, tokens: TokenSet) -> bool:
+        """Whether a token set was packed for the objective that is asked for now."""
+        return bool(tokens.record.recipe.get("objective", "likelihood") == self.config.train.objective)
 
     def _corpora_of(self, model: Model) -> list[Corpus]:
         return [self.books.artifacts.get(Corpus, corpus_id) for corpus_id in self._token_sets_of(model)]

@@ -99,7 +99,13 @@ class Workshop:
                 "steps": tuple(step for step in self.config.ingest.steps if step.FOR_FEEDBACK),
             }
         )
-        columns = Columns(text="text", prompt="prompt", user="user", origin="completion")
+        answers = {
+            "likelihood": {"text": "text"},
+            "dpo": {"chosen": "text", "rejected": "rejected"},
+            "kto": {"text": "text", "label": "label"},
+        }[self.config.train.objective]
+        told = {"prompt": "prompt", "user": "user", "origin": "completion"}
+        columns = Columns.model_validate(answers | told)
         source = ParquetSource(
             name=FEEDBACK,
             kind="parquet",
@@ -256,6 +262,8 @@ class Workshop:
             contents = [hash_parts(*(f"{name}:{data!r}" for name, data in sorted(read_tokenizer(folder).items())))]
             recipe = {"row_len": recipe["row_len"]}
         recipe["chat_fallback"] = self._chat_fallback
+        if self.config.train.is_preference:
+            recipe["objective"] = self.config.train.objective
 
         def make(target: tuple[str, ...]) -> Made:
             tokenized = tokenize_corpus(
@@ -266,6 +274,7 @@ class Workshop:
                 target=target,
                 run=self._run_for(corpus.figures["bytes_kept"]),
                 chat_fallback=self._chat_fallback,
+                objective=self.config.train.objective,
             )
             return Made(files=tokenized.files, figures=tokenized.figures)
 
@@ -524,6 +533,15 @@ class Workshop:
         """The scorecard of a model beside the one in production."""
         from aifactory.evaluate.pipeline import CODE_VERSION, evaluate_model
 
+        plain = dict(self.config.recipe("evaluate")["evaluate"])
+        disliked: frozenset[str] = frozenset()
+        if self.config.train.objective == "kto":
+            from aifactory.tokens.preferences import DISLIKED
+
+            # A model is not judged by how likely it finds what nobody wants to hear.
+            disliked = DISLIKED
+            plain["leaves_out"] = sorted(disliked)
+
         def make(target: tuple[str, ...]) -> Made:
             evaluated = evaluate_model(
                 candidate=model,
@@ -534,6 +552,7 @@ class Workshop:
                 store=self.books.artifacts,
                 target=target,
                 run=self.run_tasks(),
+                leave_out=disliked,
             )
             return Made(files=evaluated.files, figures=evaluated.figures)
 
@@ -542,7 +561,7 @@ class Workshop:
             "evaluated",
             Scorecard,
             CODE_VERSION,
-            recipe=self.config.recipe("evaluate")["evaluate"],
+            recipe=plain,
             contents=["champion" if champion is not None else "no champion"],
             inputs=[model, *([champion] if champion is not None else []), sources, *feedback],
             make=make,
@@ -626,7 +645,7 @@ class Workshop:
             "machine": platform.machine(),
             "python": platform.python_version(),
             "cpu_flags": _cpu_flags(),
-            **{name: version(name) for name in _LIBRARIES},
+            **{name: version(name) for name in (*_LIBRARIES, *(["peft"] if train.lora else []))},
         }
 
 

@@ -56,6 +56,13 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _starts_from_a_model(self) -> Config:
+        asked = f"objective: {self.train.objective}" if self.train.is_preference else "lora" if self.train.lora else ""
+        if asked and self.model.base is None:
+            raise ValueError(f"expected model.base beside train.{asked}, which begins with a trained model; name one")
+        return self
+
+    @model_validator(mode="after")
     def _across_workers_leaves_nothing_to_the_runtime(self) -> Config:
         if any(recipe.is_across_workers for recipe in (self.train, *self.train.recipes())):
             for name in ("micro_batch_rows", "parallel", "shard_workers", "execution"):
@@ -74,6 +81,20 @@ class Config(Section):
                 "expected no runtime.validate_every_steps beside train.early_stopping, whose every_steps says it, found "
                 f"{self.runtime.validate_every_steps}; leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _preferences_take_the_plain_way(self) -> Config:
+        if self.train.is_preference:
+            asked = {
+                "validate_every_steps": self.runtime.validate_every_steps is not None,
+                "execution.loss: pieces": self.runtime.execution.loss == "pieces",
+            }
+            for name in (name for name, is_asked in asked.items() if is_asked):
+                raise ValueError(
+                    f"expected no runtime.{name} beside train.objective: {self.train.objective}, which compares answers one by "
+                    "one; leave it out"
+                )
         return self
 
     @model_validator(mode="after")

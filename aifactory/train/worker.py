@@ -1,8 +1,8 @@
 """One training worker: load, train, export. Pure torch; the process group is set up by whoever starts it.
 
 Writes   runs/train-<fp>/step-*/          checkpoints
-         model/<fp>/{config.json, model.safetensors, tokenizer files, golden.json}
          runs/train-<fp>/validated-*      losses on held-out rows (see `validation`)
+         model/<fp>/{config.json, model.safetensors, tokenizer files, golden.json}; with `train.lora` also adapter/
          runs/train-<fp>/exported.json    last: the names and hashes of the exported files, and what was counted
 """
 
@@ -30,6 +30,7 @@ from aifactory.train.base import model_from_folder, model_from_scratch, require_
 from aifactory.train.checkpoint import Checkpoints
 from aifactory.train.execution import Execution
 from aifactory.train.loop import TrainingRun, train_model
+from aifactory.train.lora import ADAPTER_FOLDER, merged, with_adapters, write_adapter
 from aifactory.train.parity import write_probe
 from aifactory.train.room import NoRoomError
 from aifactory.train.run_log import RunLog
@@ -147,8 +148,10 @@ def _work(
     storage = task.storage
     rows = tuple(TokenRows(s.shards.fetch(storage), s.shards.names) for s in task.row_sets)
     tokenizer_folder, tokenizer = _tokenizer(task)
-    model = _model(task, tokenizer, row_len=rows[0].row_len)
-    kind, config = type(model), model.config
+    base = _model(task, tokenizer, row_len=rows[0].row_len)
+    kind, config = type(base), base.config
+    model = _adapted(task, base)
+    trained = count_parameters(model.parameters())
     with (
         HangWatch(task.hang_timeout_s) as alive,
         Checkpoints(storage, *task.run_folder, keep=task.keep_checkpoints) as checkpoints,
@@ -177,13 +180,19 @@ def _work(
         )
     if log is not None:
         log.close(is_finished=True)
-        whole = kind(config)
-        whole.load_state_dict(weights, strict=False)
-        whole.tie_weights()
-        counted = asdict(figures) | log.figures() | {"parameters": count_parameters(whole.parameters())}
+        adapter = None
+        if task.recipe.lora:
+            # Merged with the base as it was loaded: the run's own copy may be shared, compiled or in another type.
+            whole, adapter = merged(_adapted(task, _model(task, tokenizer, row_len=rows[0].row_len)), weights)
+        else:
+            whole = kind(config)
+            whole.load_state_dict(weights, strict=False)
+            whole.tie_weights()
+        counted = asdict(figures) | log.figures()
+        counted |= {"parameters": sum(each.numel() for each in whole.parameters()), "trained": trained}
         if task.held_out is not None:
             counted["holdout_loss"] = holdout_losses(task)
-        _export(task, whole, tokenizer_folder, rows, counted)
+        _export(task, whole, tokenizer_folder, rows, counted, adapter)
 
 
 def _log(task: Work) -> RunLog:
@@ -213,6 +222,11 @@ def _model(task: Work, tokenizer: TextTokenizer, *, row_len: int) -> PreTrainedM
     )
 
 
+def _adapted(task: Work, base: PreTrainedModel) -> nn.Module:
+    """The model that is trained: the base, or with `train.lora` the base with adapters."""
+    return with_adapters(base, task.recipe.lora, seed=task.recipe.seed) if task.recipe.lora else base
+
+
 def _holdout(task: Work, checkpoints: Checkpoints, *, device: torch.device, rank: int) -> Holdout | None:
     if task.held_out is None:
         return None
@@ -232,7 +246,7 @@ def validate(task: Work, step: int, *, device: torch.device | None = None) -> fl
     assert task.held_out is not None
     torch.set_num_threads(task.num_threads)
     rows = TokenRows(task.held_out.fetch(task.storage), task.held_out.names)
-    model = _model(task, _tokenizer(task)[1], row_len=rows.row_len)
+    model = _adapted(task, _model(task, _tokenizer(task)[1], row_len=rows.row_len))
     Checkpoints(task.storage, *task.run_folder).load(step, model)
     return holdout_loss(
         model,
@@ -278,9 +292,15 @@ def _device() -> torch.device:
 
 
 def _export(
-    task: Work, model: nn.Module, tokenizer_folder: Path, rows: Sequence[TokenRows], figures: dict[str, Any]
+    task: Work,
+    model: nn.Module,
+    tokenizer_folder: Path,
+    rows: Sequence[TokenRows],
+    figures: dict[str, Any],
+    adapter: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the model's folder, what is compared with it (`parity`), then the list of its files."""
+    """Write the model's folder, with the adapter that is merged in it; what is compared with it (`parity`); then the list of
+    its files."""
     assert isinstance(model, PreTrainedModel)
     nn.Module.to(model, "cpu", torch.float32)
     model.train(False)
@@ -291,6 +311,8 @@ def _export(
         for name in (Path(name).name for name in task.tokenizer.names):
             (folder / name).write_bytes((tokenizer_folder / name).read_bytes())
         (folder / GOLDEN_NAME).write_bytes(golden_answers(model, tokenizer))
+        if adapter:
+            write_adapter(adapter, folder / ADAPTER_FOLDER)
         files = task.storage.upload(folder, *task.model_folder)
     write_probe(task, model, tokenizer, rows)
     exported = {"files": [asdict(file) for file in files], "figures": figures}
