@@ -109,5 +109,5 @@ def test_how_a_step_is_computed_reaches_the_workers_and_the_record_and_not_the_r
         task = workshop._work(("model", "a"), [factory.tokenize()], factory.config.train, [1.0], None)
 
         assert task.execution == Execution(**chosen)
-        assert workshop._execution()["step"] == factory.config.runtime.execution.model_dump()
+        assert workshop._execution(factory.config.train)["step"] == factory.config.runtime.execution.model_dump()
         assert factory.config.recipe("train", "model") == config.recipe("train", "model")
