@@ -348,6 +348,8 @@ class Factory:
         if tokenizer is None and self.config.tokenize.tokenizer != "train":
             tokenizer = Path(self.config.tokenize.tokenizer).expanduser()
         earlier = {} if not isinstance(tokenizer, Model) else self._token_sets_of(tokenizer)
+        # The parent may have been trained by another objective, on the same rows packed for that.
+        earlier = {corpus: tokens for corpus, tokens in earlier.items() if self._fits(tokens)}
         token_sets = [
             earlier.get(corpus.id) or self._workshop.tokenize(cycle, corpus, tokenizer=tokenizer) for corpus in corpora
         ]
@@ -423,6 +425,10 @@ class Factory:
         ids = [input_id for input_id in model.record.inputs if input_id.startswith("tokens/")]
         token_sets = [self.books.artifacts.get(TokenSet, token_id) for token_id in ids]
         return {tokens.record.inputs[0]: tokens for tokens in token_sets}
+
+    def _fits(self, tokens: TokenSet) -> bool:
+        """Whether a token set was packed for the objective that is asked for now."""
+        return bool(tokens.record.recipe.get("objective", "likelihood") == self.config.train.objective)
 
     def _corpora_of(self, model: Model) -> list[Corpus]:
         return [self.books.artifacts.get(Corpus, corpus_id) for corpus_id in self._token_sets_of(model)]

@@ -256,6 +256,8 @@ class Workshop:
             contents = [hash_parts(*(f"{name}:{data!r}" for name, data in sorted(read_tokenizer(folder).items())))]
             recipe = {"row_len": recipe["row_len"]}
         recipe["chat_fallback"] = self._chat_fallback
+        if self.config.train.is_preference:
+            recipe["objective"] = self.config.train.objective
 
         def make(target: tuple[str, ...]) -> Made:
             tokenized = tokenize_corpus(
@@ -266,6 +268,7 @@ class Workshop:
                 target=target,
                 run=self._run_for(corpus.figures["bytes_kept"]),
                 chat_fallback=self._chat_fallback,
+                objective=self.config.train.objective,
             )
             return Made(files=tokenized.files, figures=tokenized.figures)
 

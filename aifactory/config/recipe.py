@@ -81,9 +81,50 @@ class EarlyStopping(Section):
     """Most packed rows that are held out for it, by a hash of their documents' ids. Default: 64."""
 
 
+class Preference(Section):
+    """How an answer that was preferred is told from one that was not. Read by dpo and kto alone."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """How far the model may go from the one it starts from: the less, the farther. Default: 0.1."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Of dpo: the share of pairs that are taken to be the wrong way round. Default: 0."""
+    desirable_weight: float = Field(default=1.0, ge=0)
+    """Of kto: the weight of an answer that was liked. Default: 1."""
+    undesirable_weight: float = Field(default=1.0, ge=0)
+    """Of kto: the weight of an answer that was not. Default: 1."""
+
+
+class Lora(Section):
+    """Two thin matrices beside each chosen one are trained; all other weights stay (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = Field(default=16, ge=1)
+    """Columns of the first of the two and rows of the second. Default: 16."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Their product is multiplied by alpha / rank. Default: 32."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of what goes into them. Default: 0."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the modules (`q_proj`) beside which they stand, or all linear ones but the last. Default: all-linear."""
+
+    @model_validator(mode="after")
+    def _names_modules(self) -> Lora:
+        if not self.target_modules:
+            raise ValueError("expected names of modules, or all-linear, in target_modules, found none")
+        return self
+
+
 class Train(Section):
     """TokenSets to a Model."""
 
+    objective: Literal["likelihood", "dpo", "kto"] = "likelihood"
+    """What is learnt. likelihood: the texts, or the answers to their prompts, token by token; dpo: to prefer the chosen
+    answer of each preference pair (rows with `rejected`); kto: to give answers of the kind that is labelled `true`, and
+    none of the kind that is labelled `false`. Default: likelihood."""
+    preference: Preference = Preference()
+    """How, for dpo and kto."""
+    lora: Lora | None = None
+    """Trains low-rank matrices beside the weights of `model.base`, which stay as they are. Default: none, all weights are
+    trained."""
     max_steps: int = Field(default=1000, ge=1)
     """Optimiser steps. Default: 1000."""
     global_batch_rows: int = Field(default=16, ge=1)
@@ -165,9 +206,27 @@ class Train(Section):
         return plain if self.candidates else {name: value for name, value in plain.items() if name != "candidates"}
 
     @property
+    def is_preference(self) -> bool:
+        """Whether answers are compared, rather than learnt."""
+        return self.objective != "likelihood"
+
+    @property
     def is_across_workers(self) -> bool:
         """Whether the weights depend on the recipe alone."""
         return self.reproducible == "across_workers"
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Train:
+        read = {
+            "likelihood": set(),
+            "dpo": {"beta", "label_smoothing"},
+            "kto": {"beta", "desirable_weight", "undesirable_weight"},
+        }[self.objective]
+        for name, field in Preference.model_fields.items():
+            # By value: a configuration that was handed on to a job has every field set.
+            if name not in read and getattr(self.preference, name) != field.default:
+                raise ValueError(f"expected no preference.{name} beside objective: {self.objective}; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _fixed_where_it_matters(self) -> Train:

@@ -56,6 +56,13 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _starts_from_a_model(self) -> Config:
+        asked = f"objective: {self.train.objective}" if self.train.is_preference else "lora" if self.train.lora else ""
+        if asked and self.model.base is None:
+            raise ValueError(f"expected model.base beside train.{asked}, which begins with a trained model; name one")
+        return self
+
+    @model_validator(mode="after")
     def _across_workers_leaves_nothing_to_the_runtime(self) -> Config:
         if any(recipe.is_across_workers for recipe in (self.train, *self.train.recipes())):
             for name in ("micro_batch_rows", "parallel", "shard_workers", "execution"):

@@ -8,6 +8,9 @@ A piece is what one row holds of one document: the `length` tokens from `start` 
 token `offset` on. `prompt` of the document's tokens stand before its text. That says all else that training reads, so it
 is not written a second time: positions restart at 0 with each piece, and with the padding; a token is predicted and
 carries loss where it belongs to the text and is not the first of its piece.
+
+Preferences   Rows of answers that were preferred or not have a field more, `mark`: +1 or -1. Their documents are never cut.
+              Of a pair the chosen one and then the rejected one stand side by side, with one row id.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ import pyarrow as pa
 _PLACES = ("start", "offset", "length", "prompt")
 PIECE = pa.struct([("row", pa.string()), *((name, pa.int32()) for name in _PLACES)])
 """A piece: see the module."""
+MARKED_PIECE = pa.struct([*PIECE, ("mark", pa.int8())])
+"""A document that was preferred or not."""
 
 Places = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]
 """start, offset, length and prompt of pieces."""
@@ -30,7 +35,8 @@ Places = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRows:
-    """Rows in memory. ids_NT: unsigned integers; documents: list<PIECE>, in the order in which they lie in their row."""
+    """Rows in memory. ids_NT: unsigned integers; documents: list<PIECE> or list<MARKED_PIECE>, in the order in which they lie in
+    their row."""
 
     ids_NT: npt.NDArray[np.unsignedinteger]
     documents: pa.ListArray
@@ -68,6 +74,7 @@ class TokenRows:
         documents = [shard.column("documents") for shard in self._shards]
         self._bounds = [column.offsets.to_numpy() for column in documents]
         self._pieces = [_places(column) for column in documents]
+        self._marks = [_marks(column) for column in documents]
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -101,6 +108,27 @@ class TokenRows:
         loss_mask = (at >= np.repeat(loss, lengths)).astype(np.int64)
         return ids_BT, positions.reshape(shape), loss_mask.reshape(shape)
 
+    @property
+    def has_marks(self) -> bool:
+        """Whether the documents were preferred or not, in every shard."""
+        return bool(self._marks) and all(marks is not None for marks in self._marks)
+
+    def marks(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """marks_BT of the rows with these global indices: the mark of each token's document, 0 for padding."""
+        places = self._places(indices)
+        marks_BT = np.zeros((len(places), self.row_len), np.int64)
+        for i, (shard, row) in enumerate(places):
+            marks = self._marks[shard]
+            assert marks is not None, "rows of preferences"
+            begin, end = self._bounds[shard][row : row + 2].tolist()
+            told = np.repeat(marks[begin:end], self._pieces[shard][2][begin:end])
+            marks_BT[i, : len(told)] = told
+        return marks_BT
+
+    def count_documents(self, indices: npt.NDArray[np.int64]) -> int:
+        """How many pieces the rows with these global indices hold; of preferences each is a document."""
+        return sum(int(np.diff(self._bounds[shard][row : row + 2])[0]) for shard, row in self._places(indices))
+
     def count_loss_tokens(self, indices: npt.NDArray[np.int64]) -> int:
         """How many tokens of the rows with these global indices carry loss."""
         _, pieces = self._gather(self._places(indices))
@@ -114,18 +142,21 @@ class TokenRows:
     def whole_documents(self) -> Iterator[tuple[str, npt.NDArray[np.unsignedinteger]]]:
         """Each document, by the id of its source row, and all its token ids, put together again from its pieces.
 
-        A document never spans two shards, and no two of a shard have the same id.
+        A document never spans two shards, and no two of a shard have the same id; but a pair has one, and is given as two
+        documents, first the chosen one.
         """
-        for shard, ids, bounds, (start, offset, length, _) in zip(
-            self._shards, self._ids, self._bounds, self._pieces, strict=True
+        for shard, ids, bounds, (start, offset, length, _), marks in zip(
+            self._shards, self._ids, self._bounds, self._pieces, self._marks, strict=True
         ):
             flat = ids.reshape(-1)
             first = np.repeat(np.arange(len(bounds) - 1) * self.row_len, np.diff(bounds)) + start
             names = shard.column("documents").values.field("row").dictionary_encode()
-            documents = names.indices.to_numpy()
+            rows = names.indices.to_numpy()
+            documents = rows if marks is None else 2 * rows + (marks < 0)
             order = np.lexsort((offset, documents))
-            ends = np.cumsum(np.bincount(documents))
-            for name, pieces in zip(names.dictionary.to_pylist(), np.split(order, ends)[:-1], strict=True):
+            ends = np.flatnonzero(np.diff(documents[order])) + 1
+            for pieces in np.split(order, ends) if len(order) else ():
+                name = names.dictionary[int(rows[pieces[0]])].as_py()
                 yield name, np.concatenate([flat[first[i] : first[i] + length[i]] for i in pieces])
 
     def _places(self, indices: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -149,6 +180,14 @@ def _places(documents: pa.ListArray) -> Places:
     """The numbers of all pieces, without a copy."""
     start, offset, length, prompt = (documents.values.field(name).to_numpy() for name in _PLACES)
     return start, offset, length, prompt
+
+
+def _marks(documents: pa.ListArray) -> npt.NDArray[np.int8] | None:
+    """The marks of all pieces; None where they have none."""
+    if documents.values.type.get_field_index("mark") < 0:
+        return None
+    marks: npt.NDArray[np.int8] = documents.values.field("mark").to_numpy()
+    return marks
 
 
 def _without_loss(offset: npt.NDArray[np.int32], prompt: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

@@ -21,7 +21,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from aifactory.text.documents import EncodedDocuments
-from aifactory.text.shards import PIECE, PackedRows, integer_type
+from aifactory.text.shards import MARKED_PIECE, PIECE, PackedRows, integer_type
+from aifactory.tokens.preferences import Preferences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,18 +69,12 @@ def pack_documents(names: pa.Array, documents: EncodedDocuments, *, row_len: int
     offset_P = (np.arange(len(document_P)) - np.repeat(np.cumsum(counts_D) - counts_D, counts_D)) * row_len
     length_P = np.minimum(lengths_D[document_P] - offset_P, row_len)
 
-    # Longest first; those of one length in the order of the documents.
-    order = np.argsort(-length_P, kind="stable")
-    row_P, start_P, num_rows = _best_fit(length_P[order], row_len)
-    # By row, and in it from left to right: a row is filled in the order in which its pieces are placed.
-    by_row = np.argsort(row_P, kind="stable")
-    order, row_P, start_P = order[by_row], row_P[by_row], start_P[by_row]
+    order, row_P, start_P, num_rows = _placed(length_P, row_len)
     document_P, offset_P, length_P = document_P[order], offset_P[order], length_P[order]
 
     ids_NT = np.full((num_rows, row_len), pad_id, documents.ids_N.dtype)
-    width = ids_NT.itemsize
-    begin_P, target_P = documents.offsets_D1[document_P] + offset_P, row_P * row_len + start_P
-    _copy(_bytes(documents.ids_N), begin_P * width, length_P * width, target_P * width, _bytes(ids_NT))
+    begin_P = documents.offsets_D1[document_P] + offset_P
+    _fill(ids_NT, documents.ids_N, begin_P, length_P, row_P, start_P)
     pieces = pa.StructArray.from_arrays(
         [
             names.take(pa.array(document_P)),
@@ -90,8 +85,72 @@ def pack_documents(names: pa.Array, documents: EncodedDocuments, *, row_len: int
         ],
         fields=list(PIECE),
     )
+    return PackedRows(ids_NT=ids_NT, documents=_by_row(pieces, row_P, num_rows))
+
+
+def pack_preferences(names: pa.Array, preferences: Preferences, *, row_len: int, pad_id: int) -> PackedRows:
+    """Pack what is compared, each whole and in one row; names[i] is the id of the row that unit i came from.
+
+    Invariant  every document of every unit that was not refused is in exactly one row, beside those of its unit.
+    """
+    length_U = preferences.lengths_UK.sum(1)
+    kept_U = np.flatnonzero(length_U)
+    order, row_U, start_U, num_rows = _placed(length_U[kept_U], row_len)
+    unit_U = kept_U[order]
+    each = preferences.lengths_UK.shape[1]
+    unit_P, row_P = np.repeat(unit_U, each), np.repeat(row_U, each)
+    length_P = preferences.lengths_UK[unit_U].reshape(-1)
+    start_P = (start_U[:, None] + np.cumsum(preferences.lengths_UK[unit_U], axis=1)).reshape(-1) - length_P
+
+    ids_NT = np.full((num_rows, row_len), pad_id, preferences.ids_N.dtype)
+    _fill(ids_NT, preferences.ids_N, preferences.begins_UK[unit_U].reshape(-1), length_P, row_P, start_P)
+    pieces = pa.StructArray.from_arrays(
+        [
+            names.take(pa.array(unit_P)),
+            *(
+                pa.array(values.astype(np.int32))
+                for values in (
+                    start_P,
+                    np.zeros_like(start_P),
+                    length_P,
+                    preferences.prompt_lengths_UK[unit_U].reshape(-1),
+                )
+            ),
+            pa.array(preferences.marks_UK[unit_U].reshape(-1).astype(np.int8)),
+        ],
+        fields=list(MARKED_PIECE),
+    )
+    return PackedRows(ids_NT=ids_NT, documents=_by_row(pieces, row_P, num_rows))
+
+
+def _placed(
+    length_P: npt.NDArray[np.int64], row_len: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
+    """Which piece comes first, second..., the row of each of them in that order and where in it it begins; how many rows."""
+    # Longest first; those of one length in the order of the documents.
+    order = np.argsort(-length_P, kind="stable")
+    row_P, start_P, num_rows = _best_fit(length_P[order], row_len)
+    # By row, and in it from left to right: a row is filled in the order in which its pieces are placed.
+    by_row = np.argsort(row_P, kind="stable")
+    return order[by_row], row_P[by_row], start_P[by_row], num_rows
+
+
+def _fill(
+    ids_NT: npt.NDArray[np.unsignedinteger],
+    ids_N: npt.NDArray[np.unsignedinteger],
+    begin_P: npt.NDArray[np.int64],
+    length_P: npt.NDArray[np.int64],
+    row_P: npt.NDArray[np.int64],
+    start_P: npt.NDArray[np.int64],
+) -> None:
+    width = ids_NT.itemsize
+    target_P = row_P * ids_NT.shape[1] + start_P
+    _copy(_bytes(ids_N), begin_P * width, length_P * width, target_P * width, _bytes(ids_NT))
+
+
+def _by_row(pieces: pa.StructArray, row_P: npt.NDArray[np.int64], num_rows: int) -> pa.ListArray:
     bounds = np.searchsorted(row_P, np.arange(num_rows + 1)).astype(np.int32)
-    return PackedRows(ids_NT=ids_NT, documents=pa.ListArray.from_arrays(pa.array(bounds), pieces))
+    return pa.ListArray.from_arrays(pa.array(bounds), pieces)
 
 
 def _bytes(values: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.uint8]:

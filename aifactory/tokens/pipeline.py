@@ -34,6 +34,7 @@ from aifactory.text.documents import encode_documents
 from aifactory.text.encoder import Encoder, open_encoder
 from aifactory.text.shards import shard_bytes
 from aifactory.text.tokenizer import TextTokenizer, load_tokenizer
+from aifactory.tokens.preferences import LIKELIHOOD
 
 CODE_VERSION = 3
 TOKENIZER_FOLDER = "tokenizer"
@@ -59,7 +60,13 @@ class _Work:
     target: tuple[str, ...]
     row_len: int
     chat_fallback: str
+    objective: str
     tokenizer: tuple[StoredFile, ...]
+
+    def recipe(self) -> dict[str, Any]:
+        """What a shard depends on beside its rows and the tokenizer."""
+        told = {"row_len": self.row_len, "chat_fallback": self.chat_fallback}
+        return told if self.objective == LIKELIHOOD else told | {"objective": self.objective}
 
 
 def tokenize_corpus(
@@ -71,12 +78,14 @@ def tokenize_corpus(
     target: tuple[str, ...],
     run: RunTasks,
     chat_fallback: str,
+    objective: str = LIKELIHOOD,
 ) -> Tokenized:
     """Write the token set of `corpus` to the directory `target`.
 
     With a `tokenizer_folder` its tokenizer is taken over, else one is trained on rows that train, about as many
     bytes of text as the recipe says. `chat_fallback` names the template of chats for a tokenizer that has none (`aifactory.text.chat`); the server
-    must use the same. It counts in the identity of the token set, as the recipe does.
+    must use the same. `objective` is what is learnt from the rows (`train.objective`): it says what a document is. Both count
+    in the identity of the token set, as the recipe does.
     """
     parts = part_names(corpus, side="train")
     if tokenizer_folder is None:
@@ -98,6 +107,7 @@ def tokenize_corpus(
         target=target,
         row_len=recipe.row_len,
         chat_fallback=chat_fallback,
+        objective=objective,
         tokenizer=tuple(files),
     )
     sha256 = {file.name: file.sha256 for file in corpus.record.files}
@@ -112,7 +122,7 @@ def tokenize_corpus(
                 fingerprint(
                     stage="shard",
                     code_version=CODE_VERSION,
-                    recipe={"row_len": recipe.row_len, "chat_fallback": chat_fallback},
+                    recipe=work.recipe(),
                     inputs=[sha256[part], tokenizer_digest],
                 ),
                 (work, part),
@@ -130,8 +140,9 @@ def tokenize_corpus(
     if refused := next((shard["refused_because"] for shard in shards if shard["refused_because"]), ""):
         log_event("refused", rows=figures["rows_refused"], reason=refused)
     if not figures["packed_rows"]:
+        why = f" {refused}" if refused else ""
         raise EmptyCorpusError(
-            f"expected rows to train on in {corpus.id}, found none; add data or lower holdout_share."
+            f"expected rows to train on in {corpus.id}, found none; add data or lower holdout_share.{why}"
         )
     figures |= {
         "row_len": recipe.row_len,
@@ -213,39 +224,54 @@ def _count_sample(corpus: Corpus, part: str, share: float, phase: float, storage
 
 def _write_shard(identity: str, work: _Work, part: str) -> None:
     """Publish the packed rows of one part of the corpus."""
-    from aifactory.tokens.packing import pack_documents
+    from aifactory.tokens.packing import pack_documents, pack_preferences
+    from aifactory.tokens.preferences import encode_preferences
     from aifactory.tokens.runs import index_bytes
 
     folder = work.storage.fetch([file.name for file in work.tokenizer], *work.target) / TOKENIZER_FOLDER
     tokenizer, encoder = _open(folder, tuple(file.sha256 for file in work.tokenizer))
-    table = _read_part(work.corpus, part, work.storage, ("id", "source", "prompt", "text", "messages"))
-    texts = _column(table, "text")
-    documents = encode_documents(
-        tokenizer,
-        encoder,
-        prompts=_column(table, "prompt"),
-        texts=texts,
-        messages=_column(table, "messages") if "messages" in table.column_names else None,
-        fallback=work.chat_fallback,
-    )
+    wanted = ["id", "source", "prompt", "text", "messages"]
+    if work.objective != LIKELIHOOD:
+        wanted += ["rejected", "label"]
+    table = _read_part(work.corpus, part, work.storage, wanted)
+    columns = {name: _column(table, name) for name in wanted if name in table.column_names}
+    if work.objective == LIKELIHOOD:
+        documents = encode_documents(
+            tokenizer,
+            encoder,
+            prompts=columns["prompt"],
+            texts=columns["text"],
+            messages=columns.get("messages"),
+            fallback=work.chat_fallback,
+        )
+        refused = documents.refused
+        packed = pack_documents(columns["id"], documents, row_len=work.row_len, pad_id=tokenizer.eos_id)
+    else:
+        preferences = encode_preferences(
+            tokenizer,
+            encoder,
+            columns,
+            objective=work.objective,
+            row_len=work.row_len,
+            fallback=work.chat_fallback,
+        )
+        refused = preferences.refused
+        packed = pack_preferences(columns["id"], preferences, row_len=work.row_len, pad_id=tokenizer.eos_id)
     counted: dict[str, Any] = {
         "source": table["source"][0].as_py() if table.num_rows else "",  # a part holds rows of one alone
-        "documents": len(documents) - len(documents.refused),
-        "rows_refused": len(documents.refused),
-        "refused_because": next(iter(documents.refused.values()), ""),
+        "documents": table.num_rows - len(refused),
+        "rows_refused": len(refused),
+        "refused_because": next(iter(refused.values()), ""),
         "slow_because": encoder.reason,
-        "packed_rows": 0,
-        "tokens": len(documents.ids_N),
-        "loss_tokens": 0,
-        "text_bytes": pc.sum(pc.binary_length(texts)).as_py() or 0,
+        "packed_rows": len(packed.ids_NT),
+        "tokens": pc.sum(packed.documents.values.field("length")).as_py() or 0,
+        "loss_tokens": packed.count_loss_tokens(),
+        "text_bytes": pc.sum(pc.binary_length(columns["text"])).as_py() or 0,
         "tokenizer_digest": tokenizer.digest(),
         "vocab_size": tokenizer.vocab_size,
     }
     files = {}
     if counted["documents"]:
-        packed = pack_documents(_column(table, "id"), documents, row_len=work.row_len, pad_id=tokenizer.eos_id)
-        counted["packed_rows"] = len(packed.ids_NT)
-        counted["loss_tokens"] = packed.count_loss_tokens()
         files["shard.arrow"] = shard_bytes(packed)
         files["trace.arrow"] = index_bytes(packed)
     PartStore(work.storage).publish(identity, files, counted, to_be_taken=True)

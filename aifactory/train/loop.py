@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,8 @@ from aifactory.train.checkpoint import Checkpoints, State, restore, whole_state
 from aifactory.train.execution import Execution, prepare
 from aifactory.train.float8 import convert_to_float8
 from aifactory.train.guard import Skipped, Skips, objection
+from aifactory.train.lora import adapters_off
+from aifactory.train.objectives import Objective, marked_rows, objective_of
 from aifactory.train.parallel import share
 from aifactory.train.room import Room
 from aifactory.train.run_log import RunLog
@@ -108,11 +111,14 @@ def train_model(
     room = Room(run.checkpoints.storage, *run.checkpoints.folder)
     micro_batch_rows = recipe.micro_batch_rows or room.rows(run.micro_batch_rows)
     _require_shares(recipe, world_size, run.parallel)
+    _require_objective(run)
     precision = resolve_precision(recipe.precision, device)
     model.to(device).train()
     if recipe.precision == "fp8":
         convert_to_float8(model, device)
     execution = prepare(model, run.execution, device, precision)
+    # Before anything is restored: the model as it starts.
+    preference = objective_of(recipe, model, partial(adapters_off, model) if recipe.lora else None)
     shared = share(
         run.parallel,
         model,
@@ -123,6 +129,8 @@ def train_model(
         gradients=run.execution.gradients,
         num_micro_batches=recipe.global_batch_rows // micro_batch_rows if recipe.is_across_workers else None,
     )
+    if preference:
+        preference.share(shared.frozen)
     optimizer = make_optimizer(model, recipe)
     first_step, restored = restore(run.checkpoints, model, optimizer)
     last_tenth = max(1, recipe.max_steps // 10)
@@ -151,16 +159,27 @@ def train_model(
         asked = time.perf_counter()
         number = skips.batch(step)
         # Every worker knows the number of tokens in the whole batch, so the mean needs no exchange of its own.
-        batch, num_tokens = _read_batch(run, sampler, number, mine)
+        batch, num_tokens = _read_batch(run, sampler, number, mine, preference)
         waited += time.perf_counter() - asked
         micro_batches = [range(at, min(at + micro_batch_rows, mine.stop)) for at in mine[::micro_batch_rows]]
+        if preference:
+            with room.watched(len(micro_batches[0]), is_fixed=recipe.is_across_workers):
+                preference.begin(
+                    shared.forward,
+                    ((each.start, marked_rows(_tensors(batch, each, mine, device))) for each in micro_batches),
+                    batch_rows=recipe.global_batch_rows,
+                    precision=shared.precision,
+                )
         for micro in micro_batches:
             torch.manual_seed(dropout_seed(recipe.seed, step, micro.start))
-            here = slice(micro.start - mine.start, micro.stop - mine.start)
-            tensors = (torch.from_numpy(values[here]).to(device) for values in batch)
+            tensors = _tensors(batch, micro, mine, device)
             with room.watched(len(micro), is_fixed=recipe.is_across_workers):
                 with shared.micro_batch(is_last=micro is micro_batches[-1]):
-                    loss = summed_loss(shared.forward, *tensors, precision=shared.precision) / num_tokens
+                    if preference:
+                        loss = preference.summed_loss(shared.forward, marked_rows(tensors), precision=shared.precision)
+                    else:
+                        loss = summed_loss(shared.forward, *tensors, precision=shared.precision)
+                    loss = loss / num_tokens
                     (loss * shared.scale).backward()  # type: ignore[no-untyped-call]
                 shared.add(loss)
         loss_of_batch = shared.reduce()
@@ -245,25 +264,51 @@ def _require_shares(recipe: Train, world_size: int, how: str) -> None:
         )
 
 
+def _require_objective(run: TrainingRun) -> None:
+    """Refuse rows that were packed for another objective."""
+    for rows in run.rows:
+        if rows.has_marks != run.recipe.is_preference:
+            found = "rows of preferences" if rows.has_marks else "rows without preferences"
+            raise TrainingError(
+                f"expected token sets made for train.objective: {run.recipe.objective}, found {found}; tokenize again."
+            )
+
+
 def _share_of_batch(batch_rows: int, rank: int, world_size: int) -> range:
     """The slots of one worker: contiguous, and as many as the others' or one more."""
     return range(batch_rows * rank // world_size, batch_rows * (rank + 1) // world_size)
 
 
-def _read_batch(run: TrainingRun, sampler: Sampler, step: int, mine: range) -> tuple[list[np.ndarray], int]:
-    """ids_BT, positions_BT and loss_mask_BT of the slots that are `mine`, and the tokens with loss in all slots."""
+def _read_batch(
+    run: TrainingRun, sampler: Sampler, step: int, mine: range, preference: Objective | None
+) -> tuple[list[np.ndarray], int]:
+    """ids_BT, positions_BT and loss_mask_BT of the slots that are `mine`, with `preference` also marks_BT; and over how many
+    tokens with loss, or pairs or documents, of all slots the mean is."""
     slots = sampler.batch(step)
     row_len = run.rows[0].row_len
-    batch = [np.empty((len(mine), row_len), np.int64) for _ in range(3)]
+    batch = [np.empty((len(mine), row_len), np.int64) for _ in range(4 if preference else 3)]
     num_tokens = 0
     for row_set, rows in enumerate(run.rows):
-        num_tokens += rows.count_loss_tokens(np.array([s.row for s in slots if s.row_set == row_set], np.int64))
+        drawn = np.array([s.row for s in slots if s.row_set == row_set], np.int64)
+        if preference:
+            num_tokens += rows.count_documents(drawn) // preference.documents_of_one
+        else:
+            num_tokens += rows.count_loss_tokens(drawn)
         places = [i for i, slot in enumerate(slots[mine.start : mine.stop]) if slot.row_set == row_set]
         if places:
-            found = rows.read(np.array([slots[mine.start + i].row for i in places]))
+            indices = np.array([slots[mine.start + i].row for i in places])
+            found = rows.read(indices)
+            if preference:
+                found = (*found, rows.marks(indices))
             for values, read in zip(batch, found, strict=True):
                 values[places] = read
     return batch, max(1, num_tokens)
+
+
+def _tensors(batch: list[np.ndarray], micro: range, mine: range, device: torch.device) -> list[torch.Tensor]:
+    """What was read of the slots `mine`, for those of a micro-batch."""
+    here = slice(micro.start - mine.start, micro.stop - mine.start)
+    return [torch.from_numpy(values[here]).to(device) for values in batch]
 
 
 def _rows_of(run: TrainingRun, sampler: Sampler, step: int) -> tuple[str, ...]:

@@ -48,6 +48,10 @@ class Alone:
         """Around the forward and the backward pass of one micro-batch."""
         return nullcontext()
 
+    def frozen(self, model: nn.Module) -> nn.Module:
+        """Another model of the same kind that is not trained, shared in the same way."""
+        return model
+
     def add(self, loss: torch.Tensor) -> None:
         """Note the share of one micro-batch in the mean loss, after its backward pass."""
         self._loss += loss.detach()
@@ -125,19 +129,26 @@ class Fsdp(Alone):
                     f"expected runtime.shard_workers to divide the number of workers, found {shard_workers} and {workers}."
                 )
             shape, names = (workers // shard_workers, shard_workers), ("replicate", "shard")
-        options: dict[str, Any] = {"mesh": init_device_mesh(device.type, shape, mesh_dim_names=names)}
+        self._options: dict[str, Any] = {"mesh": init_device_mesh(device.type, shape, mesh_dim_names=names)}
         # Gathered and multiplied in bf16 where it is the precision; summed over workers in fp32 unless asked otherwise.
-        options["mp_policy"] = MixedPrecisionPolicy(
+        self._options["mp_policy"] = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if precision == "bf16" else None,
             reduce_dtype=torch.bfloat16 if gradients == "bf16" else torch.float32,
         )
         if precision == "bf16":
             self.precision = "fp32"  # of what is done outside: nothing is left to cast
+        self._sharded: FSDPModule = self._shard(model)
+
+    def _shard(self, model: nn.Module) -> Any:
         blocks = set(getattr(model, "_no_split_modules", None) or ())
         for module in list(model.modules()):
             if type(module).__name__ in blocks:
-                fully_shard(module, **options)
-        self._sharded: FSDPModule = fully_shard(model, **options)
+                fully_shard(module, **self._options)
+        return fully_shard(model, **self._options)
+
+    def frozen(self, model: nn.Module) -> nn.Module:
+        sharded: nn.Module = self._shard(model)
+        return sharded
 
     @contextmanager
     def micro_batch(self, *, is_last: bool) -> Iterator[None]:

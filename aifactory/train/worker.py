@@ -1,7 +1,7 @@
 """One training worker: load, train, export. Pure torch; the process group is set up by whoever starts it.
 
 Writes   runs/train-<fp>/step-*/          checkpoints
-         model/<fp>/{config.json, model.safetensors, tokenizer files, golden.json}
+         model/<fp>/{config.json, model.safetensors, tokenizer files, golden.json}; with `train.lora` also adapter/
          runs/train-<fp>/validated-*      losses on held-out rows (see `validation`)
          runs/train-<fp>/exported.json    last: the names and hashes of the exported files, and what was counted
 """
@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ from aifactory.train.base import model_from_folder, model_from_scratch, require_
 from aifactory.train.checkpoint import Checkpoints
 from aifactory.train.execution import Execution
 from aifactory.train.loop import TrainingRun, train_model
+from aifactory.train.lora import ADAPTER_FOLDER, adapters_off, merged, with_adapters, write_adapter
+from aifactory.train.objectives import objective_of
 from aifactory.train.parity import write_probe
 from aifactory.train.room import NoRoomError
 from aifactory.train.run_log import RunLog
@@ -149,6 +152,7 @@ def _work(
     tokenizer_folder, tokenizer = _tokenizer(task)
     model = _model(task, tokenizer, row_len=rows[0].row_len)
     kind, config = type(model), model.config
+    num_trained = count_parameters(model.parameters())
     with (
         HangWatch(task.hang_timeout_s) as alive,
         Checkpoints(storage, *task.run_folder, keep=task.keep_checkpoints) as checkpoints,
@@ -177,13 +181,22 @@ def _work(
         )
     if log is not None:
         log.close(is_finished=True)
-        whole = kind(config)
-        whole.load_state_dict(weights, strict=False)
-        whole.tie_weights()
-        counted = asdict(figures) | log.figures() | {"parameters": count_parameters(whole.parameters())}
+        adapter = None
+        if task.recipe.lora:
+            again = _model(task, tokenizer, row_len=rows[0].row_len)
+            whole, adapter = merged(again, weights)
+        else:
+            whole = kind(config)  # type: ignore[call-arg, arg-type]
+            whole.load_state_dict(weights, strict=False)
+            whole.tie_weights()  # type: ignore[operator]
+        counted = asdict(figures) | log.figures() | {"parameters": _count(whole), "trained": num_trained}
         if task.held_out is not None:
             counted["holdout_loss"] = holdout_losses(task)
-        _export(task, whole, tokenizer_folder, rows, counted)
+        _export(task, whole, tokenizer_folder, rows, counted, adapter)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _log(task: Work) -> RunLog:
@@ -198,12 +211,14 @@ def _tokenizer(task: Work) -> tuple[Path, TextTokenizer]:
     return folder, load_tokenizer(folder)
 
 
-def _model(task: Work, tokenizer: TextTokenizer, *, row_len: int) -> PreTrainedModel:
-    """The model that training starts from."""
+def _model(task: Work, tokenizer: TextTokenizer, *, row_len: int) -> nn.Module:
+    """The model that training starts from, with the adapters that are to be trained."""
     if task.base is not None:
         model = model_from_folder(task.base.fetch(task.storage) if isinstance(task.base, Stored) else task.base)
         require_fit(model, vocab_size=tokenizer.vocab_size, row_len=row_len)
-        return model
+        lora = task.recipe.lora
+        return with_adapters(model, lora, seed=task.recipe.seed) if lora else model
+    assert task.recipe.lora is None, "adapters stand beside the weights of a base"
     return model_from_scratch(
         task.architecture,
         vocab_size=tokenizer.vocab_size,
@@ -228,18 +243,21 @@ def _holdout(task: Work, checkpoints: Checkpoints, *, device: torch.device, rank
 
 
 def validate(task: Work, step: int, *, device: torch.device | None = None) -> float:
-    """The loss on the held-out rows of the checkpoint after `step` steps, nats a token."""
+    """The loss on the held-out rows of the checkpoint after `step` steps: nats a token, or that of the recipe's objective."""
     assert task.held_out is not None
     torch.set_num_threads(task.num_threads)
     rows = TokenRows(task.held_out.fetch(task.storage), task.held_out.names)
-    model = _model(task, _tokenizer(task)[1], row_len=rows.row_len)
+    device = device or _device()
+    model = _model(task, _tokenizer(task)[1], row_len=rows.row_len).to(device)
+    preference = objective_of(task.recipe, model, partial(adapters_off, model) if task.recipe.lora else None)
     Checkpoints(task.storage, *task.run_folder).load(step, model)
     return holdout_loss(
         model,
         rows,
         micro_batch_rows=task.recipe.micro_batch_rows or task.micro_batch_rows,
         precision=task.recipe.precision,
-        device=device or _device(),
+        device=device,
+        preference=preference,
     )
 
 
@@ -278,9 +296,15 @@ def _device() -> torch.device:
 
 
 def _export(
-    task: Work, model: nn.Module, tokenizer_folder: Path, rows: Sequence[TokenRows], figures: dict[str, Any]
+    task: Work,
+    model: nn.Module,
+    tokenizer_folder: Path,
+    rows: Sequence[TokenRows],
+    figures: dict[str, Any],
+    adapter: Mapping[str, Any] | None,
 ) -> None:
-    """Write the model's folder, what is compared with it (`parity`), then the list of its files."""
+    """Write the model's folder, with the adapter that is merged in it; what is compared with it (`parity`); then the list of
+    its files."""
     assert isinstance(model, PreTrainedModel)
     nn.Module.to(model, "cpu", torch.float32)
     model.train(False)
@@ -291,6 +315,8 @@ def _export(
         for name in (Path(name).name for name in task.tokenizer.names):
             (folder / name).write_bytes((tokenizer_folder / name).read_bytes())
         (folder / GOLDEN_NAME).write_bytes(golden_answers(model, tokenizer))
+        if adapter:
+            write_adapter(adapter, folder / ADAPTER_FOLDER)
         files = task.storage.upload(folder, *task.model_folder)
     write_probe(task, model, tokenizer, rows)
     exported = {"files": [asdict(file) for file in files], "figures": figures}

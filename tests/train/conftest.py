@@ -101,7 +101,10 @@ class Runs:
         return dict(found["figures"])
 
     def files(self, task: Work) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in sorted(self.folder(task).iterdir())}
+        folder = self.folder(task)
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+        }
 
 
 @pytest.fixture(scope="session", autouse=True)
