@@ -99,7 +99,12 @@ class Workshop:
                 "steps": tuple(step for step in self.config.ingest.steps if step.FOR_FEEDBACK),
             }
         )
-        columns = Columns(text="text", prompt="prompt", user="user", origin="completion")
+        answers = {
+            "likelihood": {"text": "text"},
+            "dpo": {"chosen": "text", "rejected": "rejected"},
+            "kto": {"text": "text", "label": "label"},
+        }[self.config.train.objective]
+        columns = Columns(**answers, prompt="prompt", user="user", origin="completion")
         source = ParquetSource(
             name=FEEDBACK,
             kind="parquet",
@@ -527,6 +532,15 @@ class Workshop:
         """The scorecard of a model beside the one in production."""
         from aifactory.evaluate.pipeline import CODE_VERSION, evaluate_model
 
+        plain = dict(self.config.recipe("evaluate")["evaluate"])
+        disliked: frozenset[str] = frozenset()
+        if self.config.train.objective == "kto":
+            from aifactory.tokens.preferences import DISLIKED
+
+            # A model is not judged by how likely it finds what nobody wants to hear.
+            disliked = DISLIKED
+            plain["leaves_out"] = sorted(disliked)
+
         def make(target: tuple[str, ...]) -> Made:
             evaluated = evaluate_model(
                 candidate=model,
@@ -537,6 +551,7 @@ class Workshop:
                 store=self.books.artifacts,
                 target=target,
                 run=self.run_tasks(),
+                leave_out=disliked,
             )
             return Made(files=evaluated.files, figures=evaluated.figures)
 
@@ -545,7 +560,7 @@ class Workshop:
             "evaluated",
             Scorecard,
             CODE_VERSION,
-            recipe=self.config.recipe("evaluate")["evaluate"],
+            recipe=plain,
             contents=["champion" if champion is not None else "no champion"],
             inputs=[model, *([champion] if champion is not None else []), sources, *feedback],
             make=make,

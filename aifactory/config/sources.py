@@ -317,7 +317,7 @@ class KafkaSource(_Source):
 
 
 class FeedbackSource(_Source):
-    """What a factory answered, and what its users made of it: each answer, or each correction, is a row.
+    """What a factory answered, and what its users made of it: each answer, correction or score is a row.
 
     A retrain takes the feedback of its own factory by itself, batch by batch; this is for all of it at once, or for that
     of another factory.
@@ -327,13 +327,23 @@ class FeedbackSource(_Source):
 
     kind: Literal["feedback"]
     """What a factory answered, and what its users made of it. No default."""
-    of: Literal["completions", "corrections", "preferences"]
+    of: Literal["completions", "corrections", "preferences", "scores"]
     """completions: prompts and the answers that were given; corrections: prompts and the answers as they should have been;
-    preferences: pairs of both, the correction chosen and the answer rejected. No default."""
+    preferences: pairs of both, the correction chosen and the answer rejected; scores: prompts and the answers that were given
+    a score, labelled `true` (thumbs up) or `false`. No default."""
+    liked_from: float = Field(default=0.5, gt=0, le=1)
+    """Of scores: the least score, of 0 to 1, of an answer that is labelled `true`. Default: 0.5."""
     factory: str | None = Field(default=None, min_length=1)
     """The factory's name. Default: this one."""
     url: str | None = Field(default=None, min_length=1)
     """SQLAlchemy URL of its state database, as `url` of the kind sql. It bears no identity. Default: the own one."""
+
+    @model_validator(mode="after")
+    def _reads_its_options(self) -> FeedbackSource:
+        # By value: a configuration that was handed on to a job has every field set.
+        if self.of != "scores" and self.liked_from != FeedbackSource.model_fields["liked_from"].default:
+            raise ValueError(f"expected liked_from beside of: scores alone, found it beside {self.of}; delete it")
+        return self
 
     def belonging_to(self, factory: str, url: str) -> FeedbackSource:
         """This source with the name and the database of the factory where it names none; those need no permission."""
@@ -344,6 +354,8 @@ class FeedbackSource(_Source):
     def columns(self) -> Columns:
         """The shape of its rows."""
         said = {"chosen": "text", "rejected": "answer"} if self.of == "preferences" else {"text": "text"}
+        if self.of == "scores":
+            said["label"] = "label"
         told = {"prompt": "prompt", "user": "user", "timestamp": "at", "origin": "completion"}
         return Columns.model_validate(said | told)
 

@@ -94,12 +94,16 @@ def evaluate_model(
     store: ArtifactStore,
     target: tuple[str, ...],
     run: RunTasks,
+    leave_out: frozenset[str] = frozenset(),
 ) -> Evaluated:
-    """Score the candidate, and the champion on the same tasks, and write the scorecard to the directory `target`."""
+    """Score the candidate, and the champion on the same tasks, and write the scorecard to the directory `target`.
+
+    leave_out   labels, in lower case, of rows that are no tasks
+    """
     storage = store.storage
-    holdout = _tasks_of([sources], "holdout", "holdout", recipe, storage)
-    known = _tasks_of([sources], "known", "train", recipe, storage)
-    wanted = _tasks_of(feedback, "target", "holdout", recipe, storage)
+    holdout = _tasks_of([sources], "holdout", "holdout", recipe, storage, leave_out)
+    known = _tasks_of([sources], "known", "train", recipe, storage, leave_out)
+    wanted = _tasks_of(feedback, "target", "holdout", recipe, storage, leave_out)
     if not holdout or (feedback and not wanted):
         which = "sources" if not holdout else "feedback"
         raise EmptyCorpusError(
@@ -205,14 +209,19 @@ def score_tasks(store: ArtifactStore, model: Model, tasks: Sequence[Task]) -> li
 # ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _tasks_of(corpora: Sequence[Corpus], name: str, side: str, recipe: Evaluate, storage: Storage) -> list[Example]:
+def _tasks_of(
+    corpora: Sequence[Corpus], name: str, side: str, recipe: Evaluate, storage: Storage, leave_out: frozenset[str]
+) -> list[Example]:
     """At most `max_tasks` tasks of the rows on one side, those with the lowest hash of their ids."""
     chosen: list[tuple[float, int, Example]] = []  # a heap; the highest hash, negated, comes first
     order = count()
-    columns = ["id", "cluster", "side", "prompt", "text"]
+    columns = ["id", "cluster", "side", "prompt", "text", *(["label"] if leave_out else [])]
     for corpus in corpora:
         for _, table in read_corpus(storage, corpus, columns=columns):
             rows = table.filter(pa.compute.equal(table["side"], side))
+            if leave_out:
+                labels = pa.compute.utf8_lower(rows["label"])
+                rows = rows.filter(pa.compute.invert(pa.compute.is_in(labels, pa.array(sorted(leave_out)))))
             for i, row in enumerate(rows["id"].to_pylist()):
                 hashes = [share_of(f"{row}/{n}", salt=name) for n in range(recipe.max_tasks_per_row)]
                 if len(chosen) == recipe.max_tasks and min(hashes) >= -chosen[0][0]:

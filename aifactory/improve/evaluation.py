@@ -278,7 +278,7 @@ def published_batches(books: Books) -> list[FeedbackBatch]:
 
 
 def _publish(books: Books, number: int) -> FeedbackBatch:
-    batch = books.feedback.publish(number, books.artifacts)
+    batch = books.feedback.publish(number, books.artifacts, objective=books.config.train.objective)
     books.lineage.add(batch)
     return batch
 

@@ -132,7 +132,7 @@ def _rows(connection: Connection, section: DatabaseSource, start: str, stop: str
 
 
 def _log(section: FeedbackSource) -> Any:
-    """The query of a factory's answers, or of the corrections of them."""
+    """The query of a factory's answers, or of the corrections or the scores of them."""
     import sqlalchemy as sa
 
     from aifactory.records.tables import completions, feedback
@@ -144,10 +144,13 @@ def _log(section: FeedbackSource) -> Any:
         return sa.select(*asked, completions.c.answer.label("text"), users, completions.c.at).where(mine)
     users = sa.func.coalesce(feedback.c.user, completions.c.user, completions.c.id).label("user")
     of_it = sa.and_(completions.c.factory == feedback.c.factory, completions.c.id == feedback.c.completion)
-    said = [feedback.c.correction.label("text"), users, feedback.c.at, feedback.c.seq]
-    return (
-        sa.select(*asked, *said).join_from(feedback, completions, of_it).where(mine, feedback.c.correction.is_not(None))
-    )
+    told, said = feedback.c.correction, [feedback.c.correction.label("text")]
+    if section.of == "scores":
+        told = feedback.c.score
+        liked = sa.case((told >= section.liked_from, sa.literal("true")), else_=sa.literal("false"))
+        said = [completions.c.answer.label("text"), liked.label("label")]
+    said += [users, feedback.c.at, feedback.c.seq]
+    return sa.select(*asked, *said).join_from(feedback, completions, of_it).where(mine, told.is_not(None))
 
 
 def _groups(section: DatabaseSource, rows: Iterator[Values]) -> Iterator[tuple[str, list[Values]]]:

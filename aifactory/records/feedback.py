@@ -201,10 +201,18 @@ class FeedbackLog:
             query = sa.select(batches.c.number).where(batches.c.factory == self.factory)
             return [int(number) for number in connection.scalars(query.order_by(batches.c.number))]
 
-    def publish(self, number: int, artifacts: ArtifactStore) -> FeedbackBatch:
-        """The sealed batch as an artifact; the same contents give the same one."""
-        rows = sorted(self.corrections(batch=number), key=_contents)
-        contents = [_contents(row) for row in rows]
+    def publish(self, number: int, artifacts: ArtifactStore, *, objective: str = "likelihood") -> FeedbackBatch:
+        """The sealed batch as an artifact; the same contents give the same one.
+
+        objective   what is learnt from it (`train.objective`). likelihood: each correction is a row; dpo: beside it stands, in
+                    `rejected`, the answer that was corrected; kto: the answer is a row of its own, and `label` says of
+                    each `true` or `false`
+        """
+        compared = objective != "likelihood"
+        rows = sorted(self.corrections(batch=number), key=lambda row: _contents(row, with_answer=compared))
+        contents = [_contents(row, with_answer=compared) for row in rows]
+        if compared:
+            contents.append(objective)
         identity = fingerprint(stage="batch", code_version=BATCH_CODE_VERSION, recipe={"rows": contents}, inputs=[])
         existing = artifacts.find(FeedbackBatch, identity)
         if existing is not None:
@@ -218,6 +226,15 @@ class FeedbackLog:
                 "feedback": [row.feedback for row in rows],
             }
         )
+        answers = pa.array([row.answer for row in rows], pa.string())
+        if objective == "dpo":
+            table = table.append_column("rejected", answers)
+        elif objective == "kto":
+            given = table.set_column(table.schema.get_field_index("text"), "text", answers)
+            halves = ((table, "true"), (given, "false"))
+            table = pa.concat_tables(
+                [half.append_column("label", pa.array([label] * len(rows), pa.string())) for half, label in halves]
+            )
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
         file = artifacts.storage.write_bytes(sink.getvalue(), *artifacts.folder("batch", identity), "rows.parquet")
@@ -229,7 +246,7 @@ class FeedbackLog:
             recipe={},
             inputs=[],
             files=[file],
-            figures={"rows": len(rows), "number": number},
+            figures={"rows": table.num_rows, "number": number},
             created_at=self.journal.clock(),
         )
         return artifacts.publish(FeedbackBatch, record)
@@ -349,5 +366,6 @@ def _contributor(row: Correction) -> str:
     return row.user if row.user != row.completion else f"nobody-{hash_parts(row.prompt, row.correction)[:16]}"
 
 
-def _contents(row: Correction) -> str:
-    return hash_parts(_contributor(row), row.prompt, row.correction)
+def _contents(row: Correction, *, with_answer: bool = False) -> str:
+    answer = [row.answer] if with_answer else []
+    return hash_parts(_contributor(row), row.prompt, row.correction, *answer)

@@ -23,6 +23,7 @@ LIKELIHOOD = "likelihood"
 """The objective for which documents are packed as they are."""
 LABELS = {"true": 1, "1": 1, "false": -1, "0": -1}
 """What a label says of an answer."""
+DISLIKED = frozenset(label for label, mark in LABELS.items() if mark < 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,8 +55,8 @@ def answer(log, number, *, corrected=False, user=None):
     return completion
 
 
-def listed(url, of, *, factory="shop"):
-    source = SOURCES.validate_python({"name": "log", "kind": "feedback", "of": of})
+def listed(url, of, *, factory="shop", **options):
+    source = SOURCES.validate_python({"name": "log", "kind": "feedback", "of": of, **options})
     return list_pieces([source.belonging_to(factory, url)]).pieces
 
 
@@ -85,6 +85,20 @@ def test_corrections_are_answers_and_preferences_are_pairs(log, url):
     assert [row["rejected"] for row in corrections] == ["", "", ""]
     found = {row["prompt"] or row["messages"]: (row["text"], row["rejected"]) for row in preferences}
     assert sorted(found.values()) == sorted(wanted.values())
+
+
+def test_scores_are_answers_with_a_label(log, url):
+    for number, score in enumerate((1.0, 0.0, 0.5, 0.49, None)):
+        completion = answer(log, number)
+        log.record(Feedback(completion=completion.id, idempotency_key=f"key {number}", score=score, comment="so"))
+
+    def labels(**options):
+        return {row["text"]: row["label"] for row in rows_of(listed(url, "scores", **options))}
+
+    assert labels() == {"answer 0": "true", "answer 1": "false", "answer 2": "true", "answer 3": "false"}
+    assert labels(liked_from=0.9) == {"answer 0": "true", "answer 1": "false", "answer 2": "false", "answer 3": "false"}
+    with pytest.raises(ValueError, match="liked_from beside of: scores alone"):
+        listed(url, "corrections", liked_from=0.9)
 
 
 @pytest.mark.parametrize("of", ["completions", "corrections", "preferences"])

@@ -453,3 +453,24 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, lines: int) -> No
     with log.database.read() as connection:
         assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
     log.database.close()
+
+
+def test_what_is_learnt_says_whether_the_answer_that_was_corrected_is_in_a_batch(
+    log: FeedbackLog, tmp_path: Path
+) -> None:
+    store = ArtifactStore(Storage(str(tmp_path)))
+    texts, pairs, labelled = (
+        publish(log, ROWS, tmp_path) if objective == "likelihood" else log.publish(1, store, objective=objective)
+        for objective in ("likelihood", "dpo", "kto")
+    )
+    found = [pq.read_table(f"{batch.uri}/rows.parquet").to_pylist() for batch in (texts, pairs, labelled)]
+
+    assert len({batch.fingerprint for batch in (texts, pairs, labelled)}) == 3
+    wanted = {f"c{at}": (prompt, text) for at, (_, prompt, text) in enumerate(ROWS)}
+    assert {row["completion"]: (row["prompt"], row["text"]) for row in found[1]} == wanted
+    assert all(row["rejected"] == row["completion"] for row in found[1])  # each said its own name
+    assert sorted((row["completion"], row["prompt"], row["text"], row["label"]) for row in found[2]) == sorted(
+        (name, prompt, *said) for name, (prompt, text) in wanted.items() for said in ((text, "true"), (name, "false"))
+    )
+    assert labelled.num_rows == 10
+    assert not {"rejected", "label"} & set(found[0][0])

@@ -103,7 +103,9 @@ class Runs:
     def files(self, task: Work) -> dict[str, bytes]:
         folder = self.folder(task)
         return {
-            path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
         }
 
 

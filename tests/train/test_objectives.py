@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ class Both:
     def loss(self, rows, micro_batches):
         """Sum of the losses of rows of answers, divided in this way."""
         ends = [sum(micro_batches[:i]) for i in range(len(micro_batches) + 1)]
-        parts = [(at, packed(rows[at:end])) for at, end in zip(ends, ends[1:], strict=False)]
+        parts = [(at, packed(rows[at:end])) for at, end in pairwise(ends)]
         self.objective.begin(self.now, parts, batch_rows=len(rows), precision="fp32")
         return sum(self.objective.summed_loss(self.now, part, precision="fp32") for _, part in parts)
 
