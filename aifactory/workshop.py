@@ -644,7 +644,7 @@ class Workshop:
             "machine": platform.machine(),
             "python": platform.python_version(),
             "cpu_flags": _cpu_flags(),
-            **{name: version(name) for name in _LIBRARIES},
+            **{name: version(name) for name in (*_LIBRARIES, *(["peft"] if train.lora else []))},
         }
 
 

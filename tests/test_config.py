@@ -608,3 +608,38 @@ def test_the_licence_of_a_source_bears_no_identity() -> None:
 
     assert named.ingest.sources[0].license == "cc-by-4.0"
     assert named.recipe("ingest") == read(SMALL).recipe("ingest")
+
+
+BASED = ("model.base=/models/base",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("train.objective=dpo",), "expected model.base beside train.objective: dpo"),
+        (("train.objective=kto",), "expected model.base beside train.objective: kto"),
+        (("train.lora.rank=8",), "expected model.base beside train.lora"),
+        ((*BASED, "train.preference.beta=0.2"), "no preference.beta beside objective: likelihood"),
+        (
+            (*BASED, "train.objective=kto", "train.preference.label_smoothing=0.1"),
+            "no preference.label_smoothing beside objective: kto",
+        ),
+        (
+            (*BASED, "train.objective=dpo", "train.preference.desirable_weight=2"),
+            "no preference.desirable_weight beside objective: dpo",
+        ),
+        ((*BASED, "train.objective=dpo", "train.preference.label_smoothing=0.5"), "less than 0.5"),
+        ((*BASED, "train.lora.target_modules=[]"), "expected names of modules, or all-linear"),
+    ],
+)
+def test_what_an_objective_does_not_read_or_can_not_do_without_is_named(overrides: tuple[str, ...], said: str) -> None:
+    assert any(said in line for line in errors_of(SMALL, *overrides))
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_a_configuration_of_preferences_can_be_handed_on_to_a_job(objective: str) -> None:
+    config = read(SMALL, *BASED, f"train.objective={objective}", "train.preference.beta=0.3", "train.lora.rank=4")
+
+    assert Config.model_validate_json(config.model_dump_json()) == config
+    assert config.train.lora is not None
+    assert config.train.lora.target_modules == "all-linear"

@@ -103,7 +103,9 @@ def publish_model(
 def publish_corpus(store: ArtifactStore) -> Callable[..., tuple[Corpus, list[Any]]]:
     """A corpus of random texts; with `users`, of prompts and answers of so many users."""
 
-    def make(number: int, *, num_rows: int = 40, users: int = 0, num_lines: int = 30) -> tuple[Corpus, list[Any]]:
+    def make(
+        number: int, *, num_rows: int = 40, users: int = 0, num_lines: int = 30, labels: Sequence[str] = ("",)
+    ) -> tuple[Corpus, list[Any]]:
         rng = random.Random(number)
         table = corpus_table(
             [
@@ -112,6 +114,7 @@ def publish_corpus(store: ArtifactStore) -> Callable[..., tuple[Corpus, list[Any
                     "prompt": random_text(rng, 2) if users else "",
                     "text": random_text(rng, rng.randrange(2, 4) if users else num_lines),
                     "user": f"user-{i % users}" if users else "",
+                    "label": labels[i % len(labels)],
                 }
                 for i in range(num_rows)
             ],

@@ -57,7 +57,7 @@ def feedback(publish_corpus):
 
 @pytest.fixture
 def evaluate(store):
-    def run_stage(candidate, champion, sources, feedback=(), *, recipe=RECIPE, run=run_here, name="a"):
+    def run_stage(candidate, champion, sources, feedback=(), *, recipe=RECIPE, run=run_here, name="a", **options):
         target = ("scorecard", name)
         evaluated = evaluate_model(
             candidate=candidate,
@@ -68,6 +68,7 @@ def evaluate(store):
             store=store,
             target=target,
             run=run,
+            **options,
         )
         return Scored(evaluated, store.storage, target)
 
@@ -101,6 +102,20 @@ def test_every_example_is_a_task_of_the_right_side_with_the_bits_of_each_model(
     for example, bits in zip(scored.examples, by_champion, strict=True):
         assert example["champion"] == (None if example["set"] == "known" else pytest.approx(bits, rel=1e-4))
     assert all(e["unigram"] > 0 for e in scored.examples)
+
+
+def test_rows_with_a_label_that_is_left_out_are_no_tasks(evaluate, candidate, publish_corpus):
+    labels = ["true", "False", "", "0"]
+    (sources, rows), (feedback, more) = (publish_corpus(n, users=6, labels=labels) for n in (10, 11))
+    labelled = {row.id: row.label for row in [*rows, *more]}
+
+    def found(**options):
+        scored = evaluate(candidate, None, sources, [feedback], **options)
+        return {(e["set"], labelled[e["row"]]) for e in scored.examples}
+
+    sets = ("holdout", "known", "target")
+    assert found() == {(name, label) for name in sets for label in labels}
+    assert found(leave_out=frozenset({"false", "0"}), name="b") == {(n, label) for n in sets for label in ("true", "")}
 
 
 def test_no_task_is_there_twice_and_no_more_than_were_asked_for(evaluate, candidate, sources):

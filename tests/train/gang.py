@@ -50,4 +50,6 @@ if __name__ == "__main__":
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     with open(sys.argv[1], "rb") as stream:
         jobs = pickle.load(stream)
+    if any(task.recipe.lora for task, _, _ in jobs):
+        import peft  # noqa: F401  once, not in every worker
     print(json.dumps([run_gang(*job) for job in jobs]))

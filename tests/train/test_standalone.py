@@ -9,6 +9,18 @@ from pathlib import Path
 
 BLOCKED = ["ray", "pydantic", "sqlalchemy", "alembic"]
 PURE = [
+    "aifactory.train.base",
+    "aifactory.train.checkpoint",
+    "aifactory.train.guard",
+    "aifactory.train.loop",
+    "aifactory.train.lora",
+    "aifactory.train.objectives",
+    "aifactory.train.parallel",
+    "aifactory.train.room",
+    "aifactory.train.sampler",
+    "aifactory.train.schedule",
+    "aifactory.train.step",
+    "aifactory.train.worker",
     "aifactory.evaluate.gate",
     "aifactory.evaluate.scoring",
     "aifactory.evaluate.statistics",
