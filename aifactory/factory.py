@@ -274,6 +274,10 @@ class Factory:
         # A folder is what it holds. A release is what it is called, as for model.base: what this cycle itself puts into
         # production would else begin the next.
         inputs += [name if name.startswith(REFERENCE) else digest for name, digest in models]
+        if self.config.model.base is not None and Path(self.config.model.base).expanduser().is_dir():
+            from aifactory.train.base import digest_folder
+
+            inputs.append(digest_folder(Path(self.config.model.base).expanduser()))
         identity = fingerprint(stage="run", code_version=1, recipe=recipe, inputs=inputs)
         production = self.books.registry.production()
         from_production = self.config.model.base == FROM_PRODUCTION
