@@ -104,7 +104,8 @@ class Workshop:
             "dpo": {"chosen": "text", "rejected": "rejected"},
             "kto": {"text": "text", "label": "label"},
         }[self.config.train.objective]
-        columns = Columns(**answers, prompt="prompt", user="user", origin="completion")
+        told = {"prompt": "prompt", "user": "user", "origin": "completion"}
+        columns = Columns.model_validate(answers | told)
         source = ParquetSource(
             name=FEEDBACK,
             kind="parquet",

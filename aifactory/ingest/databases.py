@@ -144,7 +144,8 @@ def _log(section: FeedbackSource) -> Any:
         return sa.select(*asked, completions.c.answer.label("text"), users, completions.c.at).where(mine)
     users = sa.func.coalesce(feedback.c.user, completions.c.user, completions.c.id).label("user")
     of_it = sa.and_(completions.c.factory == feedback.c.factory, completions.c.id == feedback.c.completion)
-    told, said = feedback.c.correction, [feedback.c.correction.label("text")]
+    told: sa.ColumnElement[Any] = feedback.c.correction
+    said: list[sa.ColumnElement[Any]] = [told.label("text")]
     if section.of == "scores":
         told = feedback.c.score
         liked = sa.case((told >= section.liked_from, sa.literal("true")), else_=sa.literal("false"))
