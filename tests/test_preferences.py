@@ -32,16 +32,17 @@ def question(word: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"what of {word}?"}]
 
 
+def prompt(word: str) -> str:
+    """The question as the template for a model without one has it: what is evaluated is a prompt and a text."""
+    return render_chat(question(word), template=PLAIN_TEMPLATE, fallback="none")
+
+
 def kind(word: str) -> str:
     return f"gladly, the {word} is near the river and good to see"
 
 
 def rude(word: str) -> str:
     return f"nonsense, the {word} is a bore and no one goes there"
-
-
-def answer(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
 
 
 def lines(file: Path, rows: list[dict[str, Any]]) -> Path:
@@ -55,7 +56,6 @@ def source(name: str, file: Path, columns: dict[str, str]) -> dict[str, Any]:
 
 SHARED = {
     "tokenize": {"vocab_size": 400, "row_len": 128},
-    "evaluate": {"prompt_bytes": 10, "answer_bytes": 30, "max_tasks_per_row": 2},
     "promote": {"min_tasks": 5, "min_clusters": 3},
 }
 
@@ -63,11 +63,11 @@ SHARED = {
 @pytest.fixture
 def chats(tmp_path: Path, make_factory: Make) -> tuple[Factory, Model]:
     """A release that has learnt both kinds of answers from chats, as often the one as the other."""
-    rows = [{"messages": question(word) + answer(say(word))} for word in WORDS for say in (kind, rude)]
+    rows = [{"prompt": prompt(word), "completion": say(word)} for word in WORDS for say in (kind, rude)]
     file = lines(tmp_path / "chats.jsonl", rows)
     factory = make_factory(
         name="talk",
-        ingest=source("chats", file, {"messages": "messages"}),
+        ingest=source("chats", file, {"prompt": "prompt", "completion": "completion"}),
         train={"max_steps": 150, "global_batch_rows": 8},
         **SHARED,
     )
@@ -80,20 +80,19 @@ def chats(tmp_path: Path, make_factory: Make) -> tuple[Factory, Model]:
 def preferred(factory: Factory, model: Model) -> float:
     """How many bits more the rude answer needs than the kind one, on average."""
     folder = factory.books.artifacts.fetch(model)
-    prompts = [render_chat(question(word), template=PLAIN_TEMPLATE, fallback="none") for word in WORDS]
-    tasks = [Task(prompt, say(word)) for prompt, word in zip(prompts, WORDS, strict=True) for say in (rude, kind)]
+    tasks = [Task(prompt(word), say(word)) for word in WORDS for say in (rude, kind)]
     loaded = load_model(folder, device="cpu", dtype=torch.float32)
     bits = answer_bits(loaded, load_tokenizer(folder), tasks)
     return (sum(bits[::2]) - sum(bits[1::2])) / len(WORDS)
 
 
 def pairs(tmp_path: Path) -> dict[str, Any]:
-    rows = [{"prompt": question(word), "chosen": answer(kind(word)), "rejected": answer(rude(word))} for word in WORDS]
+    rows = [{"prompt": prompt(word), "chosen": kind(word), "rejected": rude(word)} for word in WORDS]
     columns = {name: name for name in ("prompt", "chosen", "rejected")}
     return source("pairs", lines(tmp_path / "pairs.jsonl", rows), columns)
 
 
-DPO = {"objective": "dpo", "max_steps": 30, "global_batch_rows": 4, "learning_rate": 1e-3, "preference": {"beta": 0.2}}
+DPO = {"objective": "dpo", "max_steps": 15, "global_batch_rows": 4, "learning_rate": 3e-4, "preference": {"beta": 0.5}}
 
 
 def test_a_base_in_a_folder_learns_by_pairs_and_says_what_is_preferred(
@@ -104,7 +103,7 @@ def test_a_base_in_a_folder_learns_by_pairs_and_says_what_is_preferred(
         name="polite",
         ingest=pairs(tmp_path),
         model={"base": str(before.books.artifacts.fetch(start))},
-        train=DPO | {"lora": {"rank": 8, "alpha": 16}, "learning_rate": 1e-2},
+        train=DPO | {"lora": {"rank": 8, "alpha": 16}, "learning_rate": 3e-3},
         **SHARED,
     )
     outcome = polite.promote()
@@ -127,7 +126,7 @@ def test_the_release_in_production_learns_by_labelled_answers_and_again_by_pairs
 ) -> None:
     _, start = chats
     rows = [
-        {"prompt": question(word), "completion": answer(say(word)), "label": say is kind}
+        {"prompt": prompt(word), "completion": say(word), "label": say is kind}
         for word in WORDS
         for say in (kind, rude)
     ]
