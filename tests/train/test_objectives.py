@@ -82,7 +82,7 @@ def test_the_loss_and_the_gradient_of_packed_answers_are_those_of_the_answers_al
     together = both.loss(rows, [3])
 
     others = [type(row[i])(row[i].prompt, row[i - 1].answer, 1) for row in rows[:2] for i in range(len(row))]
-    baseline = max(0.0, float(sum(both.ratio(each) for each in others)) / len(others))
+    baseline = max(0.0, float(sum(both.ratio(each).detach() for each in others)) / len(others))
     alone = sum(
         (1.5 if each.mark > 0 else 0.5) * (1 - torch.sigmoid(0.4 * each.mark * (both.ratio(each) - baseline)))
         for each in answers
