@@ -117,7 +117,8 @@ def test_a_base_in_a_folder_learns_by_pairs_and_says_what_is_preferred(
     for word in WORDS[:3]:
         asked = {"model": "polite", "messages": question(word), "max_tokens": 24, "temperature": 0}
         reply = httpx.post(f"{endpoint.url}/v1/chat/completions", json=asked, timeout=60).json()
-        assert reply["choices"][0]["message"]["content"].startswith("gladly"), reply
+        said = reply["choices"][0]["message"]["content"]
+        assert "good to see" in said and "a bore" not in said, said
         assert reply["model"] == "polite-r1"
 
 

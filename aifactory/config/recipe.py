@@ -237,11 +237,6 @@ class Train(Section):
             )
         if not self.guards.spike_deviations and self.guards.spike_window != Guards.model_fields["spike_window"].default:
             raise ValueError("expected guards.spike_window beside guards.spike_deviations alone; set both or neither")
-        if self.is_preference and self.early_stopping is not None:
-            raise ValueError(
-                f"expected no early_stopping beside objective: {self.objective}, since held-out rows are packed for the "
-                "likelihood; leave it out"
-            )
         return self
 
     @model_validator(mode="after")

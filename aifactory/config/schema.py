@@ -85,16 +85,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _preferences_take_the_plain_way(self) -> Config:
-        if self.train.is_preference:
-            asked = {
-                "validate_every_steps": self.runtime.validate_every_steps is not None,
-                "execution.loss: pieces": self.runtime.execution.loss == "pieces",
-            }
-            for name in (name for name, is_asked in asked.items() if is_asked):
-                raise ValueError(
-                    f"expected no runtime.{name} beside train.objective: {self.train.objective}, which compares answers one by "
-                    "one; leave it out"
-                )
+        if self.train.is_preference and self.runtime.execution.loss == "pieces":
+            raise ValueError(
+                f"expected no runtime.execution.loss: pieces beside train.objective: {self.train.objective}, which compares "
+                "answers one by one; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

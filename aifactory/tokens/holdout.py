@@ -25,9 +25,10 @@ from aifactory.text.documents import encode_documents
 from aifactory.text.encoder import open_encoder
 from aifactory.text.shards import PackedRows, shard_bytes
 from aifactory.text.tokenizer import load_tokenizer
+from aifactory.tokens.preferences import LIKELIHOOD
 
 NAME = "shard-00000.arrow"
-_COLUMNS = ("id", "prompt", "text", "messages")
+_COLUMNS = ("id", "prompt", "text", "messages", "rejected", "label")
 _DOCUMENTS_A_ROW = 8
 """So many documents are drawn for each packed row: short ones are then enough to fill it, more often than not."""
 
@@ -41,9 +42,12 @@ def pack_held_out(
     rows: int,
     storage: Storage,
     target: tuple[str, ...],
+    objective: str = LIKELIHOOD,
 ) -> str:
-    """Write at most so many packed `rows` of held-out documents to the directory `target`; return the name of the file."""
-    from aifactory.tokens.packing import pack_documents
+    """Write at most so many packed `rows` of held-out documents, as `objective` has them, to the directory `target`; return the
+    name of the file."""
+    from aifactory.tokens.packing import pack_documents, pack_preferences
+    from aifactory.tokens.preferences import encode_preferences
 
     if storage.size(*target, NAME) is not None:
         return NAME
@@ -55,15 +59,22 @@ def pack_held_out(
         )
     tokenizer = load_tokenizer(tokenizer_folder)
     columns = {name: pa.array([row[name] or "" for row in chosen], pa.string()) for name in _COLUMNS}
-    documents = encode_documents(
-        tokenizer,
-        open_encoder(tokenizer),
-        prompts=columns["prompt"],
-        texts=columns["text"],
-        messages=columns["messages"],
-        fallback=chat_fallback,
-    )
-    packed = pack_documents(columns["id"], documents, row_len=row_len, pad_id=tokenizer.eos_id)
+    encoder = open_encoder(tokenizer)
+    if objective == LIKELIHOOD:
+        documents = encode_documents(
+            tokenizer,
+            encoder,
+            prompts=columns["prompt"],
+            texts=columns["text"],
+            messages=columns["messages"],
+            fallback=chat_fallback,
+        )
+        packed = pack_documents(columns["id"], documents, row_len=row_len, pad_id=tokenizer.eos_id)
+    else:
+        preferences = encode_preferences(
+            tokenizer, encoder, columns, objective=objective, row_len=row_len, fallback=chat_fallback
+        )
+        packed = pack_preferences(columns["id"], preferences, row_len=row_len, pad_id=tokenizer.eos_id)
     # Rows are filled longest document first, so the first ones would be the long documents: evenly spaced, they are not.
     count = len(packed.ids_NT)
     taken = [i * count // rows for i in range(rows)] if count > rows else list(range(count))

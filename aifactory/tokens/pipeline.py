@@ -34,11 +34,10 @@ from aifactory.text.documents import encode_documents
 from aifactory.text.encoder import Encoder, open_encoder
 from aifactory.text.shards import shard_bytes
 from aifactory.text.tokenizer import TextTokenizer, load_tokenizer
+from aifactory.tokens.preferences import LIKELIHOOD
 
 CODE_VERSION = 3
 TOKENIZER_FOLDER = "tokenizer"
-LIKELIHOOD = "likelihood"
-"""The objective for which documents are packed as they are."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it are spread evenly over [0, 1): short parts, too, then give their share of the rows."""

@@ -19,6 +19,8 @@ from aifactory.text.documents import EncodedDocuments, encode_documents
 from aifactory.text.encoder import Encoder
 from aifactory.text.tokenizer import TextTokenizer
 
+LIKELIHOOD = "likelihood"
+"""The objective for which documents are packed as they are."""
 LABELS = {"true": 1, "1": 1, "false": -1, "0": -1}
 """What a label says of an answer."""
 DISLIKED = frozenset(label for label, mark in LABELS.items() if mark < 0)

@@ -5,8 +5,8 @@ Law      COMMITTED is written last, by rank 0, when all parts are there; it name
          left in the folder counts for nothing. A run continues from the newest step that has it, whatever its launcher
          remembers. Nothing is read that can run code: safetensors and JSON.
 Whole    The parts together hold whole weights and moments (see `pieces`), so that any number of workers goes on from them,
-         by ddp or by fsdp. Each number is written once, and by each worker as many as by any other. With adapters it is
-         theirs alone.
+         by ddp or by fsdp. Each number is written once, and by each worker as many as by any other. What is frozen beside
+         adapters is not in them.
 Cost     The loop waits for a copy into memory, and where the writing of the checkpoint before has not ended for that; both
          are counted in `stalled_s`.
 """
@@ -249,7 +249,7 @@ def restore(checkpoints: Checkpoints, model: nn.Module, optimizer: torch.optim.O
 
 
 def whole_state(model: nn.Module) -> State:
-    """The weights, whole, on the CPU. All workers must call it; rank 0 has what it returns.
+    """The weights that are trained, whole, on the CPU. All workers must call it; rank 0 has what it returns.
 
     Weights that are tied are named once, as safetensors wants it.
     """

@@ -138,6 +138,8 @@ class Objective:
 
     documents_of_one = 1
     """Documents of what the mean is over."""
+    is_shared = False
+    """Whether several workers have a part of each batch."""
 
     def __init__(
         self, options: Preference, model: nn.Module, without_adapters: Callable[[], AbstractContextManager[None]] | None
@@ -150,7 +152,8 @@ class Objective:
         self._start: nn.Module = model if without_adapters else copy.deepcopy(model).requires_grad_(False).eval()
 
     def share(self, frozen: Callable[[nn.Module], nn.Module]) -> None:
-        """Hand the kept copy to whatever shares the model among the workers."""
+        """Hand the kept copy to whatever shares the model and the batch among the workers."""
+        self.is_shared = True
         if self._start is not self._model:
             self._start = frozen(self._start)
 
@@ -214,7 +217,7 @@ class Kto(Objective):
                 totals_R2 = torch.zeros(batch_rows, 2, dtype=torch.float64, device=ratios_B.device)
             totals_R2[slot : slot + len(count_B)] = torch.stack([ratios_B, count_B], 1).double()
         assert totals_R2 is not None, "a worker has at least one row"
-        if distributed.is_initialized():
+        if self.is_shared and distributed.is_initialized():
             # Each row is 0 but with one worker, so this sum is exact, and what follows is the same for all of them.
             distributed.all_reduce(totals_R2)
         ratio, count = totals_R2.sum(0)

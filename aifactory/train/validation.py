@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,8 @@ from torch import nn
 from aifactory.records.storage import Storage
 from aifactory.text.shards import TokenRows
 from aifactory.train.checkpoint import Checkpoints
-from aifactory.train.step import resolve_precision, summed_loss
+from aifactory.train.objectives import MarkedRows, Objective, marked_rows
+from aifactory.train.step import Precision, resolve_precision, summed_loss
 
 if TYPE_CHECKING:
     from aifactory.config import EarlyStopping
@@ -161,12 +162,26 @@ class Holdout:
 
 
 def holdout_loss(
-    model: nn.Module, rows: TokenRows, *, micro_batch_rows: int, precision: str, device: torch.device
+    model: nn.Module,
+    rows: TokenRows,
+    *,
+    micro_batch_rows: int,
+    precision: str,
+    device: torch.device,
+    preference: Objective | None = None,
 ) -> float:
-    """The mean negative log-likelihood of the tokens that carry loss, nats, without dropout."""
+    """The mean negative log-likelihood of the tokens that carry loss, nats, without dropout; or the mean loss of
+    `preference`, to which all of them are one batch."""
     was_training = model.training
     model.to(device).train(False)
     total, count = 0.0, 0
+    if preference is not None:
+        with torch.no_grad():
+            total = _preference_loss(
+                model, rows, preference, micro_batch_rows, resolve_precision(precision, device), device
+            )
+        model.train(was_training)
+        return total / max(1, rows.count_documents(np.arange(len(rows))) // preference.documents_of_one)
     with torch.no_grad():
         for at in range(0, len(rows), micro_batch_rows):
             indices = np.arange(at, min(at + micro_batch_rows, len(rows)))
@@ -178,3 +193,21 @@ def holdout_loss(
             count += rows.count_loss_tokens(indices)
     model.train(was_training)
     return total / max(1, count)
+
+
+def _preference_loss(
+    model: nn.Module,
+    rows: TokenRows,
+    preference: Objective,
+    micro_batch_rows: int,
+    precision: Precision,
+    device: torch.device,
+) -> float:
+    def micro_batches() -> Iterator[tuple[int, MarkedRows]]:
+        for at in range(0, len(rows), micro_batch_rows):
+            indices = np.arange(at, min(at + micro_batch_rows, len(rows)))
+            read = (*rows.read(indices), rows.marks(indices))
+            yield at, marked_rows([torch.from_numpy(values).to(device) for values in read])
+
+    preference.begin(model, micro_batches(), batch_rows=len(rows), precision=precision)
+    return sum(float(preference.summed_loss(model, each, precision=precision)) for _, each in micro_batches())

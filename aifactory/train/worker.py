@@ -1,8 +1,8 @@
 """One training worker: load, train, export. Pure torch; the process group is set up by whoever starts it.
 
 Writes   runs/train-<fp>/step-*/          checkpoints
-         runs/train-<fp>/validated-*      losses on held-out rows (see `validation`)
          model/<fp>/{config.json, model.safetensors, tokenizer files, golden.json}; with `train.lora` also adapter/
+         runs/train-<fp>/validated-*      losses on held-out rows (see `validation`)
          runs/train-<fp>/exported.json    last: the names and hashes of the exported files, and what was counted
 """
 
@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ from aifactory.train.base import model_from_folder, model_from_scratch, require_
 from aifactory.train.checkpoint import Checkpoints
 from aifactory.train.execution import Execution
 from aifactory.train.loop import TrainingRun, train_model
-from aifactory.train.lora import ADAPTER_FOLDER, merged, with_adapters, write_adapter
+from aifactory.train.lora import ADAPTER_FOLDER, adapters_off, merged, with_adapters, write_adapter
+from aifactory.train.objectives import objective_of
 from aifactory.train.parity import write_probe
 from aifactory.train.room import NoRoomError
 from aifactory.train.run_log import RunLog
@@ -148,10 +150,9 @@ def _work(
     storage = task.storage
     rows = tuple(TokenRows(s.shards.fetch(storage), s.shards.names) for s in task.row_sets)
     tokenizer_folder, tokenizer = _tokenizer(task)
-    base = _model(task, tokenizer, row_len=rows[0].row_len)
-    kind, config = type(base), base.config
-    model = _adapted(task, base)
-    trained = count_parameters(model.parameters())
+    model = _model(task, tokenizer, row_len=rows[0].row_len)
+    kind, config = type(model), model.config
+    num_trained = count_parameters(model.parameters())
     with (
         HangWatch(task.hang_timeout_s) as alive,
         Checkpoints(storage, *task.run_folder, keep=task.keep_checkpoints) as checkpoints,
@@ -182,17 +183,20 @@ def _work(
         log.close(is_finished=True)
         adapter = None
         if task.recipe.lora:
-            # Merged with the base as it was loaded: the run's own copy may be shared, compiled or in another type.
-            whole, adapter = merged(_adapted(task, _model(task, tokenizer, row_len=rows[0].row_len)), weights)
+            again = _model(task, tokenizer, row_len=rows[0].row_len)
+            whole, adapter = merged(again, weights)
         else:
-            whole = kind(config)
+            whole = kind(config)  # type: ignore[call-arg, arg-type]
             whole.load_state_dict(weights, strict=False)
-            whole.tie_weights()
-        counted = asdict(figures) | log.figures()
-        counted |= {"parameters": sum(each.numel() for each in whole.parameters()), "trained": trained}
+            whole.tie_weights()  # type: ignore[operator]
+        counted = asdict(figures) | log.figures() | {"parameters": _count(whole), "trained": num_trained}
         if task.held_out is not None:
             counted["holdout_loss"] = holdout_losses(task)
         _export(task, whole, tokenizer_folder, rows, counted, adapter)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _log(task: Work) -> RunLog:
@@ -207,12 +211,14 @@ def _tokenizer(task: Work) -> tuple[Path, TextTokenizer]:
     return folder, load_tokenizer(folder)
 
 
-def _model(task: Work, tokenizer: TextTokenizer, *, row_len: int) -> PreTrainedModel:
-    """The model that training starts from."""
+def _model(task: Work, tokenizer: TextTokenizer, *, row_len: int) -> nn.Module:
+    """The model that training starts from, with the adapters that are to be trained."""
     if task.base is not None:
         model = model_from_folder(task.base.fetch(task.storage) if isinstance(task.base, Stored) else task.base)
         require_fit(model, vocab_size=tokenizer.vocab_size, row_len=row_len)
-        return model
+        lora = task.recipe.lora
+        return with_adapters(model, lora, seed=task.recipe.seed) if lora else model
+    assert task.recipe.lora is None, "adapters stand beside the weights of a base"
     return model_from_scratch(
         task.architecture,
         vocab_size=tokenizer.vocab_size,
@@ -220,11 +226,6 @@ def _model(task: Work, tokenizer: TextTokenizer, *, row_len: int) -> PreTrainedM
         row_len=row_len,
         seed=task.recipe.seed,
     )
-
-
-def _adapted(task: Work, base: PreTrainedModel) -> nn.Module:
-    """The model that is trained: the base, or with `train.lora` the base with adapters."""
-    return with_adapters(base, task.recipe.lora, seed=task.recipe.seed) if task.recipe.lora else base
 
 
 def _holdout(task: Work, checkpoints: Checkpoints, *, device: torch.device, rank: int) -> Holdout | None:
@@ -242,18 +243,21 @@ def _holdout(task: Work, checkpoints: Checkpoints, *, device: torch.device, rank
 
 
 def validate(task: Work, step: int, *, device: torch.device | None = None) -> float:
-    """The loss on the held-out rows of the checkpoint after `step` steps, nats a token."""
+    """The loss on the held-out rows of the checkpoint after `step` steps: nats a token, or that of the recipe's objective."""
     assert task.held_out is not None
     torch.set_num_threads(task.num_threads)
     rows = TokenRows(task.held_out.fetch(task.storage), task.held_out.names)
-    model = _adapted(task, _model(task, _tokenizer(task)[1], row_len=rows.row_len))
+    device = device or _device()
+    model = _model(task, _tokenizer(task)[1], row_len=rows.row_len).to(device)
+    preference = objective_of(task.recipe, model, partial(adapters_off, model) if task.recipe.lora else None)
     Checkpoints(task.storage, *task.run_folder).load(step, model)
     return holdout_loss(
         model,
         rows,
         micro_batch_rows=task.recipe.micro_batch_rows or task.micro_batch_rows,
         precision=task.recipe.precision,
-        device=device or _device(),
+        device=device,
+        preference=preference,
     )
 
 
@@ -297,7 +301,7 @@ def _export(
     tokenizer_folder: Path,
     rows: Sequence[TokenRows],
     figures: dict[str, Any],
-    adapter: Mapping[str, Any] | None = None,
+    adapter: Mapping[str, Any] | None,
 ) -> None:
     """Write the model's folder, with the adapter that is merged in it; what is compared with it (`parity`); then the list of
     its files."""
