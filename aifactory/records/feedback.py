@@ -92,17 +92,20 @@ class FeedbackLog:
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def log_completion(self, completion: Completion) -> None:
-        """Keep an answer; durable when this returns.
+    def log_completion(self, *given: Completion) -> None:
+        """Keep an answer, or several that belong together; durable when this returns.
 
         NUL and lone surrogates, which PostgreSQL and UTF-8 can't hold, are kept as U+FFFD in what the model said.
         Raises   BadRequestError if a name is longer than its column.
         """
-        values = asdict(completion) | {"at": self.journal.clock(), "key_id": self.journal.key_id}
-        values |= {name: _storable(values[name]) for name in ("prompt", "answer", "request")}
-        _check_texts(values, completions)
+        rows = []
+        for completion in given:
+            values = asdict(completion) | {"at": self.journal.clock(), "key_id": self.journal.key_id}
+            values |= {name: _storable(values[name]) for name in ("prompt", "answer", "request")}
+            _check_texts(values, completions)
+            rows.append({"factory": self.factory, **values})
         with self.database.write() as connection:
-            connection.execute(completions.insert().values(factory=self.factory, **values))
+            connection.execute(completions.insert(), rows)
 
     def record(self, entry: Feedback) -> bool:
         """Keep feedback; durable when this returns. False if this idempotency key had been counted before.

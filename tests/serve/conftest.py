@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -61,10 +61,12 @@ class FakeEngine:
     def __init__(self, *, capacity: int = 100) -> None:
         self.context_length = CONTEXT
         self.asked: list[str] = []
+        self.requests: list[GenerationRequest] = []
         self.cancelled: list[str] = []
         self.closed = False
         self._capacity = capacity
         self._unfinished: dict[str, OnDelta] = {}
+        self._open: dict[str, int] = {}
         self._changed = threading.Condition()
 
     @property
@@ -76,12 +78,24 @@ class FakeEngine:
             if self.closed or len(self._unfinished) >= self._capacity:
                 raise CapacityError("closing" if self.closed else "the queue is full")
             self._unfinished[request.id] = on_delta
+            self._open[request.id] = request.sampling.n
+            self.requests.append(request)
             self.asked.append(request.id)
 
-    def say(self, text: str, reason: FinishReason | None = None, *, to: int = 0, error: str | None = None) -> None:
+    def say(
+        self,
+        text: str,
+        reason: FinishReason | None = None,
+        *,
+        to: int = 0,
+        index: int = 0,
+        token_ids: Sequence[int] = (1,),
+        error: str | None = None,
+    ) -> None:
         """The next delta of the request that came as number `to`; waits for it to come."""
         until(lambda: len(self.asked) > to)
-        self._deliver(self.asked[to], Delta(text=text, token_ids=(1,), finish_reason=reason, error=error))
+        delta = Delta(text=text, token_ids=tuple(token_ids), finish_reason=reason, error=error, index=index)
+        self._deliver(self.asked[to], delta)
 
     def cancel(self, request_id: str) -> None:
         if request_id in self._unfinished:
@@ -95,7 +109,10 @@ class FakeEngine:
 
     def _deliver(self, request_id: str, delta: Delta) -> None:
         with self._changed:
-            on_delta = self._unfinished[request_id] if delta.finish_reason is None else self._unfinished.pop(request_id)
+            on_delta = self._unfinished[request_id]
+            self._open[request_id] -= delta.finish_reason is not None
+            if not self._open[request_id] or delta.finish_reason == "cancelled":
+                del self._unfinished[request_id]
         on_delta(delta)
 
 
