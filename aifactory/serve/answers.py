@@ -12,14 +12,15 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from aifactory.engine.protocol import Delta, GenerationRequest, Sampling
+from aifactory.engine.protocol import Delta, GenerationRequest, Pooling, Sampling
+from aifactory.errors import BadRequestError
 from aifactory.observe.events import logger
 from aifactory.records.feedback import Completion, FeedbackLog
 from aifactory.serve.releases import Served
@@ -49,7 +50,11 @@ class Question:
     sampling: Sampling
     user: str | None
     chat: bool
-    include_usage: bool
+    include_usage: bool = False
+    pooling: Pooling | None = None
+    """Not None: the prompts' embeddings are wanted, and no answers."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """What the request calls the fields that the engine may find wrong."""
     tools: Sequence[Mapping[str, Any]] = ()
 
     @property
@@ -133,6 +138,8 @@ class Choice:
         further = {name: value for name in _FURTHER if (value := getattr(sampling, name)) != getattr(_PLAIN, name)}
         if "logit_bias" in further:
             further["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+        if sampling.grammar is not None:
+            further["grammar"] = {"kind": sampling.grammar.kind, "text": sampling.grammar.text}
         return Completion(
             id=question.answer_id(self.index),
             release=question.served.release.number,
@@ -155,6 +162,7 @@ _FURTHER = (
     "presence_penalty",
     "logit_bias",
     "stop_token_ids",
+    "grammar",
     "n",
 )
 """What is kept of a request where it was asked for."""
@@ -201,6 +209,15 @@ class Answering:
             ],
             "usage": _usage(question, choices),
         }
+
+    async def embed(self, request: Request, question: Question) -> list[tuple[float, ...]]:
+        """The embedding of each of its prompts, as the engine gives it. Raises as `answer`."""
+        found: dict[int, tuple[float, ...]] = {}
+        deltas = self._generate(request, question)
+        async with aclosing(deltas):
+            async for index, delta in deltas:
+                found[index] = delta.embedding
+        return [found[index] for index in range(len(question.prompts))]
 
     async def _stream(
         self,
@@ -271,7 +288,13 @@ class Answering:
                 loop.call_soon_threadsafe(arrived.put_nowait, (number * num_answers + delta.index, delta))
 
             request_id = question.id if len(question.prompts) == 1 else f"{question.id}.{number}"
-            engine.submit(GenerationRequest(id=request_id, prompt_ids=prompt.ids, sampling=question.sampling), deliver)
+            asked = GenerationRequest(
+                id=request_id, prompt_ids=prompt.ids, sampling=question.sampling, pooling=question.pooling
+            )
+            try:
+                engine.submit(asked, deliver)
+            except BadRequestError as error:
+                raise _renamed(error, question.fields) from error
             submitted.append(request_id)
 
         def stop() -> None:
@@ -282,7 +305,10 @@ class Answering:
         unfinished = question.num_choices
         try:
             for number, prompt in enumerate(question.prompts):
-                submit(number, prompt)
+                if question.sampling.grammar is None:
+                    submit(number, prompt)
+                else:  # compiled there, which may take a while
+                    await asyncio.to_thread(submit, number, prompt)
             watch = asyncio.create_task(_watch(request, stop))
             while unfinished:
                 together = dict([await arrived.get()])
@@ -334,6 +360,15 @@ async def _watch(request: Request, stop: Callable[[], None]) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
     stop()
+
+
+def _renamed(error: BadRequestError, fields: Mapping[str, str]) -> BadRequestError:
+    """The engine's error, under the name that the request has for the field."""
+    name = fields.get(error.field or "")
+    if name is None:
+        return error
+    message = str(error).replace(str(error.field), name)
+    return BadRequestError(message if name in message else f"{name}: {message}", field=name)
 
 
 def _joined(first: Delta, second: Delta) -> Delta:

@@ -5,11 +5,12 @@ Source   OpenAI API reference, "Completions" and "Chat" (2026-11); vLLM, "OpenAI
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+import json
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from aifactory.engine.protocol import MAX_ANSWERS, Sampling
+from aifactory.engine.protocol import MAX_ANSWERS, MAX_LOGPROBS, Grammar, Sampling
 from aifactory.errors import BadRequestError
 from aifactory.serve.wire import ClosedBody
 
@@ -24,6 +25,37 @@ class StreamOptions(ClosedBody):
 
     include_usage: bool = False
     """Whether it ends with what was read and written."""
+
+
+class JsonSchema(ClosedBody):
+    """The schema of `response_format`."""
+
+    name: str = Field(max_length=64)
+    """What it describes."""
+    description: str | None = None
+    """What it is for."""
+    schema_: dict[str, Any] = Field(alias="schema")
+    """The JSON schema that the answer must match."""
+    strict: bool | None = None
+    """Answers match the schema in any case."""
+
+
+class ResponseFormat(ClosedBody):
+    """What an answer must be: text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    """Which of them."""
+    json_schema: JsonSchema | None = None
+    """The schema, of json_schema alone."""
+
+
+class StructuredOutputs(ClosedBody):
+    """What an answer must match, in vLLM's form: one of the two."""
+
+    schema_: dict[str, Any] | None = Field(default=None, alias="json")
+    """A JSON schema."""
+    regex: str | None = None
+    """A regular expression (the syntax of Rust's `regex`, without anchors) of the whole answer."""
 
 
 class GenerationBody(ClosedBody):
@@ -67,6 +99,10 @@ class GenerationBody(ClosedBody):
     """Where the answer ends, which is not part of it. Default: nowhere."""
     stop_token_ids: list[int] | None = None
     """Tokens at which it ends, beside the model's own. Default: none. (vLLM)"""
+    response_format: ResponseFormat | None = None
+    """What the answer must be. Default: text."""
+    structured_outputs: StructuredOutputs | None = None
+    """What the answer must match, a regular expression among it. Default: anything. (vLLM)"""
     n: int | None = None
     """Answers to each prompt. Default: 1."""
     stream: bool | None = None
@@ -100,6 +136,39 @@ class GenerationBody(ClosedBody):
         return self.max_tokens
 
     @property
+    def grammar_field(self) -> str:
+        """The field that says what the answer must match."""
+        return "response_format" if self.response_format is not None else "structured_outputs"
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer must match. Raises BadRequestError naming the field."""
+        asked, other = self.response_format, self.structured_outputs
+        if asked is not None and other is not None:
+            raise BadRequestError(
+                "Expected one of response_format and structured_outputs, found both; leave one out.",
+                field="structured_outputs",
+            )
+        if asked is not None:
+            if (asked.type == "json_schema") != (asked.json_schema is not None):
+                raise BadRequestError(
+                    "Expected response_format.json_schema with the type json_schema, and with it alone.",
+                    field="response_format.json_schema",
+                )
+            if asked.json_schema is not None:
+                return _grammar("json_schema", json.dumps(asked.json_schema.schema_), "response_format")
+            return _grammar("json_schema", '{"type": "object"}', "response_format")
+        if other is not None:
+            if (other.schema_ is None) == (other.regex is None):
+                raise BadRequestError(
+                    "Expected one of json and regex in structured_outputs.", field="structured_outputs"
+                )
+            if other.regex is not None:
+                return _grammar("regex", other.regex, "structured_outputs.regex")
+            return _grammar("json_schema", json.dumps(other.schema_), "structured_outputs.json")
+        return None
+
+    @property
     def echoes(self) -> bool:
         """Whether the prompt comes before the answer."""
         return False
@@ -130,6 +199,7 @@ class GenerationBody(ClosedBody):
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             logit_bias={_token_id(token): bias for token, bias in (self.logit_bias or {}).items()},
+            grammar=self.grammar,
             logprobs=self.num_logprobs,
             echo=self.echoes,
             **given,
@@ -144,7 +214,7 @@ def _prompt_kind(prompt: object) -> str:
     return "list[str]" if isinstance(first, str) else "list[list[int]]" if isinstance(first, list) else "list[int]"
 
 
-Prompt = Annotated[
+Texts = Annotated[
     Annotated[str, Tag("str")]
     | Annotated[list[int], Tag("list[int]")]
     | Annotated[list[str], Tag("list[str]")]
@@ -156,7 +226,7 @@ Prompt = Annotated[
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
-    prompt: Prompt
+    prompt: Texts
     """A text, or its token ids with their bos; or several of them."""
     best_of: int | None = None
     """What `n` is: answers are not ranked here, so no more can be made than are given."""
@@ -169,9 +239,7 @@ class CompletionBody(GenerationBody):
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts, of which there is at least one. Raises BadRequestError if they are too many."""
-        several = isinstance(self.prompt, list) and self.prompt and isinstance(self.prompt[0], str | list)
-        prompts: list[Any] = self.prompt if several else [self.prompt]  # type: ignore[assignment]
-        most = MAX_ANSWERS // (self.n or 1)
+        prompts, most = _listed(self.prompt), MAX_ANSWERS // (self.n or 1)
         if len(prompts) > most:
             raise BadRequestError(
                 f"Expected at most {most} prompts with n of {self.n or 1} in a request, found {len(prompts)}.",
@@ -247,11 +315,60 @@ class ChatBody(GenerationBody):
     def num_logprobs(self) -> int | None:
         if self.top_logprobs and not self.logprobs:
             raise BadRequestError("Expected top_logprobs with logprobs only.", field="top_logprobs")
-        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= 20:
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_LOGPROBS:
             raise BadRequestError(
-                f"Expected top_logprobs from 0 to 20, found {self.top_logprobs}.", field="top_logprobs"
+                f"Expected top_logprobs from 0 to {MAX_LOGPROBS}, found {self.top_logprobs}.", field="top_logprobs"
             )
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class EmbeddingBody(ClosedBody):
+    """POST /v1/embeddings."""
+
+    model: str
+    """The factory's name, or that of its release in production."""
+    input: Texts
+    """A text, or its token ids with their bos; or several of them."""
+    encoding_format: Literal["float", "base64"] | None = None
+    """float: a list of numbers; base64: their bytes, fp32 in little-endian order. Default: float."""
+    user: str | None = Field(default=None, max_length=256)
+    """Who asks."""
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        """The texts, of which there is at least one. Raises BadRequestError if they are too many."""
+        inputs = _listed(self.input)
+        if len(inputs) > MAX_ANSWERS:
+            raise BadRequestError(f"Expected at most {MAX_ANSWERS} texts, found {len(inputs)}.", field="input")
+        return inputs
+
+
+class TokenizeBody(ClosedBody):
+    """POST /tokenize: a prompt or messages as the model reads them. (vLLM)"""
+
+    model: str | None = None
+    """The factory's name, or that of its release in production. Default: that release."""
+    prompt: str | None = None
+    """A plain prompt."""
+    messages: list[dict[str, Any]] | None = Field(default=None, min_length=1)
+    """A conversation, in place of it."""
+    tools: list[dict[str, Any]] | None = Field(default=None, max_length=MAX_TOOLS)
+    """Functions that the model is shown with the messages."""
+    add_special_tokens: bool = True
+    """Whether the bos comes first, as it does in every request. Default: true."""
+    add_generation_prompt: bool = True
+    """Whether the messages end with the beginning of the answer, as in a request. Default: true."""
+    return_token_strs: bool = False
+    """Whether the tokens come in print too. Default: false."""
+
+
+class DetokenizeBody(ClosedBody):
+    """POST /detokenize: the text of tokens. (vLLM)"""
+
+    model: str | None = None
+    """The factory's name, or that of its release in production. Default: that release."""
+    tokens: list[int]
+    """Token ids; control tokens have no text."""
 
 
 class FeedbackBody(ClosedBody):
@@ -269,6 +386,19 @@ class FeedbackBody(ClosedBody):
     """Who says it."""
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=128)
     """The same key is counted once. Without one, the same feedback on the same answer is."""
+
+
+def _listed(prompt: Any) -> list[str | list[int]]:
+    """One prompt, or several, as a list of them."""
+    several = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], str | list)
+    return prompt if several else [prompt]
+
+
+def _grammar(kind: Literal["json_schema", "regex"], text: str, field: str) -> Grammar:
+    try:
+        return Grammar(kind=kind, text=text)
+    except BadRequestError as error:
+        raise BadRequestError(str(error).replace("grammar", field), field=field) from error
 
 
 def _token_id(token: str) -> int:

@@ -1,7 +1,7 @@
 """The gateway: OpenAI's interface over the releases of one replica. Plain ASGI: it knows no Ray.
 
-    GET  /healthz  /v1/models  /v1/models/{model}
-    POST /v1/completions  /v1/chat/completions  /v1/feedback
+    GET  /healthz  /readyz  /v1/models  /v1/models/{model}  /openapi.json  /docs
+    POST /v1/completions  /v1/chat/completions  /v1/embeddings  /v1/feedback  /tokenize  /detokenize
 
 An answer is on disk before its last byte is sent, so feedback on it is never about something unknown. A client that
 goes away stops the engine's work on its answer.
@@ -10,6 +10,7 @@ goes away stops the engine's work on its answer.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import secrets
 import time
@@ -18,28 +19,38 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Scope
 
 from aifactory.config import Serve
-from aifactory.engine.protocol import Sampling
+from aifactory.engine.protocol import Pooling, Sampling
 from aifactory.errors import BadRequestError, CapacityError
 from aifactory.observe.events import logger
 from aifactory.records.books import Books
 from aifactory.records.feedback import Feedback
 from aifactory.records.identity import canonical_json, hash_text
 from aifactory.serve.answers import Answering, Prompt, Question
-from aifactory.serve.bodies import ChatBody, CompletionBody, FeedbackBody
+from aifactory.serve.bodies import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    EmbeddingBody,
+    FeedbackBody,
+    TokenizeBody,
+)
+from aifactory.serve.openapi import Operation, describe, page
 from aifactory.serve.releases import Releases, Served
 from aifactory.serve.tool_calls import require_tools
-from aifactory.serve.wire import StatusError, error_body, parse
-from aifactory.text.chat import render_chat
+from aifactory.serve.wire import ClosedBody, StatusError, error_body, parse
+from aifactory.text.chat import chat_tokens, render_chat, takes_tools
 from aifactory.text.documents import chat_prompt_tokens, prompt_tokens
 
 _RETRY_AFTER_S = "1"
 _DEFAULT_COMPLETION_TOKENS = 16
 _ANY_MODEL = "/v1/models/{model}"
+_POOLING: Pooling = "mean"
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -53,11 +64,17 @@ class Gateway:
         self._answering = Answering(books.feedback)
         self._routes: dict[tuple[str, str], Handler] = {
             ("GET", "/healthz"): self._health,
+            ("GET", "/readyz"): self._ready,
+            ("GET", "/openapi.json"): self._openapi,
+            ("GET", "/docs"): self._docs,
             ("GET", "/v1/models"): self._models,
             ("GET", _ANY_MODEL): self._model,
             ("POST", "/v1/completions"): self._complete,
             ("POST", "/v1/chat/completions"): self._chat,
+            ("POST", "/v1/embeddings"): self._embed,
             ("POST", "/v1/feedback"): self._feedback,
+            ("POST", "/tokenize"): self._tokenize,
+            ("POST", "/detokenize"): self._detokenize,
         }
 
     async def handle(self, request: Request) -> Response:
@@ -94,17 +111,39 @@ class Gateway:
     # ── what is there ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _health(self, _: Request) -> Response:
+        """Whether the replica is alive."""
+        return _json({"status": "ok"})
+
+    async def _ready(self, _: Request) -> Response:
+        """Whether it can answer: 503 before the first release."""
         served = self.releases.current
         if served is None:
             return _json({"status": "no release in production yet"}, status=503)
         return _json({"status": "ok", "model": served.release.name})
 
+    async def _openapi(self, _: Request) -> Response:
+        """This description, as OpenAPI 3.1."""
+        return _json(self._description())
+
+    async def _docs(self, _: Request) -> Response:
+        """This description, to read."""
+        return Response(page(self._description()), media_type="text/html")
+
+    def _description(self) -> dict[str, Any]:
+        operations = [
+            Operation(method=method, path=path, body=_BODIES.get(path), summary=(handler.__doc__ or "").strip())
+            for (method, path), handler in self._routes.items()
+        ]
+        return describe(operations, title=self.books.config.name)
+
     async def _models(self, _: Request) -> Response:
+        """What can be asked: the factory, and its release in production."""
         with self._served() as served:
             names = (self.books.config.name, served.release.name)
             return _json({"object": "list", "data": [self._model_card(name, served) for name in names]})
 
     async def _model(self, request: Request) -> Response:
+        """One of them."""
         name = _path(request.scope).removeprefix("/v1/models/")
         with self._served(name) as served:
             return _json(self._model_card(name, served))
@@ -120,6 +159,7 @@ class Gateway:
     # ── answers ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _complete(self, request: Request) -> Response:
+        """Go on from a text, or from several."""
         body = parse(CompletionBody, await self._read(request))
         sampling = body.sampling(default=_DEFAULT_COMPLETION_TOKENS, limit=self.recipe.max_answer_tokens)
         asked = body.prompts
@@ -129,11 +169,17 @@ class Gateway:
             return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
 
     async def _chat(self, request: Request) -> Response:
+        """The next message of a conversation."""
         body = parse(ChatBody, await self._read(request))
         sampling = body.sampling(default=self.recipe.max_answer_tokens, limit=self.recipe.max_answer_tokens)
         fallback, tools = self.recipe.chat_template or "none", body.shown_tools
         if tools and sampling.stop:
             raise BadRequestError("Expected stop without tools: a call is read to its end.", field="stop")
+        if tools and sampling.grammar is not None:
+            raise BadRequestError(
+                f"Expected {body.grammar_field} without tools: an answer that matches it calls none.",
+                field=body.grammar_field,
+            )
         with self._served(body.model) as served:
             if tools:
                 require_tools(served.tokenizer, tools)
@@ -174,12 +220,80 @@ class Gateway:
             user=body.user,
             chat=chat,
             include_usage=body.include_usage,
+            fields={"grammar": body.grammar_field, "prompt_ids": "messages" if chat else "prompt"},
             tools=tools,
         )
+
+    async def _embed(self, request: Request) -> Response:
+        """The embeddings of texts: vectors of length 1, of which the dot product is the cosine."""
+        body = parse(EmbeddingBody, await self._read(request))
+        asked = body.inputs
+        with self._served(body.model) as served:
+            prompts = await asyncio.to_thread(_read_prompts, served, asked, field="input")
+            longest, context = max(len(prompt.ids) for prompt in prompts), served.engine.context_length
+            if longest > context:
+                raise StatusError(
+                    400,
+                    f"Expected texts within the context of {context} tokens, found one of {longest}. Shorten it.",
+                    kind="invalid_request_error",
+                    code="context_length_exceeded",
+                    field="input",
+                )
+            question = Question(
+                id="embd-" + secrets.token_hex(12),
+                created=int(time.time()),
+                served=served,
+                prompts=prompts,
+                sampling=Sampling(),
+                user=body.user,
+                chat=False,
+                pooling=_POOLING,
+                fields={"prompt_ids": "input"},
+            )
+            found = await self._answering.embed(request, question)
+            tokens = sum(len(prompt.ids) for prompt in prompts)
+            data = [
+                {"object": "embedding", "index": index, "embedding": _vector(each, body.encoding_format)}
+                for index, each in enumerate(found)
+            ]
+            used = {"prompt_tokens": tokens, "total_tokens": tokens}
+            return _json({"object": "list", "data": data, "model": served.release.name, "usage": used})
+
+    # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _tokenize(self, request: Request) -> Response:
+        """The tokens that the model reads of a prompt or of messages."""
+        body = parse(TokenizeBody, await self._read(request))
+        if (body.prompt is None) == (body.messages is None):
+            raise BadRequestError("Expected a prompt or messages, one of the two.", field="prompt")
+        with self._served(body.model) as served:
+            if body.tools and (body.messages is None or not takes_tools(served.tokenizer.chat_template)):
+                raise BadRequestError(
+                    "Expected tools with messages, and with a model whose chat template writes them.", field="tools"
+                )
+            fallback = self.recipe.chat_template or "none"
+            ids = await asyncio.to_thread(_tokens_of, served, body, fallback=fallback)
+            names = [served.tokenizer.name_of(token) for token in ids] if body.return_token_strs else None
+            return _json(
+                {
+                    "count": len(ids),
+                    "max_model_len": served.engine.context_length,
+                    "tokens": ids,
+                    "token_strs": names,
+                }
+            )
+
+    async def _detokenize(self, request: Request) -> Response:
+        """The text of tokens."""
+        body = parse(DetokenizeBody, await self._read(request))
+        with self._served(body.model) as served:
+            _require_known(served, body.tokens, "tokens")
+            return _json({"prompt": await asyncio.to_thread(served.tokenizer.decode, body.tokens)})
 
     # ── feedback ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _feedback(self, request: Request) -> Response:
+        """Say of an answer how good it is, or what it should have been."""
         body = parse(FeedbackBody, await self._read(request))
         if body.score is None and body.correction is None and body.comment is None:
             raise BadRequestError("Expected a score, a correction or a comment, found none of them.", field="score")
@@ -225,20 +339,62 @@ class Gateway:
         return bytes(data)
 
 
-def _read_prompts(served: Served, prompts: Sequence[str | Sequence[int]]) -> list[Prompt]:
+_BODIES: Mapping[str, type[ClosedBody]] = {
+    "/v1/completions": CompletionBody,
+    "/v1/chat/completions": ChatBody,
+    "/v1/embeddings": EmbeddingBody,
+    "/v1/feedback": FeedbackBody,
+    "/tokenize": TokenizeBody,
+    "/detokenize": DetokenizeBody,
+}
+"""What is posted where."""
+
+
+def _vector(embedding: Sequence[float], encoding: str | None) -> list[float] | str:
+    vector = np.asarray(embedding, np.float32)
+    # A length of 0 stays: there is no direction to keep.
+    vector /= np.linalg.norm(vector) or np.float32(1)
+    if encoding == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return [float(each) for each in vector]
+
+
+def _tokens_of(served: Served, body: TokenizeBody, *, fallback: str) -> list[int]:
+    tokenizer = served.tokenizer
+    bos = [tokenizer.bos_id] if body.add_special_tokens else []
+    if body.prompt is not None:
+        return [*bos, *tokenizer.encode(body.prompt)]
+    assert body.messages is not None
+    try:
+        ids = chat_tokens(
+            tokenizer,
+            body.messages,
+            fallback=fallback,
+            tools=body.tools or (),
+            add_generation_prompt=body.add_generation_prompt,
+        )
+    except RecursionError as error:
+        raise BadRequestError("Expected plain messages, found one nested too deeply.", field="messages") from error
+    return [*bos, *ids]
+
+
+def _require_known(served: Served, ids: Sequence[int], where: str) -> None:
+    size = served.tokenizer.vocab_size
+    unknown = next((token for token in ids if not 0 <= token < size), None)
+    if unknown is not None:
+        raise BadRequestError(f"Expected token ids below {size} in {where}, found {unknown}.", field=where)
+
+
+def _read_prompts(served: Served, prompts: Sequence[str | Sequence[int]], *, field: str = "prompt") -> list[Prompt]:
     tokenizer, read = served.tokenizer, []
     for index, prompt in enumerate(prompts):
-        where = "prompt" if len(prompts) == 1 else f"prompt[{index}]"
+        where = field if len(prompts) == 1 else f"{field}[{index}]"
         if isinstance(prompt, str):
             read.append(Prompt(text=prompt, ids=tuple(prompt_tokens(tokenizer, prompt))))
             continue
         if not prompt:
             raise BadRequestError(f"Expected a prompt of at least one token in {where}, found none.", field=where)
-        unknown = [token for token in prompt if not 0 <= token < tokenizer.vocab_size]
-        if unknown:
-            raise BadRequestError(
-                f"Expected token ids below {tokenizer.vocab_size} in {where}, found {unknown[0]}.", field=where
-            )
+        _require_known(served, prompt, where)
         read.append(Prompt(text=tokenizer.decode(prompt), ids=tuple(prompt)))
     return read
 

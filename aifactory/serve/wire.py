@@ -36,7 +36,8 @@ _ASKS_NOTHING: Mapping[str, Sequence[Any]] = {
 class ClosedBody(BaseModel):
     """A JSON object without unknown fields, whose values have the types that they are said to have."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    # The docstrings of fields are what the OpenAPI page says of them.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 Body = TypeVar("Body", bound=ClosedBody)

@@ -90,6 +90,7 @@ def chat_tokens(
     *,
     fallback: str,
     tools: Sequence[Mapping[str, object]] = (),
+    add_generation_prompt: bool = True,
 ) -> list[int]:
     """The prompt's token ids, without bos: control tokens where the template writes them, never from a message.
 
@@ -99,7 +100,7 @@ def chat_tokens(
     """
     checked = _check(messages)
     if tokenizer.chat_template is None:
-        rendered = render_chat(checked, template=None, fallback=fallback)
+        rendered = render_chat(checked, template=None, fallback=fallback, add_generation_prompt=add_generation_prompt)
         return tokenizer.encode(rendered)
     # Each special string in a message rides through the template as a mark of private-use characters.
     mark = _unused_character(repr(checked) + repr(tools) + tokenizer.chat_template)
@@ -110,6 +111,7 @@ def chat_tokens(
         template=tokenizer.chat_template,
         fallback=fallback,
         eos_token=tokenizer.eos_token,
+        add_generation_prompt=add_generation_prompt,
         tools=_replace(tools, marks),
     )
     ids: list[int] = []
