@@ -15,7 +15,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +23,7 @@ from aifactory.engine.protocol import Delta, GenerationRequest, Pooling, Samplin
 from aifactory.errors import BadRequestError
 from aifactory.observe.events import logger
 from aifactory.records.feedback import Completion, FeedbackLog
+from aifactory.serve.admission import Admission
 from aifactory.serve.releases import Served
 from aifactory.serve.token_scores import CompletionScores, chat_scores
 from aifactory.serve.tool_calls import MessageReader
@@ -56,6 +57,12 @@ class Question:
     fields: Mapping[str, str] = field(default_factory=dict)
     """What the request calls the fields that the engine may find wrong."""
     tools: Sequence[Mapping[str, Any]] = ()
+    who: tuple[str, str] = ("", "")
+    """The key and the user that it is admitted for."""
+    timeout_s: float | None = None
+    """Longest time from here to its last token, seconds."""
+    behind: bool = False
+    """Whether it is work in the background, which waits for all others."""
 
     @property
     def num_choices(self) -> int:
@@ -171,8 +178,9 @@ _FURTHER = (
 class Answering:
     """Puts questions to the engines of releases, and keeps what they answer."""
 
-    def __init__(self, log: FeedbackLog) -> None:
+    def __init__(self, log: FeedbackLog, admission: Admission) -> None:
         self._log = log
+        self._admission = admission
 
     async def answer(self, request: Request, question: Question, *, stream: bool) -> Response | dict[str, Any]:
         """The answer: its body, or a response that streams it.
@@ -282,10 +290,18 @@ class Answering:
         arrived: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         engine, num_answers = question.served.engine, question.sampling.n
         submitted: list[str] = []
+        entry = self._admission.enter(question.who, question.num_choices, behind=question.behind)
+        late = stopped = False
+
+        def arrive(index: int, delta: Delta) -> None:
+            # Here, not where it is read: a client that reads slowly holds up no other.
+            if delta.finish_reason is not None:
+                entry.free()
+            arrived.put_nowait((index, delta))
 
         def submit(number: int, prompt: Prompt) -> None:
             def deliver(delta: Delta) -> None:
-                loop.call_soon_threadsafe(arrived.put_nowait, (number * num_answers + delta.index, delta))
+                loop.call_soon_threadsafe(arrive, number * num_answers + delta.index, delta)
 
             request_id = question.id if len(question.prompts) == 1 else f"{question.id}.{number}"
             asked = GenerationRequest(
@@ -296,20 +312,32 @@ class Answering:
             except BadRequestError as error:
                 raise _renamed(error, question.fields) from error
             submitted.append(request_id)
+            if stopped:  # while its grammar was compiled
+                engine.cancel(request_id)
 
-        def stop() -> None:
+        def stop(why: Exception | None = None) -> None:
+            nonlocal stopped
+            stopped = True
+            if entry.waits:
+                entry.leave(why)
             for request_id in submitted:
                 engine.cancel(request_id)
 
-        watch: asyncio.Task[None] | None = None
+        def expire() -> None:
+            nonlocal late
+            late = True
+            stop(_too_late(question.timeout_s))
+
+        watch = asyncio.create_task(_watch(request, stop))
+        alarm = None if question.timeout_s is None else loop.call_later(question.timeout_s, expire)
         unfinished = question.num_choices
         try:
+            await entry.admitted
             for number, prompt in enumerate(question.prompts):
                 if question.sampling.grammar is None:
                     submit(number, prompt)
                 else:  # compiled there, which may take a while
                     await asyncio.to_thread(submit, number, prompt)
-            watch = asyncio.create_task(_watch(request, stop))
             while unfinished:
                 together = dict([await arrived.get()])
                 # What came while the reader was behind goes on together: each message has its price.
@@ -317,6 +345,8 @@ class Answering:
                     index, delta = arrived.get_nowait()
                     together[index] = _joined(together[index], delta) if index in together else delta
                 for index, delta in together.items():
+                    if delta.finish_reason == "cancelled" and late:
+                        raise _too_late(question.timeout_s)
                     if delta.finish_reason in ("error", "cancelled"):
                         raise StatusError(
                             500 if delta.finish_reason == "error" else 503,
@@ -326,10 +356,12 @@ class Answering:
                     unfinished -= delta.finish_reason is not None
                     yield index, delta
         finally:
-            if watch is not None:
-                watch.cancel()
+            watch.cancel()
+            if alarm is not None:
+                alarm.cancel()
             if unfinished:
                 stop()
+            entry.leave()
 
     async def _keep(self, *choices: Choice) -> None:
         entries = [choice.completion() for choice in choices]
@@ -354,12 +386,21 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _watch(request: Request, stop: Callable[[], None]) -> None:
+async def _watch(request: Request, stop: Callable[[Exception | None], None]) -> None:
     """Stop the engine when the client goes away: servers say so here, and end no one's work themselves."""
     with suppress(Exception):  # a connection that can't be read is gone too
         while (await request.receive())["type"] != "http.disconnect":
             pass
-    stop()
+    stop(ClientDisconnect())
+
+
+def _too_late(seconds: float | None) -> StatusError:
+    return StatusError(
+        504,
+        f"Expected the answer within {seconds:g} s, found the time up. Ask for less, or give it more time.",
+        kind="timeout_error",
+        code="deadline_exceeded",
+    )
 
 
 def _renamed(error: BadRequestError, fields: Mapping[str, str]) -> BadRequestError:

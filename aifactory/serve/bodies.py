@@ -16,6 +16,8 @@ from aifactory.serve.wire import ClosedBody
 
 MAX_TOOLS = 128
 """Most tools of a request (OpenAI's limit)."""
+MOST_SECONDS = 86_400.0
+"""Longest timeout that a request may name."""
 _LONGEST_ID = 10
 """Digits of a token id in logit_bias."""
 
@@ -110,7 +112,10 @@ class GenerationBody(ClosedBody):
     stream_options: StreamOptions | None = None
     """What a stream carries beside the text."""
     user: str | None = Field(default=None, max_length=256)
-    """Who asks; kept with the answer."""
+    """Who asks; kept with the answer. The users of a key are served in turn."""
+    timeout: float | None = Field(default=None, gt=0, le=MOST_SECONDS)
+    """Longest time to the last token, seconds; then the work ends, with 504. As the header X-Request-Timeout. Default:
+    the endpoint's `request_timeout_s`, which is also the longest."""
 
     @field_validator("user")
     @classmethod
@@ -333,6 +338,8 @@ class EmbeddingBody(ClosedBody):
     """float: a list of numbers; base64: their bytes, fp32 in little-endian order. Default: float."""
     user: str | None = Field(default=None, max_length=256)
     """Who asks."""
+    timeout: float | None = Field(default=None, gt=0, le=MOST_SECONDS)
+    """As that of a completion."""
 
     @property
     def inputs(self) -> list[str | list[int]]:

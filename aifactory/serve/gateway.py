@@ -31,8 +31,10 @@ from aifactory.observe.events import logger
 from aifactory.records.books import Books
 from aifactory.records.feedback import Feedback
 from aifactory.records.identity import canonical_json, hash_text
+from aifactory.serve.admission import Admission
 from aifactory.serve.answers import Answering, Prompt, Question
 from aifactory.serve.bodies import (
+    MOST_SECONDS,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
@@ -51,6 +53,7 @@ _RETRY_AFTER_S = "1"
 _DEFAULT_COMPLETION_TOKENS = 16
 _ANY_MODEL = "/v1/models/{model}"
 _POOLING: Pooling = "mean"
+_TIMEOUT_HEADER = "X-Request-Timeout"
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -61,7 +64,13 @@ class Gateway:
         self.books = books
         self.releases = releases
         self.recipe = recipe
-        self._answering = Answering(books.feedback)
+        endpoint = books.config.runtime.endpoint
+        self._longest_s = endpoint.request_timeout_s
+        # More than decode at once, so that the next are there when a few end together; so few that turns mean something.
+        self.admission = Admission(
+            max_running=endpoint.slots + max(1, endpoint.slots // 4), max_waiting=endpoint.max_queued
+        )
+        self._answering = Answering(books.feedback, self.admission)
         self._routes: dict[tuple[str, str], Handler] = {
             ("GET", "/healthz"): self._health,
             ("GET", "/readyz"): self._ready,
@@ -165,7 +174,7 @@ class Gateway:
         asked = body.prompts
         with self._served(body.model) as served:
             prompts = await asyncio.to_thread(_read_prompts, served, asked)
-            question = self._question(served, body, sampling, prompts)
+            question = self._question(request, served, body, sampling, prompts)
             return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
 
     async def _chat(self, request: Request) -> Response:
@@ -184,11 +193,12 @@ class Gateway:
             if tools:
                 require_tools(served.tokenizer, tools)
             prompt = await asyncio.to_thread(_read_messages, served, body.messages, fallback=fallback, tools=tools)
-            question = self._question(served, body, sampling, [prompt], tools=tools)
+            question = self._question(request, served, body, sampling, [prompt], tools=tools)
             return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
 
     def _question(
         self,
+        request: Request,
         served: Served,
         body: CompletionBody | ChatBody,
         sampling: Sampling,
@@ -222,7 +232,24 @@ class Gateway:
             include_usage=body.include_usage,
             fields={"grammar": body.grammar_field, "prompt_ids": "messages" if chat else "prompt"},
             tools=tools,
+            who=_who(request, body.user),
+            timeout_s=self._timeout(request, body.timeout),
         )
+
+    def _timeout(self, request: Request, asked: float | None) -> float | None:
+        """How long a request may take: what it asks for, in its body or its header, and the endpoint's at most."""
+        header = request.headers.get(_TIMEOUT_HEADER)
+        if asked is None and header is not None:
+            try:
+                asked = float(header)
+            except ValueError:
+                asked = -1.0
+            if not 0 < asked <= MOST_SECONDS:
+                raise BadRequestError(
+                    f"Expected a number of seconds up to {MOST_SECONDS:g} in {_TIMEOUT_HEADER}, found {header[:40]!r}.",
+                    field="timeout",
+                )
+        return min((each for each in (asked, self._longest_s) if each is not None), default=None)
 
     async def _embed(self, request: Request) -> Response:
         """The embeddings of texts: vectors of length 1, of which the dot product is the cosine."""
@@ -249,6 +276,8 @@ class Gateway:
                 chat=False,
                 pooling=_POOLING,
                 fields={"prompt_ids": "input"},
+                who=_who(request, body.user),
+                timeout_s=self._timeout(request, body.timeout),
             )
             found = await self._answering.embed(request, question)
             tokens = sum(len(prompt.ids) for prompt in prompts)
@@ -348,6 +377,11 @@ _BODIES: Mapping[str, type[ClosedBody]] = {
     "/detokenize": DetokenizeBody,
 }
 """What is posted where."""
+
+
+def _who(request: Request, user: str | None) -> tuple[str, str]:
+    """The key, which is kept nowhere, and the user."""
+    return hash_text(request.headers.get("authorization", "")), user or ""
 
 
 def _vector(embedding: Sequence[float], encoding: str | None) -> list[float] | str:

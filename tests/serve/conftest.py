@@ -119,8 +119,9 @@ class FakeEngine:
 class Factory:
     """The books of a factory, and how models come into production in it."""
 
-    def __init__(self, root: Path, exported: Callable[[int], Path], **serve: object) -> None:
-        overrides = [f"runtime.storage={root}", *(f"serve.{name}={value}" for name, value in serve.items())]
+    def __init__(self, root: Path, exported: Callable[[int], Path], **endpoint: object) -> None:
+        overrides = [f"runtime.storage={root}"]
+        overrides += [f"runtime.endpoint.{name}={value}" for name, value in endpoint.items()]
         self.books = Books(Config.from_text(CONFIG, origin="test", overrides=overrides))
         self.scratch = root / "scratch"
         self._exported = exported
@@ -160,8 +161,9 @@ class Factory:
 class Endpoint:
     """A gateway that answers on a port."""
 
-    def __init__(self, url: str, releases: Releases, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, url: str, gateway: Gateway, releases: Releases, loop: asyncio.AbstractEventLoop) -> None:
         self.url = url
+        self.gateway = gateway
         self.releases = releases
         self.loop = loop
         self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -170,6 +172,11 @@ class Endpoint:
     def engine(self) -> TorchEngine:
         assert self.releases.current is not None
         return self.releases.current.engine  # type: ignore[return-value]
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait to be admitted."""
+        return self.gateway.admission.waiting
 
     def run(self, coroutine: object) -> None:
         """Run something of the gateway's in its own loop."""
@@ -202,7 +209,7 @@ def answering(
     thread.start()
     until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
-    endpoint = Endpoint(f"http://127.0.0.1:{port}{prefix}", releases, loops[0])
+    endpoint = Endpoint(f"http://127.0.0.1:{port}{prefix}", gateway, releases, loops[0])
     try:
         yield endpoint
     finally:
@@ -295,6 +302,12 @@ def says(exported: Callable[[int], Path]) -> Callable[[int, str, int], str]:
 def factory(tmp_path: Path, exported: Callable[[int], Path]) -> Factory:
     """A factory without a release."""
     return Factory(tmp_path, exported)
+
+
+@pytest.fixture
+def make_small(exported: Callable[[int], Path]) -> Callable[..., Factory]:
+    """Makes a factory without a release whose endpoint has other options."""
+    return lambda root, **endpoint: Factory(root, exported, **endpoint)
 
 
 @pytest.fixture(scope="module")
