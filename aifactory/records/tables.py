@@ -176,6 +176,16 @@ feedback = Table(
     Index("feedback_by_batch", "factory", "batch", "seq", postgresql_where=_corrected, sqlite_where=_corrected),
 )
 
+choices = Table(
+    "choices",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("feedback", _sequence, nullable=False, doc="The feedback whose answer was preferred."),
+    Column("rejected", String(64), nullable=False, doc="Another answer to the same prompt, which was not."),
+    PrimaryKeyConstraint("factory", "feedback", "rejected"),
+    ForeignKeyConstraint(["factory", "rejected"], ["completions.factory", "completions.id"]),
+)
+
 scores = Table(
     "scores",
     metadata,

@@ -381,8 +381,14 @@ class DetokenizeBody(ClosedBody):
 class FeedbackBody(ClosedBody):
     """POST /v1/feedback: what somebody says of an answer."""
 
-    completion: str = Field(max_length=64)
-    """The id of the answer."""
+    completion: str | None = Field(default=None, max_length=64)
+    """The id of the answer; not needed where `preferred` is one."""
+    index: int | None = Field(default=None, ge=0, lt=MAX_ANSWERS)
+    """Which of several answers that came under this id."""
+    preferred: str | int | None = Field(default=None)
+    """The id of the better of two answers to one prompt; or of the answers under `completion`, the index of the best."""
+    rejected: str | int | None = Field(default=None)
+    """The id or the index of the other. Default, with an index: all others to the same prompt."""
     score: float | None = Field(default=None, ge=0, le=1)
     """0 is worst, 1 is best."""
     correction: str | None = Field(default=None, min_length=1)
@@ -393,6 +399,25 @@ class FeedbackBody(ClosedBody):
     """Who says it."""
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=128)
     """The same key is counted once. Without one, the same feedback on the same answer is."""
+
+    @property
+    def subject(self) -> str:
+        """The id of the answer that it is about, a choice by index apart. Raises BadRequestError naming the field."""
+        if isinstance(self.preferred, str):
+            if self.completion is not None or self.index is not None:
+                raise BadRequestError(
+                    "Expected preferred as an index beside completion, found an id.", field="preferred"
+                )
+            if not isinstance(self.rejected, str):
+                raise BadRequestError("Expected in rejected the id of the other answer.", field="rejected")
+            return self.preferred
+        if self.rejected is not None and self.preferred is None:
+            raise BadRequestError("Expected preferred beside rejected, found none.", field="preferred")
+        if self.completion is None:
+            raise BadRequestError("Expected completion in the body, found none.", field="completion")
+        if self.preferred is not None and self.index is not None:
+            raise BadRequestError("Expected index or preferred, one of the two.", field="index")
+        return self.completion if self.index is None else f"{self.completion}-{self.index}"
 
 
 def _listed(prompt: Any) -> list[str | list[int]]:

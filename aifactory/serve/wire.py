@@ -107,7 +107,7 @@ def _asks_nothing(name: str, value: Any) -> bool:
     return any(type(value) is type(nothing) and value == nothing for nothing in _ASKS_NOTHING.get(name, ()))
 
 
-_UNION_MARKS = ("str", "list[int]", "list[str]", "list[list[int]]")
+_UNION_MARKS = ("str", "int", "list[int]", "list[str]", "list[list[int]]")
 """What pydantic puts into a location to say which member of a union was tried."""
 
 
