@@ -94,8 +94,10 @@ class FeedbackLog:
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def log_completion(self, *given: Completion) -> None:
+    def log_completion(self, *given: Completion, again: bool = False) -> None:
         """Keep an answer, or several that belong together; durable when this returns.
+
+        again    it may have been kept before by whoever was killed before it told anybody: this one takes its place
 
         NUL and lone surrogates, which PostgreSQL and UTF-8 can't hold, are kept as U+FFFD in what the model said.
         Raises   BadRequestError if a name is longer than its column.
@@ -107,6 +109,10 @@ class FeedbackLog:
             _check_texts(values, completions)
             rows.append({"factory": self.factory, **values})
         with self.database.write() as connection:
+            if again:
+                ids = [row["id"] for row in rows]
+                mine = (completions.c.factory == self.factory, completions.c.id.in_(ids))
+                connection.execute(completions.delete().where(*mine))
             connection.execute(completions.insert(), rows)
 
     def record(self, entry: Feedback) -> bool:

@@ -365,7 +365,8 @@ class Answering:
 
     async def _keep(self, *choices: Choice) -> None:
         entries = [choice.completion() for choice in choices]
-        await asyncio.to_thread(self._log.log_completion, *entries)
+        again = choices[0].question.behind
+        await asyncio.to_thread(self._log.log_completion, *entries, again=again)
 
 
 class EventStream(Response):

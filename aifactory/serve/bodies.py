@@ -378,6 +378,19 @@ class DetokenizeBody(ClosedBody):
     """Token ids; control tokens have no text."""
 
 
+class BatchBody(ClosedBody):
+    """POST /v1/batches: the answers to a file of requests."""
+
+    input_file_id: str = Field(max_length=64)
+    """The uploaded file: on each line an object of custom_id, method, url and body."""
+    endpoint: Literal["/v1/completions", "/v1/chat/completions", "/v1/embeddings"]
+    """Where all of its requests go."""
+    completion_window: Literal["24h"]
+    """How long it may take."""
+    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    """What the client wants to remember of it."""
+
+
 class FeedbackBody(ClosedBody):
     """POST /v1/feedback: what somebody says of an answer."""
 

@@ -2,6 +2,7 @@
 
     GET  /healthz  /readyz  /v1/models  /v1/models/{model}  /openapi.json  /docs
     POST /v1/completions  /v1/chat/completions  /v1/embeddings  /v1/feedback  /tokenize  /detokenize
+    and /v1/files, /v1/batches: see batch_routes.py
 
 An answer is on disk before its last byte is sent, so feedback on it is never about something unknown. A client that
 goes away stops the engine's work on its answer.
@@ -33,8 +34,11 @@ from aifactory.records.feedback import Feedback
 from aifactory.records.identity import canonical_json, hash_text
 from aifactory.serve.admission import Admission
 from aifactory.serve.answers import Answering, Prompt, Question
+from aifactory.serve.batch_routes import BatchRoutes
+from aifactory.serve.batches import Batches
 from aifactory.serve.bodies import (
     MOST_SECONDS,
+    BatchBody,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
@@ -54,6 +58,8 @@ _DEFAULT_COMPLETION_TOKENS = 16
 _ANY_MODEL = "/v1/models/{model}"
 _POOLING: Pooling = "mean"
 _TIMEOUT_HEADER = "X-Request-Timeout"
+_BEHIND = "aifactory.behind"
+"""In the scope of a request in the background: the id of its answer."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -72,6 +78,7 @@ class Gateway:
         )
         self._answering = Answering(books.feedback, self.admission)
         self._routes: dict[tuple[str, str], Handler] = {
+            **BatchRoutes(books.batches, read=self._read, max_file_bytes=recipe.max_file_bytes).handlers,
             ("GET", "/healthz"): self._health,
             ("GET", "/readyz"): self._ready,
             ("GET", "/openapi.json"): self._openapi,
@@ -85,11 +92,12 @@ class Gateway:
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/detokenize"): self._detokenize,
         }
+        self.batches = Batches(books.batches, self.ask_behind, concurrency=endpoint.slots)
 
     async def handle(self, request: Request) -> Response:
         """Answer one request; whatever is wrong with it comes back in OpenAI's envelope."""
         path = _path(request.scope)
-        route = _ANY_MODEL if path.startswith("/v1/models/") else path
+        route = self._route_of(path)
         try:
             # The server sends the head of a GET's answer alone.
             handler = self._routes.get(("GET" if request.method == "HEAD" else request.method, route))
@@ -117,6 +125,30 @@ class Gateway:
             logger.exception("failed request=%s", path)
             return _error(500, "The server failed; its log says why.", kind="server_error")
 
+    async def ask_behind(self, path: str, body: bytes, identity: str) -> tuple[int, Any]:
+        """Status and answer of a request that came with no connection: in the background, under an id of its own."""
+        if json.loads(body).get("stream"):
+            return 400, error_body("Expected no stream in a batch.", kind="invalid_request_error", field="stream")
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Any:
+            # It has no client that could go away.
+            return messages.pop() if messages else await asyncio.Event().wait()
+
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", _BEHIND: identity}
+        response = await self.handle(Request(scope, receive))
+        return response.status_code, json.loads(bytes(response.body))
+
+    def _route_of(self, path: str) -> str:
+        """The route that a path belongs to, of which a part in braces stands for any name; itself if there is none."""
+        parts = path.split("/")
+        for _, route in self._routes:
+            asked = route.split("/")
+            named = "{" in route and len(asked) == len(parts)
+            if named and all(k == part or (k[:1] == "{" and part) for k, part in zip(asked, parts, strict=True)):
+                return route
+        return path
+
     # ── what is there ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _health(self, _: Request) -> Response:
@@ -140,7 +172,12 @@ class Gateway:
 
     def _description(self) -> dict[str, Any]:
         operations = [
-            Operation(method=method, path=path, body=_BODIES.get(path), summary=(handler.__doc__ or "").strip())
+            Operation(
+                method=method,
+                path=path,
+                body=_BODIES.get(path) if method == "POST" else None,
+                summary=(handler.__doc__ or "").strip(),
+            )
             for (method, path), handler in self._routes.items()
         ]
         return describe(operations, title=self.books.config.name)
@@ -221,8 +258,9 @@ class Gateway:
                 code="context_length_exceeded",
                 field=body.length_field if room >= 1 else "messages" if chat else "prompt",
             )
+        behind = request.scope.get(_BEHIND)
         return Question(
-            id=("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
+            id=("chatcmpl-" if chat else "cmpl-") + (behind or secrets.token_hex(12)),
             created=int(time.time()),
             served=served,
             prompts=prompts,
@@ -233,11 +271,17 @@ class Gateway:
             fields={"grammar": body.grammar_field, "prompt_ids": "messages" if chat else "prompt"},
             tools=tools,
             who=_who(request, body.user),
+            behind=behind is not None,
             timeout_s=self._timeout(request, body.timeout),
         )
 
     def _timeout(self, request: Request, asked: float | None) -> float | None:
-        """How long a request may take: what it asks for, in its body or its header, and the endpoint's at most."""
+        """How long a request may take: what it asks for, in its body or its header, and the endpoint's at most.
+
+        In the background it may wait for as long as others come.
+        """
+        if _BEHIND in request.scope:
+            return None
         header = request.headers.get(_TIMEOUT_HEADER)
         if asked is None and header is not None:
             try:
@@ -276,6 +320,7 @@ class Gateway:
                 chat=False,
                 pooling=_POOLING,
                 fields={"prompt_ids": "input"},
+                behind=_BEHIND in request.scope,
                 who=_who(request, body.user),
                 timeout_s=self._timeout(request, body.timeout),
             )
@@ -371,7 +416,7 @@ class Gateway:
 
     async def _read(self, request: Request) -> bytes:
         """The body, as far as it is not too large."""
-        limit = self.recipe.max_body_bytes
+        limit = self.recipe.max_file_bytes if _BEHIND in request.scope else self.recipe.max_body_bytes
         data = bytearray()
         async for piece in request.stream():
             data += piece
@@ -385,6 +430,7 @@ _BODIES: Mapping[str, type[ClosedBody]] = {
     "/v1/chat/completions": ChatBody,
     "/v1/embeddings": EmbeddingBody,
     "/v1/feedback": FeedbackBody,
+    "/v1/batches": BatchBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
 }

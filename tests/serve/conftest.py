@@ -185,16 +185,23 @@ class Endpoint:
 
 @contextmanager
 def answering(
-    factory: Factory, releases: Releases, *, prefix: str = "", poll_s: float | None = None
+    factory: Factory,
+    releases: Releases,
+    *,
+    prefix: str = "",
+    poll_s: float | None = None,
+    batches: bool = False,
 ) -> Iterator[Endpoint]:
     gateway = Gateway(factory.books, releases, factory.books.config.serve)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         follower = None if poll_s is None else asyncio.create_task(releases.follow(poll_s, 20.0))
+        worker = asyncio.create_task(gateway.batches.run(0.02)) if batches else None
         yield
-        if follower is not None:
-            follower.cancel()
+        for task in (follower, worker):
+            if task is not None:
+                task.cancel()
 
     routes = [Route("/{path:path}", gateway.handle, methods=METHODS)]
     app = Starlette(routes=[Mount(prefix, routes=routes)] if prefix else routes, lifespan=lifespan)
@@ -331,6 +338,18 @@ def endpoint(lasting_factory: Factory, load: Callable[[Path], tuple[TorchEngine,
 def answer_on() -> Callable[..., AbstractContextManager[Endpoint]]:
     """Start the gateway over releases that the test made."""
     return answering
+
+
+@pytest.fixture(scope="module")
+def module_answering() -> Callable[..., AbstractContextManager[Endpoint]]:
+    """`answer_on` for all tests of a module."""
+    return answering
+
+
+@pytest.fixture(scope="module")
+def module_factory(exported: Callable[[int], Path]) -> Callable[[Path], Factory]:
+    """Makes a factory without a release, for all tests of a module."""
+    return lambda root: Factory(root, exported)
 
 
 @pytest.fixture
