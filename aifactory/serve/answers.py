@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -343,7 +343,7 @@ class Answering:
                 # What came while the reader was behind goes on together: each message has its price.
                 while not arrived.empty():
                     index, delta = arrived.get_nowait()
-                    together[index] = _joined(together[index], delta) if index in together else delta
+                    together[index] = together[index].then(delta) if index in together else delta
                 for index, delta in together.items():
                     if delta.finish_reason == "cancelled" and late:
                         raise _too_late(question.timeout_s)
@@ -411,16 +411,6 @@ def _renamed(error: BadRequestError, fields: Mapping[str, str]) -> BadRequestErr
         return error
     message = str(error).replace(str(error.field), name)
     return BadRequestError(message if name in message else f"{name}: {message}", field=name)
-
-
-def _joined(first: Delta, second: Delta) -> Delta:
-    return replace(
-        second,
-        text=first.text + second.text,
-        token_ids=first.token_ids + second.token_ids,
-        scores=first.scores + second.scores,
-        prompt_scores=first.prompt_scores + second.prompt_scores,
-    )
 
 
 def _joined_scores(parts: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
