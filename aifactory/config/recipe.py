@@ -315,6 +315,8 @@ class Serve(Section):
     """Most tokens that a request may ask for. Default: 512."""
     max_body_bytes: int = Field(default=1_000_000, ge=1_000)
     """Largest body of a request. Default: 1,000,000."""
+    max_file_bytes: int = Field(default=100_000_000, ge=1_000)
+    """Largest file that can be uploaded to /v1/files. Default: 100,000,000."""
 
 
 class Retrain(Section):

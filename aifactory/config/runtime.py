@@ -29,7 +29,10 @@ class Endpoint(Section):
     slots: int = Field(default=16, ge=1)
     """Requests that a replica decodes at once. Default: 16."""
     max_queued: int = Field(default=256, ge=1)
-    """Requests that wait beyond those; one more is answered 429. Default: 256."""
+    """Answers that wait beyond those; one more is answered 429. Default: 256."""
+    request_timeout_s: float | None = Field(default=600.0, gt=0)
+    """Longest time that a request may take, seconds; a request may ask for less. Then its work ends and it is answered
+    504. Default: 600."""
     poll_s: float = Field(default=0.5, gt=0)
     """How often a replica looks for a new release, seconds. Default: 0.5."""
     drain_timeout_s: float = Field(default=30.0, ge=0)

@@ -329,8 +329,8 @@ class FeedbackSource(_Source):
     """What a factory answered, and what its users made of it. No default."""
     of: Literal["completions", "corrections", "preferences", "scores"]
     """completions: prompts and the answers that were given; corrections: prompts and the answers as they should have been;
-    preferences: pairs of both, the correction chosen and the answer rejected; scores: prompts and the answers that were given
-    a score, labelled `true` (thumbs up) or `false`. No default."""
+    preferences: pairs of a correction and the answer that it corrects, and of an answer that was preferred to another;
+    scores: prompts and the answers that were given a score, labelled `true` (thumbs up) or `false`. No default."""
     liked_from: float = Field(default=0.5, gt=0, le=1)
     """Of scores: the least score, of 0 to 1, of an answer that is labelled `true`. Default: 0.5."""
     factory: str | None = Field(default=None, min_length=1)

@@ -132,10 +132,10 @@ def _rows(connection: Connection, section: DatabaseSource, start: str, stop: str
 
 
 def _log(section: FeedbackSource) -> Any:
-    """The query of a factory's answers, or of the corrections or the scores of them."""
+    """The query of a factory's answers, of the corrections or the scores of them, or of pairs of answers."""
     import sqlalchemy as sa
 
-    from aifactory.records.tables import completions, feedback
+    from aifactory.records.tables import choices, completions, feedback
 
     asked = [completions.c.id.label("completion"), completions.c.prompt, completions.c.answer]
     mine = completions.c.factory == section.factory
@@ -151,7 +151,26 @@ def _log(section: FeedbackSource) -> Any:
         liked = sa.case((told >= section.liked_from, sa.literal("true")), else_=sa.literal("false"))
         said = [completions.c.answer.label("text"), liked.label("label")]
     said += [users, feedback.c.at, feedback.c.seq]
-    return sa.select(*asked, *said).join_from(feedback, completions, of_it).where(mine, told.is_not(None))
+    told_of = sa.select(*asked, *said).join_from(feedback, completions, of_it).where(mine, told.is_not(None))
+    if section.of != "preferences":
+        return told_of
+    other = completions.alias("other")
+    chosen = [
+        completions.c.id.label("completion"),
+        completions.c.prompt,
+        other.c.answer,
+        completions.c.answer.label("text"),
+    ]
+    of_choice = sa.and_(choices.c.factory == feedback.c.factory, choices.c.feedback == feedback.c.seq)
+    not_chosen = sa.and_(other.c.factory == choices.c.factory, other.c.id == choices.c.rejected)
+    pairs = (
+        sa.select(*chosen, users, feedback.c.at, feedback.c.seq)
+        .join_from(feedback, completions, of_it)
+        .join(choices, of_choice)
+        .join(other, not_chosen)
+        .where(mine)
+    )
+    return sa.union_all(told_of, pairs)
 
 
 def _groups(section: DatabaseSource, rows: Iterator[Values]) -> Iterator[tuple[str, list[Values]]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from aifactory.config import Config
 from aifactory.errors import ConfigError
 from aifactory.records.artifacts import ArtifactStore
+from aifactory.records.batch_jobs import BatchQueue
 from aifactory.records.database import Database
 from aifactory.records.feedback import FeedbackLog
 from aifactory.records.journal import ANONYMOUS, Journal
@@ -31,6 +32,7 @@ class Books:
         self.journal = Journal(self.database, config.name, key_id=key_id)
         self.registry = Registry(self.journal)
         self.feedback = FeedbackLog(self.journal)
+        self.batches = BatchQueue(self.journal, self.storage)
         self.lineage = Lineage(self.journal)
 
     def __reduce__(self) -> tuple[partial[Books], tuple[Config]]:

@@ -21,7 +21,7 @@ from aifactory.errors import BadRequestError
 from aifactory.records.artifacts import ArtifactStore, FeedbackBatch, Record, digest_of
 from aifactory.records.identity import fingerprint, hash_parts
 from aifactory.records.journal import Journal
-from aifactory.records.tables import batches, completions, feedback, scores
+from aifactory.records.tables import batches, choices, completions, feedback, scores
 
 BATCH_CODE_VERSION = 1
 
@@ -55,6 +55,8 @@ class Feedback:
     correction: str | None = None
     comment: str | None = None
     user: str | None = None
+    rejected: Sequence[str] = ()
+    """Answers to the same prompt to which this one was preferred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,17 +94,26 @@ class FeedbackLog:
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def log_completion(self, completion: Completion) -> None:
-        """Keep an answer; durable when this returns.
+    def log_completion(self, *given: Completion, again: bool = False) -> None:
+        """Keep an answer, or several that belong together; durable when this returns.
+
+        again    it may have been kept before by whoever was killed before it told anybody: this one takes its place
 
         NUL and lone surrogates, which PostgreSQL and UTF-8 can't hold, are kept as U+FFFD in what the model said.
         Raises   BadRequestError if a name is longer than its column.
         """
-        values = asdict(completion) | {"at": self.journal.clock(), "key_id": self.journal.key_id}
-        values |= {name: _storable(values[name]) for name in ("prompt", "answer", "request")}
-        _check_texts(values, completions)
+        rows = []
+        for completion in given:
+            values = asdict(completion) | {"at": self.journal.clock(), "key_id": self.journal.key_id}
+            values |= {name: _storable(values[name]) for name in ("prompt", "answer", "request")}
+            _check_texts(values, completions)
+            rows.append({"factory": self.factory, **values})
         with self.database.write() as connection:
-            connection.execute(completions.insert().values(factory=self.factory, **values))
+            if again:
+                ids = [row["id"] for row in rows]
+                mine = (completions.c.factory == self.factory, completions.c.id.in_(ids))
+                connection.execute(completions.delete().where(*mine))
+            connection.execute(completions.insert(), rows)
 
     def record(self, entry: Feedback) -> bool:
         """Keep feedback; durable when this returns. False if this idempotency key had been counted before.
@@ -110,10 +121,11 @@ class FeedbackLog:
         Raises   BadRequestError if no such completion was given, if the key was used for another one, or if a value
                  can't be kept as it is.
         """
-        _check_texts(asdict(entry), feedback)
+        _check_texts({name: value for name, value in asdict(entry).items() if name != "rejected"}, feedback)
         if entry.score is not None and not 0 <= entry.score <= 1:
             raise BadRequestError(f"expected a score from 0 to 1, found {entry.score}.", field="score")
         mine = feedback.c.factory == self.factory
+        row = {name: value for name, value in asdict(entry).items() if name != "rejected"}
         with self.database.write(serialize=True) as connection:
             earlier = connection.scalar(
                 sa.select(feedback.c.completion).where(mine, feedback.c.idempotency_key == entry.idempotency_key)
@@ -126,24 +138,31 @@ class FeedbackLog:
                         field="idempotency_key",
                     )
                 return False
-            known = connection.scalar(
-                sa.select(completions.c.id).where(
-                    completions.c.factory == self.factory, completions.c.id == entry.completion
-                )
-            )
-            if known is None:
-                raise BadRequestError(
-                    f"expected the id of a completion that was given, found {entry.completion!r}.", field="completion"
-                )
-            connection.execute(
-                feedback.insert().values(
-                    factory=self.factory,
-                    at=self.journal.clock(),
-                    key_id=self.journal.key_id,
-                    **asdict(entry),
-                )
-            )
+            prompt = self._prompt_of(connection, entry.completion, field="completion")
+            for other in entry.rejected:
+                if other == entry.completion or self._prompt_of(connection, other, field="rejected") != prompt:
+                    raise BadRequestError(
+                        f"expected two answers to the same prompt, found {entry.completion!r} and {other!r}.",
+                        field="rejected",
+                    )
+            values = {"factory": self.factory, "at": self.journal.clock(), "key_id": self.journal.key_id, **row}
+            (seq,) = connection.execute(feedback.insert().values(values)).inserted_primary_key or (None,)
+            for other in dict.fromkeys(entry.rejected):
+                connection.execute(choices.insert().values(factory=self.factory, feedback=seq, rejected=other))
             return True
+
+    def _prompt_of(self, connection: Connection, completion: str, *, field: str) -> str:
+        """Raises BadRequestError if no such completion was given."""
+        prompts = sa.select(completions.c.prompt).where(completions.c.factory == self.factory)
+        prompt = connection.scalar(prompts.where(completions.c.id == completion))
+        if prompt is not None:
+            return str(prompt)
+        if connection.scalar(prompts.where(completions.c.id == f"{completion}-0")) is not None:
+            raise BadRequestError(
+                f"expected the index of one of the answers of {completion!r}, of which there are several, found none.",
+                field="index",
+            )
+        raise BadRequestError(f"expected the id of a completion that was given, found {completion!r}.", field=field)
 
     def add_scores(self, entries: Sequence[Score]) -> None:
         """Keep scores; one that is there already stays as it is."""
@@ -261,6 +280,15 @@ class FeedbackLog:
             )
             row = connection.execute(query).mappings().one_or_none()
             return None if row is None else Completion(**{k: v for k, v in row.items() if k != "factory"})
+
+    def answers_of(self, completion_id: str, *, most: int) -> dict[int, tuple[str, str]]:
+        """Of the several answers that came under one id: id and prompt of each, by their index."""
+        ids = {f"{completion_id}-{index}": index for index in range(most)}
+        with self.database.read() as connection:
+            query = sa.select(completions.c.id, completions.c.prompt).where(
+                completions.c.factory == self.factory, completions.c.id.in_(ids)
+            )
+            return {ids[row.id]: (row.id, row.prompt) for row in connection.execute(query)}
 
     def corrections(
         self,

@@ -1,4 +1,5 @@
-"""The tables of the state database: cycles, journal, audit, artifacts, releases, completions, feedback, scores.
+"""The tables of the state database: cycles, journal, audit, artifacts, releases, completions, feedback, scores,
+files and batch jobs.
 
 Every row carries the factory's name: two factories share a database without meeting. Times are seconds since 1970, UTC.
 Documents (recipes, decisions, requests) are JSON text, so that SQLite and PostgreSQL keep the very same bytes.
@@ -176,6 +177,16 @@ feedback = Table(
     Index("feedback_by_batch", "factory", "batch", "seq", postgresql_where=_corrected, sqlite_where=_corrected),
 )
 
+choices = Table(
+    "choices",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("feedback", _sequence, nullable=False, doc="The feedback whose answer was preferred."),
+    Column("rejected", String(64), nullable=False, doc="Another answer to the same prompt, which was not."),
+    PrimaryKeyConstraint("factory", "feedback", "rejected"),
+    ForeignKeyConstraint(["factory", "rejected"], ["completions.factory", "completions.id"]),
+)
+
 scores = Table(
     "scores",
     metadata,
@@ -187,4 +198,53 @@ scores = Table(
     Column("weight", Float, nullable=False, doc="Bytes of the reference; what the value is averaged by."),
     Column("at", Float, nullable=False),
     PrimaryKeyConstraint("factory", "feedback", "metric", "release"),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("id", String(64), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+    PrimaryKeyConstraint("factory", "id"),
+)
+
+batch_jobs = Table(
+    "batch_jobs",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("id", String(64), nullable=False),
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file", String(64), nullable=False),
+    Column("state", String(16), nullable=False, doc="validating, in_progress, cancelling; completed, failed, ..."),
+    Column("note", Text, nullable=False, doc="What the client wanted to remember, JSON."),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("cancelling_at", Float),
+    Column("ended_at", Float),
+    Column("total", Integer, nullable=False, doc="Lines of the input file, once it was read."),
+    Column("num_answered", Integer, nullable=False, doc="Lines with an answer, once the job has ended."),
+    Column("num_failed", Integer, nullable=False, doc="Lines without one."),
+    Column("output_file", String(64)),
+    Column("error_file", String(64)),
+    Column("problems", Text, nullable=False, doc="What is wrong with the input file, JSON."),
+    Column("holder", String(64), doc="Who answers it now; nobody where empty."),
+    Column("held_until", Float, doc="When somebody else may take it up."),
+    PrimaryKeyConstraint("factory", "id"),
+)
+
+batch_lines = Table(
+    "batch_lines",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("job", String(64), nullable=False),
+    Column("line", Integer, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("result", Text, nullable=False, doc="The line of the output file."),
+    PrimaryKeyConstraint("factory", "job", "line"),
+    ForeignKeyConstraint(["factory", "job"], ["batch_jobs.factory", "batch_jobs.id"]),
 )

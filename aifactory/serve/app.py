@@ -38,6 +38,7 @@ class Replica:
         self._releases.load_first()
         self._gateway = Gateway(books, self._releases, books.config.serve)
         self._follower: asyncio.Task[None] | None = None
+        self._batches: asyncio.Task[None] | None = None
 
     async def __call__(self, request: Any) -> Any:
         if self._follower is None:
@@ -56,6 +57,8 @@ class Replica:
     def _follow(self) -> None:
         follow = self._releases.follow(self._endpoint.poll_s, self._endpoint.drain_timeout_s)
         self._follower = asyncio.create_task(follow)
+        if self._batches is None or self._batches.done():
+            self._batches = asyncio.create_task(self._gateway.batches.run(self._endpoint.poll_s))
 
     def _load(self, folder: Path) -> Any:
         import torch

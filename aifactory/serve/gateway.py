@@ -1,7 +1,8 @@
 """The gateway: OpenAI's interface over the releases of one replica. Plain ASGI: it knows no Ray.
 
-    GET  /healthz  /v1/models  /v1/models/{model}
-    POST /v1/completions  /v1/chat/completions  /v1/feedback
+    GET  /healthz  /readyz  /v1/models  /v1/models/{model}  /openapi.json  /docs
+    POST /v1/completions  /v1/chat/completions  /v1/embeddings  /v1/feedback  /tokenize  /detokenize
+    and /v1/files, /v1/batches: see batch_routes.py
 
 An answer is on disk before its last byte is sent, so feedback on it is never about something unknown. A client that
 goes away stops the engine's work on its answer.
@@ -10,50 +11,56 @@ goes away stops the engine's work on its answer.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from aifactory.config import Serve
-from aifactory.engine.protocol import Delta, GenerationRequest, Sampling
+from aifactory.engine.protocol import MAX_ANSWERS, Pooling, Sampling
 from aifactory.errors import BadRequestError, CapacityError
 from aifactory.observe.events import logger
 from aifactory.records.books import Books
-from aifactory.records.feedback import Completion, Feedback
+from aifactory.records.feedback import Feedback
 from aifactory.records.identity import canonical_json, hash_text
+from aifactory.serve.admission import Admission
+from aifactory.serve.answers import Answering, Prompt, Question
+from aifactory.serve.batch_routes import BatchRoutes
+from aifactory.serve.batches import Batches
+from aifactory.serve.bodies import (
+    MOST_SECONDS,
+    BatchBody,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    EmbeddingBody,
+    FeedbackBody,
+    TokenizeBody,
+)
+from aifactory.serve.openapi import Operation, describe, page
 from aifactory.serve.releases import Releases, Served
-from aifactory.serve.wire import ChatBody, CompletionBody, FeedbackBody, error_body, event, parse, usage
-from aifactory.text.chat import render_chat
+from aifactory.serve.tool_calls import require_tools
+from aifactory.serve.wire import ClosedBody, StatusError, error_body, parse
+from aifactory.text.chat import chat_tokens, render_chat, takes_tools
 from aifactory.text.documents import chat_prompt_tokens, prompt_tokens
 
 _RETRY_AFTER_S = "1"
 _DEFAULT_COMPLETION_TOKENS = 16
 _ANY_MODEL = "/v1/models/{model}"
+_POOLING: Pooling = "mean"
+_TIMEOUT_HEADER = "X-Request-Timeout"
+_BEHIND = "aifactory.behind"
+"""In the scope of a request in the background: the id of its answer."""
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A request on its way through the engine."""
-
-    id: str
-    created: int
-    served: Served
-    prompt: str
-    """As the model sees it."""
-    prompt_ids: tuple[int, ...]
-    sampling: Sampling
-    user: str | None
-    chat: bool
-    include_usage: bool
 
 
 class Gateway:
@@ -63,19 +70,34 @@ class Gateway:
         self.books = books
         self.releases = releases
         self.recipe = recipe
+        endpoint = books.config.runtime.endpoint
+        self._longest_s = endpoint.request_timeout_s
+        # More than decode at once, so that the next are there when a few end together; so few that turns mean something.
+        self.admission = Admission(
+            max_running=endpoint.slots + max(1, endpoint.slots // 4), max_waiting=endpoint.max_queued
+        )
+        self._answering = Answering(books.feedback, self.admission)
         self._routes: dict[tuple[str, str], Handler] = {
+            **BatchRoutes(books.batches, read=self._read, max_file_bytes=recipe.max_file_bytes).handlers,
             ("GET", "/healthz"): self._health,
+            ("GET", "/readyz"): self._ready,
+            ("GET", "/openapi.json"): self._openapi,
+            ("GET", "/docs"): self._docs,
             ("GET", "/v1/models"): self._models,
             ("GET", _ANY_MODEL): self._model,
             ("POST", "/v1/completions"): self._complete,
             ("POST", "/v1/chat/completions"): self._chat,
+            ("POST", "/v1/embeddings"): self._embed,
             ("POST", "/v1/feedback"): self._feedback,
+            ("POST", "/tokenize"): self._tokenize,
+            ("POST", "/detokenize"): self._detokenize,
         }
+        self.batches = Batches(books.batches, self.ask_behind, concurrency=endpoint.slots)
 
     async def handle(self, request: Request) -> Response:
         """Answer one request; whatever is wrong with it comes back in OpenAI's envelope."""
         path = _path(request.scope)
-        route = _ANY_MODEL if path.startswith("/v1/models/") else path
+        route = self._route_of(path)
         try:
             # The server sends the head of a GET's answer alone.
             handler = self._routes.get(("GET" if request.method == "HEAD" else request.method, route))
@@ -95,7 +117,7 @@ class Gateway:
             response = _error(429, str(error), kind="rate_limit_error", code="queue_full")
             response.headers["Retry-After"] = _RETRY_AFTER_S
             return response
-        except _StatusError as error:
+        except StatusError as error:
             return _error(error.status, str(error), kind=error.kind, code=error.code, field=error.field)
         except ClientDisconnect:
             return Response(status_code=499)
@@ -103,20 +125,71 @@ class Gateway:
             logger.exception("failed request=%s", path)
             return _error(500, "The server failed; its log says why.", kind="server_error")
 
+    async def ask_behind(self, path: str, body: bytes, identity: str) -> tuple[int, Any]:
+        """Status and answer of a request that came with no connection: in the background, under an id of its own."""
+        if json.loads(body).get("stream"):
+            return 400, error_body("Expected no stream in a batch.", kind="invalid_request_error", field="stream")
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Any:
+            # It has no client that could go away.
+            return messages.pop() if messages else await asyncio.Event().wait()
+
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", _BEHIND: identity}
+        response = await self.handle(Request(scope, receive))
+        return response.status_code, json.loads(bytes(response.body))
+
+    def _route_of(self, path: str) -> str:
+        """The route that a path belongs to, of which a part in braces stands for any name; itself if there is none."""
+        parts = path.split("/")
+        for _, route in self._routes:
+            asked = route.split("/")
+            named = "{" in route and len(asked) == len(parts)
+            if named and all(k == part or (k[:1] == "{" and part) for k, part in zip(asked, parts, strict=True)):
+                return route
+        return path
+
     # ── what is there ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _health(self, _: Request) -> Response:
+        """Whether the replica is alive."""
+        return _json({"status": "ok"})
+
+    async def _ready(self, _: Request) -> Response:
+        """Whether it can answer: 503 before the first release."""
         served = self.releases.current
         if served is None:
             return _json({"status": "no release in production yet"}, status=503)
         return _json({"status": "ok", "model": served.release.name})
 
+    async def _openapi(self, _: Request) -> Response:
+        """This description, as OpenAPI 3.1."""
+        return _json(self._description())
+
+    async def _docs(self, _: Request) -> Response:
+        """This description, to read."""
+        return Response(page(self._description()), media_type="text/html")
+
+    def _description(self) -> dict[str, Any]:
+        operations = [
+            Operation(
+                method=method,
+                path=path,
+                body=_BODIES.get(path) if method == "POST" else None,
+                summary=(handler.__doc__ or "").strip(),
+            )
+            for (method, path), handler in self._routes.items()
+        ]
+        return describe(operations, title=self.books.config.name)
+
     async def _models(self, _: Request) -> Response:
+        """What can be asked: the factory, and its release in production."""
         with self._served() as served:
             names = (self.books.config.name, served.release.name)
             return _json({"object": "list", "data": [self._model_card(name, served) for name in names]})
 
     async def _model(self, request: Request) -> Response:
+        """One of them."""
         name = _path(request.scope).removeprefix("/v1/models/")
         with self._served(name) as served:
             return _json(self._model_card(name, served))
@@ -132,184 +205,193 @@ class Gateway:
     # ── answers ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _complete(self, request: Request) -> Response:
+        """Go on from a text, or from several."""
         body = parse(CompletionBody, await self._read(request))
         sampling = body.sampling(default=_DEFAULT_COMPLETION_TOKENS, limit=self.recipe.max_answer_tokens)
+        asked = body.prompts
         with self._served(body.model) as served:
-            prompt, ids = await asyncio.to_thread(_read_prompt, served, body.prompt)
-            question = self._question(served, body, sampling, prompt=prompt, ids=ids)
-            return await self._answer(request, question, stream=bool(body.stream))
+            prompts = await asyncio.to_thread(_read_prompts, served, asked)
+            question = self._question(request, served, body, sampling, prompts)
+            return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
 
     async def _chat(self, request: Request) -> Response:
+        """The next message of a conversation."""
         body = parse(ChatBody, await self._read(request))
         sampling = body.sampling(default=self.recipe.max_answer_tokens, limit=self.recipe.max_answer_tokens)
-        fallback = self.recipe.chat_template or "none"
+        fallback, tools = self.recipe.chat_template or "none", body.shown_tools
+        if tools and sampling.stop:
+            raise BadRequestError("Expected stop without tools: a call is read to its end.", field="stop")
+        if tools and sampling.grammar is not None:
+            raise BadRequestError(
+                f"Expected {body.grammar_field} without tools: an answer that matches it calls none.",
+                field=body.grammar_field,
+            )
         with self._served(body.model) as served:
-            prompt, ids = await asyncio.to_thread(_read_messages, served, body.messages, fallback=fallback)
-            question = self._question(served, body, sampling, prompt=prompt, ids=ids)
-            return await self._answer(request, question, stream=bool(body.stream))
+            if tools:
+                require_tools(served.tokenizer, tools)
+            prompt = await asyncio.to_thread(_read_messages, served, body.messages, fallback=fallback, tools=tools)
+            question = self._question(request, served, body, sampling, [prompt], tools=tools)
+            return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
 
     def _question(
-        self, served: Served, body: CompletionBody | ChatBody, sampling: Sampling, *, prompt: str, ids: Sequence[int]
+        self,
+        request: Request,
+        served: Served,
+        body: CompletionBody | ChatBody,
+        sampling: Sampling,
+        prompts: Sequence[Prompt],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Question:
-        """The request as the engine takes it. Raises _StatusError if the context is too short for it."""
+        """The request as the engine takes it. Raises StatusError if the context is too short for it."""
         chat = isinstance(body, ChatBody)
-        context, wanted = served.engine.context_length, getattr(body, body.length_field)
-        room = context - len(ids)
-        if room < 1 or (wanted is not None and wanted > room):
-            raise _StatusError(
+        context, wanted = served.engine.context_length, body.wanted_length
+        longest = max(len(prompt.ids) for prompt in prompts)
+        room, least = context - longest, min(1, sampling.max_tokens)
+        if room < least or (wanted is not None and wanted > room):
+            raise StatusError(
                 400,
-                f"Expected prompt and answer within the context of {context} tokens, found a prompt of {len(ids)} and "
-                f"{body.length_field} of {wanted or 1}. Shorten the prompt or lower {body.length_field}.",
+                f"Expected prompt and answer within the context of {context} tokens, found a prompt of {longest} and "
+                f"{body.length_field} of {1 if wanted is None else wanted}. Shorten the prompt or lower "
+                f"{body.length_field}.",
                 kind="invalid_request_error",
                 code="context_length_exceeded",
                 field=body.length_field if room >= 1 else "messages" if chat else "prompt",
             )
+        behind = request.scope.get(_BEHIND)
         return Question(
-            id=("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
+            id=("chatcmpl-" if chat else "cmpl-") + (behind or secrets.token_hex(12)),
             created=int(time.time()),
             served=served,
-            prompt=prompt,
-            prompt_ids=tuple(ids),
+            prompts=prompts,
             sampling=replace(sampling, max_tokens=min(sampling.max_tokens, room)),
             user=body.user,
             chat=chat,
             include_usage=body.include_usage,
+            fields={"grammar": body.grammar_field, "prompt_ids": "messages" if chat else "prompt"},
+            tools=tools,
+            who=_who(request, body.user),
+            behind=behind is not None,
+            timeout_s=self._timeout(request, body.timeout),
         )
 
-    async def _answer(self, request: Request, question: Question, *, stream: bool) -> Response:
-        deltas = self._generate(request, question)
-        if stream:
-            # The first delta is awaited here, so that a request that is refused gets its status, not a broken stream.
-            first = await anext(deltas)
-            return EventStream(self._stream(question, first, deltas))
-        text, answer_tokens, finish_reason = "", 0, "stop"
-        async with aclosing(deltas):
-            async for delta in deltas:
-                text += delta.text
-                answer_tokens += len(delta.token_ids)
-                finish_reason = delta.finish_reason or finish_reason
-        await self._log(question, text, answer_tokens, finish_reason)
-        choice = (
-            {"message": {"role": "assistant", "content": text, "refusal": None}} if question.chat else {"text": text}
-        )
-        payload = self._head(question) | {
-            "choices": [{"index": 0, "finish_reason": finish_reason, "logprobs": None, **choice}],
-            "usage": usage(len(question.prompt_ids), answer_tokens),
-        }
-        return _json(payload)
+    def _timeout(self, request: Request, asked: float | None) -> float | None:
+        """How long a request may take: what it asks for, in its body or its header, and the endpoint's at most.
 
-    async def _stream(
-        self, question: Question, first: Delta, deltas: AsyncGenerator[Delta, None]
-    ) -> AsyncGenerator[bytes, None]:
-        text, answer_tokens = "", 0
-        head = self._head(question, chunk=True) | ({"usage": None} if question.include_usage else {})
-
-        def chunk(part: Mapping[str, Any], finish_reason: str | None = None) -> bytes:
-            choice = {"index": 0, "finish_reason": finish_reason, "logprobs": None, **part}
-            return event(head | {"choices": [choice]})
-
-        def part(content: str) -> dict[str, Any]:
-            return {"delta": {"content": content}} if question.chat else {"text": content}
-
-        # Chunks of text differ in it alone: the rest is put into JSON once. No other value holds a NUL.
-        before, after = chunk(part("\0")).split(json.dumps("\0").encode())
-
-        async with aclosing(deltas):
+        In the background it may wait for as long as others come.
+        """
+        if _BEHIND in request.scope:
+            return None
+        header = request.headers.get(_TIMEOUT_HEADER)
+        if asked is None and header is not None:
             try:
-                if question.chat:
-                    yield chunk({"delta": {"role": "assistant", "content": "", "refusal": None}})
-                delta: Delta | None = first
-                while delta is not None:
-                    text += delta.text
-                    answer_tokens += len(delta.token_ids)
-                    if delta.text:
-                        yield before + json.dumps(delta.text).encode() + after
-                    if delta.finish_reason is not None:
-                        await self._log(question, text, answer_tokens, delta.finish_reason)
-                        # Alone, as OpenAI's: there are clients that read no text where they read a reason.
-                        yield chunk({"delta": {}} if question.chat else {"text": ""}, delta.finish_reason)
-                    delta = await anext(deltas, None)
-                if question.include_usage:
-                    yield event(head | {"choices": [], "usage": usage(len(question.prompt_ids), answer_tokens)})
-                yield event("[DONE]")
-            except _StatusError as error:
-                yield event(error_body(str(error), kind=error.kind))
-            except Exception:
-                logger.exception("failed completion=%s", question.id)
-                yield event(error_body("The server failed; its log says why.", kind="server_error"))
+                asked = float(header)
+            except ValueError:
+                asked = -1.0
+            if not 0 < asked <= MOST_SECONDS:
+                raise BadRequestError(
+                    f"Expected a number of seconds up to {MOST_SECONDS:g} in {_TIMEOUT_HEADER}, found {header[:40]!r}.",
+                    field="timeout",
+                )
+        return min((each for each in (asked, self._longest_s) if each is not None), default=None)
 
-    async def _generate(self, request: Request, question: Question) -> AsyncGenerator[Delta, None]:
-        """The engine's deltas; if whoever reads them goes away, or the client does, the engine stops."""
-        loop = asyncio.get_running_loop()
-        arrived: asyncio.Queue[Delta] = asyncio.Queue()
-        engine = question.served.engine
+    async def _embed(self, request: Request) -> Response:
+        """The embeddings of texts: vectors of length 1, of which the dot product is the cosine."""
+        body = parse(EmbeddingBody, await self._read(request))
+        asked = body.inputs
+        with self._served(body.model) as served:
+            prompts = await asyncio.to_thread(_read_prompts, served, asked, field="input")
+            longest, context = max(len(prompt.ids) for prompt in prompts), served.engine.context_length
+            if longest > context:
+                raise StatusError(
+                    400,
+                    f"Expected texts within the context of {context} tokens, found one of {longest}. Shorten it.",
+                    kind="invalid_request_error",
+                    code="context_length_exceeded",
+                    field="input",
+                )
+            question = Question(
+                id="embd-" + secrets.token_hex(12),
+                created=int(time.time()),
+                served=served,
+                prompts=prompts,
+                sampling=Sampling(),
+                user=body.user,
+                chat=False,
+                pooling=_POOLING,
+                fields={"prompt_ids": "input"},
+                behind=_BEHIND in request.scope,
+                who=_who(request, body.user),
+                timeout_s=self._timeout(request, body.timeout),
+            )
+            found = await self._answering.embed(request, question)
+            tokens = sum(len(prompt.ids) for prompt in prompts)
+            data = [
+                {"object": "embedding", "index": index, "embedding": _vector(each, body.encoding_format)}
+                for index, each in enumerate(found)
+            ]
+            used = {"prompt_tokens": tokens, "total_tokens": tokens}
+            return _json({"object": "list", "data": data, "model": served.release.name, "usage": used})
 
-        def deliver(delta: Delta) -> None:
-            loop.call_soon_threadsafe(arrived.put_nowait, delta)
+    # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-        engine.submit(
-            GenerationRequest(id=question.id, prompt_ids=question.prompt_ids, sampling=question.sampling), deliver
-        )
-        watch = asyncio.create_task(_watch(request, question))
-        finished = False
-        try:
-            while not finished:
-                delta = await arrived.get()
-                # What came while the reader was behind goes on together: each message has its price.
-                while not arrived.empty():
-                    delta = _joined(delta, arrived.get_nowait())
-                finished = delta.finish_reason is not None
-                if delta.finish_reason in ("error", "cancelled"):
-                    raise _StatusError(
-                        500 if delta.finish_reason == "error" else 503,
-                        f"The answer was ended by the server: {delta.error or 'it is shutting down'}. Ask again.",
-                        kind="server_error",
-                    )
-                yield delta
-        finally:
-            watch.cancel()
-            if not finished:
-                engine.cancel(question.id)
-
-    async def _log(self, question: Question, text: str, answer_tokens: int, finish_reason: str) -> None:
-        sampling = question.sampling
-        completion = Completion(
-            id=question.id,
-            release=question.served.release.number,
-            prompt=question.prompt,
-            answer=text,
-            request=json.dumps(
+    async def _tokenize(self, request: Request) -> Response:
+        """The tokens that the model reads of a prompt or of messages."""
+        body = parse(TokenizeBody, await self._read(request))
+        if (body.prompt is None) == (body.messages is None):
+            raise BadRequestError("Expected a prompt or messages, one of the two.", field="prompt")
+        with self._served(body.model) as served:
+            if body.tools and (body.messages is None or not takes_tools(served.tokenizer.chat_template)):
+                raise BadRequestError(
+                    "Expected tools with messages, and with a model whose chat template writes them.", field="tools"
+                )
+            fallback = self.recipe.chat_template or "none"
+            ids = await asyncio.to_thread(_tokens_of, served, body, fallback=fallback)
+            names = [served.tokenizer.name_of(token) for token in ids] if body.return_token_strs else None
+            return _json(
                 {
-                    "chat": question.chat,
-                    "max_tokens": sampling.max_tokens,
-                    "temperature": sampling.temperature,
-                    "top_p": sampling.top_p,
-                    "seed": sampling.seed,
-                    "stop": list(sampling.stop),
+                    "count": len(ids),
+                    "max_model_len": served.engine.context_length,
+                    "tokens": ids,
+                    "token_strs": names,
                 }
-            ),
-            finish_reason=finish_reason,
-            prompt_tokens=len(question.prompt_ids),
-            answer_tokens=answer_tokens,
-            user=question.user,
-        )
-        await asyncio.to_thread(self.books.feedback.log_completion, completion)
+            )
+
+    async def _detokenize(self, request: Request) -> Response:
+        """The text of tokens."""
+        body = parse(DetokenizeBody, await self._read(request))
+        with self._served(body.model) as served:
+            _require_known(served, body.tokens, "tokens")
+            return _json({"prompt": await asyncio.to_thread(served.tokenizer.decode, body.tokens)})
 
     # ── feedback ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _feedback(self, request: Request) -> Response:
+        """Say of an answer how good it is, what it should have been, or to which others it is preferred."""
         body = parse(FeedbackBody, await self._read(request))
-        if body.score is None and body.correction is None and body.comment is None:
-            raise BadRequestError("Expected a score, a correction or a comment, found none of them.", field="score")
-        derived = hash_text(canonical_json(body.model_dump(exclude={"idempotency_key"})))
+        completion = body.subject
+        if body.score is None and body.correction is None and body.comment is None and body.preferred is None:
+            raise BadRequestError(
+                "Expected a score, a correction, a comment or a choice, found none of them.", field="score"
+            )
+        rejected: Sequence[str] = ()
+        if isinstance(body.preferred, int):
+            answers = await asyncio.to_thread(self.books.feedback.answers_of, completion, most=MAX_ANSWERS)
+            completion, rejected = _chosen(answers, body)
+        elif isinstance(body.rejected, str):
+            rejected = [body.rejected]
+        # What was not there before choices were is left out, so that a key derived then is derived again.
+        new = {name for name in ("index", "preferred", "rejected") if getattr(body, name) is None}
+        derived = hash_text(canonical_json(body.model_dump(exclude={"idempotency_key", *new})))
         key = request.headers.get("idempotency-key") or body.idempotency_key or derived
         entry = Feedback(
-            completion=body.completion,
+            completion=completion,
             idempotency_key=key,
             score=body.score,
             correction=body.correction,
             comment=body.comment,
             user=body.user,
+            rejected=rejected,
         )
         counted = await asyncio.to_thread(self.books.feedback.record, entry)
         return _json({"object": "feedback", "idempotency_key": key, "counted": counted})
@@ -318,12 +400,12 @@ class Gateway:
 
     @contextmanager
     def _served(self, model: str | None = None) -> Iterator[Served]:
-        """The release that takes requests, held while the block runs. Raises _StatusError if it isn't `model`."""
+        """The release that takes requests, held while the block runs. Raises StatusError if it isn't `model`."""
         with self.releases.hold() as served:
             if served is None:
-                raise _StatusError(503, "Expected a release in production, found none yet.", kind="server_error")
+                raise StatusError(503, "Expected a release in production, found none yet.", kind="server_error")
             if model is not None and model not in (self.books.config.name, served.release.name):
-                raise _StatusError(
+                raise StatusError(
                     404,
                     f"Expected the model {self.books.config.name!r} or {served.release.name!r}, found {model!r}.",
                     kind="invalid_request_error",
@@ -334,92 +416,117 @@ class Gateway:
 
     async def _read(self, request: Request) -> bytes:
         """The body, as far as it is not too large."""
-        limit = self.recipe.max_body_bytes
+        limit = self.recipe.max_file_bytes if _BEHIND in request.scope else self.recipe.max_body_bytes
         data = bytearray()
         async for piece in request.stream():
             data += piece
             if len(data) > limit:
-                raise _StatusError(413, f"Expected a body of at most {limit} bytes.", kind="invalid_request_error")
+                raise StatusError(413, f"Expected a body of at most {limit} bytes.", kind="invalid_request_error")
         return bytes(data)
 
-    def _head(self, question: Question, *, chunk: bool = False) -> dict[str, Any]:
-        kind = ("chat.completion.chunk" if chunk else "chat.completion") if question.chat else "text_completion"
-        release = question.served.release
-        return {
-            "id": question.id,
-            "object": kind,
-            "created": question.created,
-            "model": release.name,
-            "system_fingerprint": release.fingerprint,
-        }
+
+_BODIES: Mapping[str, type[ClosedBody]] = {
+    "/v1/completions": CompletionBody,
+    "/v1/chat/completions": ChatBody,
+    "/v1/embeddings": EmbeddingBody,
+    "/v1/feedback": FeedbackBody,
+    "/v1/batches": BatchBody,
+    "/tokenize": TokenizeBody,
+    "/detokenize": DetokenizeBody,
+}
+"""What is posted where."""
 
 
-class _StatusError(Exception):
-    """An error with a status of its own."""
-
-    def __init__(
-        self, status: int, message: str, *, kind: str, code: str | None = None, field: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.code, self.field = status, kind, code, field
+def _who(request: Request, user: str | None) -> tuple[str, str]:
+    """The key, which is kept nowhere, and the user."""
+    return hash_text(request.headers.get("authorization", "")), user or ""
 
 
-class EventStream(Response):
-    """Server-sent events. Unlike Starlette's own, it closes where they come from however it ends."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        del self.headers["Content-Length"]
-        self.events = events
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self.events) as events:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for data in events:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+def _chosen(answers: Mapping[int, tuple[str, str]], body: FeedbackBody) -> tuple[str, list[str]]:
+    """The id of the answer that was preferred by its index, and those of the others. Raises BadRequestError."""
+    for field, index in (("preferred", body.preferred), ("rejected", body.rejected)):
+        if index is not None and index not in answers:
+            known = f"from 0 to {max(answers)}" if answers else "of several answers, of which this id has none,"
+            raise BadRequestError(f"Expected in {field} an index {known}, found {index!r}.", field=field)
+    assert isinstance(body.preferred, int)
+    preferred, prompt = answers[body.preferred]
+    if isinstance(body.rejected, int):
+        return preferred, [answers[body.rejected][0]]
+    others = [other for other, asked in answers.values() if asked == prompt and other != preferred]
+    if not others:
+        raise BadRequestError("Expected another answer to the same prompt, found none.", field="preferred")
+    return preferred, others
 
 
-async def _watch(request: Request, question: Question) -> None:
-    """Stop the engine when the client goes away: servers say so here, and end no one's work themselves."""
-    with suppress(Exception):  # a connection that can't be read is gone too
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-    question.served.engine.cancel(question.id)
+def _vector(embedding: Sequence[float], encoding: str | None) -> list[float] | str:
+    vector = np.asarray(embedding, np.float32)
+    # A length of 0 stays: there is no direction to keep.
+    vector /= np.linalg.norm(vector) or np.float32(1)
+    if encoding == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return [float(each) for each in vector]
 
 
-def _joined(first: Delta, second: Delta) -> Delta:
-    return replace(second, text=first.text + second.text, token_ids=first.token_ids + second.token_ids)
-
-
-def _read_prompt(served: Served, prompt: str | Sequence[int]) -> tuple[str, Sequence[int]]:
+def _tokens_of(served: Served, body: TokenizeBody, *, fallback: str) -> list[int]:
     tokenizer = served.tokenizer
-    if isinstance(prompt, str):
-        return prompt, prompt_tokens(tokenizer, prompt)
-    if not prompt:
-        raise BadRequestError("Expected a prompt of at least one token, found none.", field="prompt")
-    unknown = [token for token in prompt if not 0 <= token < tokenizer.vocab_size]
-    if unknown:
-        raise BadRequestError(
-            f"Expected token ids below {tokenizer.vocab_size} in prompt, found {unknown[0]}.", field="prompt"
-        )
-    return tokenizer.decode(prompt), prompt
-
-
-def _read_messages(
-    served: Served, messages: Sequence[Mapping[str, Any]], *, fallback: str
-) -> tuple[str, Sequence[int]]:
-    tokenizer = served.tokenizer
+    bos = [tokenizer.bos_id] if body.add_special_tokens else []
+    if body.prompt is not None:
+        return [*bos, *tokenizer.encode(body.prompt)]
+    assert body.messages is not None
     try:
-        ids = chat_prompt_tokens(tokenizer, messages, fallback=fallback)
-        prompt = render_chat(
-            messages, template=tokenizer.chat_template, fallback=fallback, eos_token=tokenizer.eos_token
+        ids = chat_tokens(
+            tokenizer,
+            body.messages,
+            fallback=fallback,
+            tools=body.tools or (),
+            add_generation_prompt=body.add_generation_prompt,
         )
     except RecursionError as error:
         raise BadRequestError("Expected plain messages, found one nested too deeply.", field="messages") from error
-    return prompt, ids
+    return [*bos, *ids]
+
+
+def _require_known(served: Served, ids: Sequence[int], where: str) -> None:
+    size = served.tokenizer.vocab_size
+    unknown = next((token for token in ids if not 0 <= token < size), None)
+    if unknown is not None:
+        raise BadRequestError(f"Expected token ids below {size} in {where}, found {unknown}.", field=where)
+
+
+def _read_prompts(served: Served, prompts: Sequence[str | Sequence[int]], *, field: str = "prompt") -> list[Prompt]:
+    tokenizer, read = served.tokenizer, []
+    for index, prompt in enumerate(prompts):
+        where = field if len(prompts) == 1 else f"{field}[{index}]"
+        if isinstance(prompt, str):
+            read.append(Prompt(text=prompt, ids=tuple(prompt_tokens(tokenizer, prompt))))
+            continue
+        if not prompt:
+            raise BadRequestError(f"Expected a prompt of at least one token in {where}, found none.", field=where)
+        _require_known(served, prompt, where)
+        read.append(Prompt(text=tokenizer.decode(prompt), ids=tuple(prompt)))
+    return read
+
+
+def _read_messages(
+    served: Served,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    fallback: str,
+    tools: Sequence[Mapping[str, Any]],
+) -> Prompt:
+    tokenizer = served.tokenizer
+    try:
+        ids = chat_prompt_tokens(tokenizer, messages, fallback=fallback, tools=tools)
+        text = render_chat(
+            messages,
+            template=tokenizer.chat_template,
+            fallback=fallback,
+            eos_token=tokenizer.eos_token,
+            tools=tools,
+        )
+    except RecursionError as error:
+        raise BadRequestError("Expected plain messages, found one nested too deeply.", field="messages") from error
+    return Prompt(text=text, ids=tuple(ids))
 
 
 def _path(scope: Scope) -> str:
@@ -428,6 +535,10 @@ def _path(scope: Scope) -> str:
     if path == root or path.startswith(root + "/"):
         path = path[len(root) :]
     return path.rstrip("/") or "/"
+
+
+def _response(answer: Response | Mapping[str, Any]) -> Response:
+    return answer if isinstance(answer, Response) else _json(answer)
 
 
 def _json(payload: Mapping[str, Any], *, status: int = 200) -> Response:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aifactory.errors import BadRequestError, ConfigError
@@ -43,10 +44,13 @@ def render_chat(
     fallback: str,
     eos_token: str = "",
     add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, object]] = (),
 ) -> str:
     """The prompt that asks for the next message of the assistant.
 
     messages   each {"role": one of ROLES, "content": str or a list of {"type": "text", "text": str}}; other keys pass.
+               The assistant's may hold `tool_calls` in place of content; arguments in JSON reach the template parsed.
+    tools      what the model may call, as the template writes them (OpenAI's form).
     template   the tokenizer's own; None if it has none, and then
     fallback   names one: "plain" (PLAIN_TEMPLATE) or "none" (chat is refused).
     Raises     BadRequestError for a bad message or a template that refuses them; ConfigError.
@@ -66,7 +70,11 @@ def render_chat(
         )
     try:
         return _compile(template).render(
-            messages=checked, add_generation_prompt=add_generation_prompt, bos_token="", eos_token=eos_token
+            messages=checked,
+            tools=list(tools) or None,
+            add_generation_prompt=add_generation_prompt,
+            bos_token="",
+            eos_token=eos_token,
         )
     except _RefusedError as error:
         raise BadRequestError(f"The model's chat template refuses the messages: {error}.", field="messages") from error
@@ -76,7 +84,14 @@ def render_chat(
         ) from error
 
 
-def chat_tokens(tokenizer: TextTokenizer, messages: Sequence[Mapping[str, object]], *, fallback: str) -> list[int]:
+def chat_tokens(
+    tokenizer: TextTokenizer,
+    messages: Sequence[Mapping[str, object]],
+    *,
+    fallback: str,
+    tools: Sequence[Mapping[str, object]] = (),
+    add_generation_prompt: bool = True,
+) -> list[int]:
     """The prompt's token ids, without bos: control tokens where the template writes them, never from a message.
 
     Invariant  for messages without special-token strings these are the ids of the rendered text; a special-token
@@ -85,13 +100,20 @@ def chat_tokens(tokenizer: TextTokenizer, messages: Sequence[Mapping[str, object
     """
     checked = _check(messages)
     if tokenizer.chat_template is None:
-        rendered = render_chat(checked, template=None, fallback=fallback)
+        rendered = render_chat(checked, template=None, fallback=fallback, add_generation_prompt=add_generation_prompt)
         return tokenizer.encode(rendered)
     # Each special string in a message rides through the template as a mark of private-use characters.
-    mark = _unused_character(repr(checked) + tokenizer.chat_template)
+    mark = _unused_character(repr(checked) + repr(tools) + tokenizer.chat_template)
     marks = {token: f"{mark}{index}{mark}" for index, token in enumerate(tokenizer.special_tokens)}
     marked = [_replace(message, marks) for message in checked]
-    rendered = render_chat(marked, template=tokenizer.chat_template, fallback=fallback, eos_token=tokenizer.eos_token)
+    rendered = render_chat(
+        marked,
+        template=tokenizer.chat_template,
+        fallback=fallback,
+        eos_token=tokenizer.eos_token,
+        add_generation_prompt=add_generation_prompt,
+        tools=_replace(tools, marks),
+    )
     ids: list[int] = []
     # Between two marks stands the index of a special token; all else is the template's output.
     for index, piece in enumerate(rendered.split(mark)):
@@ -100,6 +122,11 @@ def chat_tokens(tokenizer: TextTokenizer, messages: Sequence[Mapping[str, object
         elif piece:
             ids += tokenizer.encode_template(piece)
     return ids
+
+
+def takes_tools(template: str | None) -> bool:
+    """Whether a chat template writes the tools that it is given."""
+    return template is not None and "tools" in _names_asked(template)
 
 
 def _check(messages: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
@@ -115,7 +142,34 @@ def _check(messages: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
             raise BadRequestError(
                 f"Expected a role of {', '.join(ROLES)}; found {role!r} in {where}.", field=f"{where}.role"
             )
-        checked.append({**message, "content": _content(message.get("content"), where=f"{where}.content")})
+        calls, content = message.get("tool_calls"), message.get("content")
+        if role == "assistant" and calls:
+            # The library's templates test `content` for truth; OpenAI's clients send null beside calls.
+            content = "" if content is None else content
+            message = {**message, "tool_calls": _tool_calls(calls, where=f"{where}.tool_calls")}
+        checked.append({**message, "content": _content(content, where=f"{where}.content")})
+    return checked
+
+
+def _tool_calls(calls: object, *, where: str) -> list[dict[str, Any]]:
+    """Calls with their arguments as objects, as templates write them: OpenAI's clients send them in JSON."""
+    if not isinstance(calls, (list, tuple)):
+        raise BadRequestError(f"Expected a list in {where}, found a {type(calls).__name__}.", field=where)
+    checked = []
+    for index, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise BadRequestError(f"Expected a function with its name in {where}[{index}].", field=f"{where}[{index}]")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except (ValueError, RecursionError) as error:
+                raise BadRequestError(
+                    f"Expected JSON in {where}[{index}].function.arguments, found: {error}.",
+                    field=f"{where}[{index}].function.arguments",
+                ) from error
+        checked.append({**call, "function": {**function, "arguments": arguments}})
     return checked
 
 
@@ -154,12 +208,23 @@ def _to_json(value: object, indent: int | None = None, **_: object) -> str:
 
 
 @lru_cache(maxsize=16)
-def _compile(template: str) -> Template:
+def _names_asked(template: str) -> frozenset[str]:
+    """The variables that a template reads and does not set."""
+    _compile(template)  # says what is wrong with one that is no template
+    return frozenset(find_undeclared_variables(_environment().parse(template)))
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
+    return environment
+
+
+@lru_cache(maxsize=16)
+def _compile(template: str) -> Template:
     try:
-        return environment.from_string(template)
+        return _environment().from_string(template)
     except TemplateError as error:
         raise ConfigError(
             f"Expected a jinja2 chat template, found one that can't be compiled: {error}. Mend the tokenizer's "

@@ -33,10 +33,14 @@ def prompt_tokens(tokenizer: TextTokenizer, prompt: str) -> list[int]:
 
 
 def chat_prompt_tokens(
-    tokenizer: TextTokenizer, messages: Sequence[Mapping[str, object]], *, fallback: str
+    tokenizer: TextTokenizer,
+    messages: Sequence[Mapping[str, object]],
+    *,
+    fallback: str,
+    tools: Sequence[Mapping[str, object]] = (),
 ) -> list[int]:
     """What the server hands to the engine for a chat: [bos] and the tokens of the rendered messages."""
-    return [tokenizer.bos_id, *chat_tokens(tokenizer, messages, fallback=fallback)]
+    return [tokenizer.bos_id, *chat_tokens(tokenizer, messages, fallback=fallback, tools=tools)]
 
 
 def document_tokens(tokenizer: TextTokenizer, *, prompt: str, text: str) -> Document:

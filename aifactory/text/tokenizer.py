@@ -37,15 +37,17 @@ class TextTokenizer:
         bos_token: str | None = None,
         eos_token: str | None = None,
         chat_template: str | None = None,
+        response_template: dict[str, Any] | None = None,
     ) -> None:
         """Build from the bytes of a tokenizer.json.
 
-        bos_token  None: `<|endoftext|>` where the vocabulary has it, else eos_token.
-        eos_token  None: `<|endoftext|>`, which the vocabulary then must have.
+        bos_token          None: `<|endoftext|>` where the vocabulary has it, else eos_token.
+        eos_token          None: `<|endoftext|>`, which the vocabulary then must have.
+        response_template  how an answer is read back into a message (transformers' form); None where nobody said.
         Raises     ConfigError if a named token isn't in the vocabulary or the decoder is of an unknown kind.
         """
         self._json = tokenizer_json
-        self._tokens = (bos_token, eos_token, chat_template)
+        self._tokens = (bos_token, eos_token, chat_template, response_template)
         self._text = _open(tokenizer_json)
         # Special strings in text are then split like any other text.
         self._text.encode_special_tokens = True
@@ -73,6 +75,7 @@ class TextTokenizer:
         self.bos_token, self.eos_token = bos_token, eos_token
         self.bos_id, self.eos_id = self._id_of(bos_token), self._id_of(eos_token)
         self.chat_template = chat_template
+        self.response_template = response_template
 
         decoder = json.loads(tokenizer_json).get("decoder")
         self._bytes_of, self._strips_space = _token_bytes(self._text, decoder, self._special_ids)
@@ -125,6 +128,16 @@ class TextTokenizer:
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes that a token stands for: b"" for control tokens and for ids that a padded model vocabulary adds."""
         return self._bytes_of[token_id] if 0 <= token_id < len(self._bytes_of) else b""
+
+    def name_of(self, token_id: int) -> str:
+        """A token in print: its text, its bytes as `bytes:\\xe4` where they are no whole characters, or its name."""
+        data = self.bytes_of(token_id)
+        if not data:
+            return str(self._text.id_to_token(token_id) or "")
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
     @property
     def strips_first_space(self) -> bool:
@@ -208,13 +221,24 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
         bos_token=_content(config.get("bos_token")),
         eos_token=_content(config.get("eos_token")),
         chat_template=template,
+        response_template=_response_template_of(config, folder),
     )
 
 
 def _rebuild(
-    tokenizer_json: bytes, bos_token: str | None, eos_token: str | None, chat_template: str | None
+    tokenizer_json: bytes,
+    bos_token: str | None,
+    eos_token: str | None,
+    chat_template: str | None,
+    response_template: dict[str, Any] | None,
 ) -> TextTokenizer:
-    return TextTokenizer(tokenizer_json, bos_token=bos_token, eos_token=eos_token, chat_template=chat_template)
+    return TextTokenizer(
+        tokenizer_json,
+        bos_token=bos_token,
+        eos_token=eos_token,
+        chat_template=chat_template,
+        response_template=response_template,
+    )
 
 
 def _open(tokenizer_json: bytes) -> Tokenizer:
@@ -256,6 +280,16 @@ def _template_of(config: dict[str, Any]) -> str | None:
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
+
+
+def _response_template_of(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    template = config.get("response_template")
+    if template is None or isinstance(template, dict):
+        return template
+    raise ConfigError(
+        f"Expected an object at response_template of {folder / 'tokenizer_config.json'}, found a "
+        f"{type(template).__name__}. Mend or remove it."
+    )
 
 
 def _token_bytes(

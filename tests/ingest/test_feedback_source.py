@@ -101,6 +101,35 @@ def test_scores_are_answers_with_a_label(log, url):
         listed(url, "corrections", liked_from=0.9)
 
 
+def test_a_choice_is_a_pair_of_the_answer_that_was_preferred_and_each_other(log, url):
+    for name in ("a-0", "a-1", "a-2", "b-0"):
+        text = f"said {name}"
+        log.log_completion(
+            Completion(
+                id=name,
+                release=1,
+                prompt=f"question {name[0]}",
+                answer=text,
+                request="{}",
+                finish_reason="stop",
+                prompt_tokens=2,
+                answer_tokens=2,
+            )
+        )
+    log.record(Feedback(completion="a-1", idempotency_key="one", rejected=("a-0", "a-2"), user="ann"))
+    log.record(Feedback(completion="b-0", idempotency_key="two", correction="better"))
+
+    rows = rows_of(listed(url, "preferences"))
+
+    assert sorted((row["text"], row["rejected"], row["origin"]) for row in rows) == [
+        ("better", "said b-0", "b-0"),
+        ("said a-1", "said a-0", "a-1"),
+        ("said a-1", "said a-2", "a-1"),
+    ]
+    assert {row["user"] for row in rows if row["origin"] == "a-1"} == {"ann"}
+    assert rows_of(listed(url, "corrections"))[0]["text"] == "better"
+
+
 @pytest.mark.parametrize("of", ["completions", "corrections", "preferences"])
 def test_traffic_that_comes_later_changes_nothing_that_was_listed(log, url, of):
     for number in range(5):

@@ -47,7 +47,9 @@ def test_a_database_of_a_newer_version_is_refused(open_database: Callable[[], Da
     with open_database().write() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
 
-    with pytest.raises(StateError, match=r"expected a schema up to 0001 .*found: .*9999.*newer version of aifactory"):
+    with pytest.raises(
+        StateError, match=rf"expected a schema up to {SCHEMA_HEAD} .*found: .*9999.*newer version of aifactory"
+    ):
         _ = open_database().engine
 
     with pytest.raises(StateError, match="9999"):

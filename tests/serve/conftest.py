@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -61,10 +61,12 @@ class FakeEngine:
     def __init__(self, *, capacity: int = 100) -> None:
         self.context_length = CONTEXT
         self.asked: list[str] = []
+        self.requests: list[GenerationRequest] = []
         self.cancelled: list[str] = []
         self.closed = False
         self._capacity = capacity
         self._unfinished: dict[str, OnDelta] = {}
+        self._open: dict[str, int] = {}
         self._changed = threading.Condition()
 
     @property
@@ -76,12 +78,24 @@ class FakeEngine:
             if self.closed or len(self._unfinished) >= self._capacity:
                 raise CapacityError("closing" if self.closed else "the queue is full")
             self._unfinished[request.id] = on_delta
+            self._open[request.id] = request.sampling.n
+            self.requests.append(request)
             self.asked.append(request.id)
 
-    def say(self, text: str, reason: FinishReason | None = None, *, to: int = 0, error: str | None = None) -> None:
+    def say(
+        self,
+        text: str,
+        reason: FinishReason | None = None,
+        *,
+        to: int = 0,
+        index: int = 0,
+        token_ids: Sequence[int] = (1,),
+        error: str | None = None,
+    ) -> None:
         """The next delta of the request that came as number `to`; waits for it to come."""
         until(lambda: len(self.asked) > to)
-        self._deliver(self.asked[to], Delta(text=text, token_ids=(1,), finish_reason=reason, error=error))
+        delta = Delta(text=text, token_ids=tuple(token_ids), finish_reason=reason, error=error, index=index)
+        self._deliver(self.asked[to], delta)
 
     def cancel(self, request_id: str) -> None:
         if request_id in self._unfinished:
@@ -95,15 +109,19 @@ class FakeEngine:
 
     def _deliver(self, request_id: str, delta: Delta) -> None:
         with self._changed:
-            on_delta = self._unfinished[request_id] if delta.finish_reason is None else self._unfinished.pop(request_id)
+            on_delta = self._unfinished[request_id]
+            self._open[request_id] -= delta.finish_reason is not None
+            if not self._open[request_id] or delta.finish_reason == "cancelled":
+                del self._unfinished[request_id]
         on_delta(delta)
 
 
 class Factory:
     """The books of a factory, and how models come into production in it."""
 
-    def __init__(self, root: Path, exported: Callable[[int], Path], **serve: object) -> None:
-        overrides = [f"runtime.storage={root}", *(f"serve.{name}={value}" for name, value in serve.items())]
+    def __init__(self, root: Path, exported: Callable[[int], Path], **endpoint: object) -> None:
+        overrides = [f"runtime.storage={root}"]
+        overrides += [f"runtime.endpoint.{name}={value}" for name, value in endpoint.items()]
         self.books = Books(Config.from_text(CONFIG, origin="test", overrides=overrides))
         self.scratch = root / "scratch"
         self._exported = exported
@@ -143,8 +161,9 @@ class Factory:
 class Endpoint:
     """A gateway that answers on a port."""
 
-    def __init__(self, url: str, releases: Releases, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, url: str, gateway: Gateway, releases: Releases, loop: asyncio.AbstractEventLoop) -> None:
         self.url = url
+        self.gateway = gateway
         self.releases = releases
         self.loop = loop
         self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -154,6 +173,11 @@ class Endpoint:
         assert self.releases.current is not None
         return self.releases.current.engine  # type: ignore[return-value]
 
+    @property
+    def waiting(self) -> int:
+        """Answers that wait to be admitted."""
+        return self.gateway.admission.waiting
+
     def run(self, coroutine: object) -> None:
         """Run something of the gateway's in its own loop."""
         asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)  # type: ignore[arg-type]
@@ -161,16 +185,23 @@ class Endpoint:
 
 @contextmanager
 def answering(
-    factory: Factory, releases: Releases, *, prefix: str = "", poll_s: float | None = None
+    factory: Factory,
+    releases: Releases,
+    *,
+    prefix: str = "",
+    poll_s: float | None = None,
+    batches: bool = False,
 ) -> Iterator[Endpoint]:
     gateway = Gateway(factory.books, releases, factory.books.config.serve)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         follower = None if poll_s is None else asyncio.create_task(releases.follow(poll_s, 20.0))
+        worker = asyncio.create_task(gateway.batches.run(0.02)) if batches else None
         yield
-        if follower is not None:
-            follower.cancel()
+        for task in (follower, worker):
+            if task is not None:
+                task.cancel()
 
     routes = [Route("/{path:path}", gateway.handle, methods=METHODS)]
     app = Starlette(routes=[Mount(prefix, routes=routes)] if prefix else routes, lifespan=lifespan)
@@ -185,7 +216,7 @@ def answering(
     thread.start()
     until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
-    endpoint = Endpoint(f"http://127.0.0.1:{port}{prefix}", releases, loops[0])
+    endpoint = Endpoint(f"http://127.0.0.1:{port}{prefix}", gateway, releases, loops[0])
     try:
         yield endpoint
     finally:
@@ -280,6 +311,12 @@ def factory(tmp_path: Path, exported: Callable[[int], Path]) -> Factory:
     return Factory(tmp_path, exported)
 
 
+@pytest.fixture
+def make_small(exported: Callable[[int], Path]) -> Callable[..., Factory]:
+    """Makes a factory without a release whose endpoint has other options."""
+    return lambda root, **endpoint: Factory(root, exported, **endpoint)
+
+
 @pytest.fixture(scope="module")
 def lasting_factory(tmp_path_factory: pytest.TempPathFactory, exported: Callable[[int], Path]) -> Factory:
     """A factory with the model of seed 1 in production, for all tests of a module."""
@@ -301,6 +338,18 @@ def endpoint(lasting_factory: Factory, load: Callable[[Path], tuple[TorchEngine,
 def answer_on() -> Callable[..., AbstractContextManager[Endpoint]]:
     """Start the gateway over releases that the test made."""
     return answering
+
+
+@pytest.fixture(scope="module")
+def module_answering() -> Callable[..., AbstractContextManager[Endpoint]]:
+    """`answer_on` for all tests of a module."""
+    return answering
+
+
+@pytest.fixture(scope="module")
+def module_factory(exported: Callable[[int], Path]) -> Callable[[Path], Factory]:
+    """Makes a factory without a release, for all tests of a module."""
+    return lambda root: Factory(root, exported)
 
 
 @pytest.fixture

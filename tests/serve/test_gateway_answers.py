@@ -174,7 +174,7 @@ def test_values_that_ask_for_nothing_are_let_pass(endpoint):
     plain = complete(endpoint).choices[0].text
 
     asked = complete(
-        endpoint, n=1, best_of=1, echo=False, logprobs=None, logit_bias={}, presence_penalty=0, suffix=None
+        endpoint, n=1, best_of=1, echo=False, logprobs=None, logit_bias={}, presence_penalty=0, suffix=None, stop=None
     )
 
     assert asked.choices[0].text == plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 
@@ -32,19 +33,43 @@ def error_of(response, status):
 
 
 WRONG_VALUES = [
-    ("n", 2),
-    ("echo", True),
-    ("logprobs", 1),
-    ("logprobs", 0),
+    ("n", 0),
+    ("n", 129),
+    ("n", True),
+    ("logprobs", 21),
+    ("logprobs", "yes"),
     ("best_of", 2),
     ("suffix", "x"),
-    ("logit_bias", {"5": 1}),
-    ("presence_penalty", 0.5),
-    ("frequency_penalty", -1),
+    ("logit_bias", {"5": 101}),
+    ("logit_bias", {"five": 1}),
+    ("logit_bias", {"05": 1}),
+    ("logit_bias", {"-1": 1}),
+    ("logit_bias", {"9" * 5000: 1}),
+    ("logit_bias", {"100000": 1}),
+    ("logit_bias", {str(i): 1 for i in range(1025)}),
+    ("logit_bias", [5]),
+    ("presence_penalty", 2.5),
+    ("frequency_penalty", -2.1),
+    ("repetition_penalty", 0),
+    ("min_p", 1.5),
+    ("top_k", -2),
+    ("top_k", 1.5),
+    ("stop_token_ids", [100_000]),
+    ("stop_token_ids", [-1]),
+    ("stop_token_ids", [1] * 65),
+    ("stop_token_ids", 5),
     ("tools", [{"type": "function"}]),
     ("functions", [{}]),
-    ("response_format", {"type": "json_object"}),
-    ("top_k", 5),
+    ("response_format", {"type": "xml"}),
+    ("response_format", {"type": "json_schema"}),
+    ("response_format", {"type": "json_object", "json_schema": {"name": "x", "schema": {}}}),
+    ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}),
+    ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "more": 1}}),
+    ("structured_outputs", {}),
+    ("structured_outputs", {"regex": "("}),
+    ("structured_outputs", {"regex": "a", "json": {}}),
+    ("structured_outputs", {"choice": ["a"]}),
+    ("guided_json", {}),
     ("temprature", 0.5),
     ("temperature", -0.1),
     ("temperature", "hot"),
@@ -56,6 +81,7 @@ WRONG_VALUES = [
     ("stop", ["a", 5]),
     ("stop", ""),
     ("stop", ["x"] * 17),
+    ("stop", ["x" * 1025]),
     ("stream", "yes"),
     ("stream_options", {"include_usage": True}),
     ("max_tokens", 0),
@@ -81,7 +107,7 @@ def test_what_is_not_supported_is_refused_by_name(endpoint, path, name, value, s
     error = error_of(post(endpoint, path, body), 400)
 
     assert error["type"] == "invalid_request_error"
-    assert error["param"].partition("[")[0] == name
+    assert re.split(r"[\[.]", error["param"])[0] == name
     assert name in error["message"]
 
 
@@ -96,8 +122,13 @@ def test_what_is_not_supported_is_refused_by_name(endpoint, path, name, value, s
         ([1, True], "prompt[1]"),
         ([-1], "prompt"),
         ([100_000], "prompt"),
-        (["one", "two"], "prompt"),
-        ([[1], [2]], "prompt"),
+        (["one", 5], "prompt[1]"),
+        ([[1], [2, "a"]], "prompt[1][1]"),
+        ([[1], 5], "prompt[1]"),
+        ([[1], []], "prompt[1]"),
+        ([[1], [100_000]], "prompt[1]"),
+        (["x"] * 129, "prompt"),
+        (["short", "word " * 1000], "prompt"),
         ("half \ud83d", "prompt"),
         ("word " * 1000, "prompt"),
         ([5] * 160, "prompt"),
@@ -124,12 +155,45 @@ def test_a_wrong_prompt_is_named(endpoint, prompt, field):
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
         ([{"role": "user", "content": "half \udc00"}], "messages"),
         ([{"role": "user", "content": "word " * 1000}], "messages"),
+        ([{"role": "assistant", "content": None, "tool_calls": 5}], "messages[0].tool_calls"),
+        ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "messages[0].tool_calls[0]"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+            "messages[0].tool_calls[0].function.arguments",
+        ),
     ],
 )
 def test_wrong_messages_are_named(endpoint, messages, field):
     error = error_of(post(endpoint, "/v1/chat/completions", {**CHAT, "messages": messages}), 400)
 
     assert error["param"] == field
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "field"),
+    [
+        ("/v1/completions", {"n": 2, "best_of": 3}, "best_of"),
+        ("/v1/completions", {"logprobs": True}, "logprobs"),
+        ("/v1/completions", {"echo": "yes"}, "echo"),
+        ("/v1/completions", {"echo": True, "max_tokens": -1}, "max_tokens"),
+        ("/v1/completions", {"prompt": ["x"] * 65, "n": 2}, "prompt"),
+        ("/v1/completions", {"top_logprobs": 2}, "top_logprobs"),
+        ("/v1/chat/completions", {"logprobs": 2}, "logprobs"),
+        ("/v1/chat/completions", {"top_logprobs": 2}, "top_logprobs"),
+        ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ("/v1/chat/completions", {"echo": True}, "echo"),
+        ("/v1/chat/completions", {"best_of": 2}, "best_of"),
+        ("/v1/chat/completions", {"tool_choice": "auto"}, "tool_choice"),
+        ("/v1/chat/completions", {"tool_choice": "required"}, "tool_choice"),
+        ("/v1/chat/completions", {"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ("/v1/chat/completions", {"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ("/v1/chat/completions", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ],
+)
+def test_what_belongs_to_one_of_the_two_or_to_another_option_is_named(endpoint, path, options, field):
+    body = {**(COMPLETE if path == "/v1/completions" else CHAT), **options}
+
+    assert error_of(post(endpoint, path, body), 400)["param"] == field
 
 
 def test_a_missing_field_is_named(endpoint):
@@ -231,9 +295,7 @@ def test_an_unknown_model_is_404_by_its_name(endpoint):
     assert "gpt-5" in refused.value.message
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/embeddings", "/v2/completions", "/healthzz", "/v1/models/a/b", "/%ff"]
-)
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/images", "/v2/completions", "/healthzz", "/v1/models/a/b", "/%ff"])
 def test_an_unknown_path_is_404(endpoint, path):
     error_of(httpx.get(f"{endpoint.url}{path}"), 404)
 
@@ -256,7 +318,8 @@ def test_another_method_is_405_and_says_which_is_allowed(endpoint, method, path,
 
 
 def test_health_answers_get_and_head_and_a_slash_at_the_end(endpoint):
-    assert httpx.get(f"{endpoint.url}/healthz").json() == {"status": "ok", "model": "alpha-r1"}
+    assert httpx.get(f"{endpoint.url}/readyz").json() == {"status": "ok", "model": "alpha-r1"}
+    assert httpx.get(f"{endpoint.url}/healthz").json() == {"status": "ok"}
     assert httpx.head(f"{endpoint.url}/healthz").status_code == 200
     assert httpx.get(f"{endpoint.url}/v1/models/").status_code == 200
 
@@ -270,11 +333,13 @@ def test_a_malformed_host_harms_nothing(endpoint):
     assert answer.startswith(b"HTTP/1.1 200")
 
 
-def test_without_a_release_everything_is_503(factory, answer_on, load):
+def test_without_a_release_it_is_alive_and_all_else_is_503(factory, answer_on, load):
     releases = Releases(factory.books, load)
     releases.load_first()
     with answer_on(factory, releases) as endpoint:
-        assert httpx.get(f"{endpoint.url}/healthz").status_code == 503
+        assert httpx.get(f"{endpoint.url}/healthz").status_code == 200
+        assert httpx.get(f"{endpoint.url}/readyz").status_code == 503
+        assert httpx.post(f"{endpoint.url}/tokenize", json={"prompt": "x"}).status_code == 503
         with pytest.raises(openai.InternalServerError) as refused:
             endpoint.client.models.list()
         with pytest.raises(openai.InternalServerError):
@@ -305,7 +370,7 @@ def test_no_malformed_request_harms_an_answer_beside_it(endpoint):
 
     def misbehave():
         while not ended.is_set():
-            for name, value in (("n", 2), ("prompt", "word " * 1000), ("prompt", [[]]), ("max_tokens", 0)):
+            for name, value in (("n", 0), ("prompt", "word " * 1000), ("prompt", [[]]), ("max_tokens", 0)):
                 statuses.add(post(endpoint, "/v1/completions", {**COMPLETE, name: value}).status_code)
             statuses.add(post(endpoint, "/v1/chat/completions", b"{").status_code)
 

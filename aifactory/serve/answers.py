@@ -1,0 +1,438 @@
+"""Answers: a question's way through the engine, and the form in which it goes out: whole, or streamed.
+
+    Question ─submit─▶ engine ─deltas─▶ Choice (one for each answer to each prompt) ─▶ log ─▶ body | events
+
+An answer is on disk before its last byte is sent, so feedback on it is never about something unknown. Whoever stops
+reading stops the engine's work on all of its choices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from aifactory.engine.protocol import Delta, GenerationRequest, Pooling, Sampling
+from aifactory.errors import BadRequestError
+from aifactory.observe.events import logger
+from aifactory.records.feedback import Completion, FeedbackLog
+from aifactory.serve.admission import Admission
+from aifactory.serve.releases import Served
+from aifactory.serve.token_scores import CompletionScores, chat_scores
+from aifactory.serve.tool_calls import MessageReader
+from aifactory.serve.wire import StatusError, error_body, event, usage
+from aifactory.text.tokenizer import IncrementalDecoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One prompt of a question."""
+
+    text: str
+    """As the model sees it."""
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A request on its way through the engine."""
+
+    id: str
+    created: int
+    served: Served
+    prompts: Sequence[Prompt]
+    sampling: Sampling
+    user: str | None
+    chat: bool
+    include_usage: bool = False
+    pooling: Pooling | None = None
+    """Not None: the prompts' embeddings are wanted, and no answers."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """What the request calls the fields that the engine may find wrong."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    who: tuple[str, str] = ("", "")
+    """The key and the user that it is admitted for."""
+    timeout_s: float | None = None
+    """Longest time from here to its last token, seconds."""
+    behind: bool = False
+    """Whether it is work in the background, which waits for all others."""
+
+    @property
+    def num_choices(self) -> int:
+        """Answers to all prompts."""
+        return len(self.prompts) * self.sampling.n
+
+    def answer_id(self, index: int) -> str:
+        """The id under which a choice is kept: the question's own where it has one choice only."""
+        return self.id if self.num_choices == 1 else f"{self.id}-{index}"
+
+    def head(self, *, chunk: bool = False) -> dict[str, Any]:
+        """What the body and every event begin with."""
+        kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
+        release = self.served.release
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": release.name,
+            "system_fingerprint": release.fingerprint,
+        }
+
+
+@dataclass(slots=True)
+class Choice:
+    """One of a question's answers, as far as it has come."""
+
+    question: Question
+    index: int
+    text: str = ""
+    """With echo, the prompt's text and the answer's."""
+    num_tokens: int = 0
+    finish_reason: str | None = None
+    reader: MessageReader | None = None
+    _scores: CompletionScores | None = None
+
+    def __post_init__(self) -> None:
+        tokenizer = self.question.served.tokenizer
+        if self.question.tools:
+            self.reader = MessageReader(tokenizer, prompt=self.prompt.text, tools=self.question.tools)
+        if not self.question.chat and self.question.sampling.logprobs is not None:
+            self._scores = CompletionScores(tokenizer, echo=self.question.sampling.echo)
+
+    @property
+    def prompt(self) -> Prompt:
+        """What it answers."""
+        return self.question.prompts[self.index // self.question.sampling.n]
+
+    def take(self, delta: Delta) -> dict[str, Any] | None:
+        """Go on by a delta; its scores in the form of the interface."""
+        self.text += delta.text
+        self.num_tokens += len(delta.token_ids)
+        self.finish_reason = delta.finish_reason or self.finish_reason
+        scores = (*delta.prompt_scores, *delta.scores)
+        if self.question.sampling.logprobs is None or not scores:
+            return None
+        if self._scores is not None:
+            return self._scores.columns(scores)
+        return chat_scores(self.question.served.tokenizer, scores)
+
+    @property
+    def said_reason(self) -> str | None:
+        """The finish reason as the interface names it."""
+        calls = self.finish_reason == "stop" and self.reader is not None and self.reader.has_calls
+        return "tool_calls" if calls else self.finish_reason
+
+    def completion(self) -> Completion:
+        """What is kept of it."""
+        question, sampling = self.question, self.question.sampling
+        # A prompt that was echoed is no part of the answer.
+        begin = len(_echoed(question, self.prompt)) if sampling.echo else 0
+        asked = {
+            "chat": question.chat,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": sampling.seed,
+            "stop": list(sampling.stop),
+        }
+        further = {name: value for name in _FURTHER if (value := getattr(sampling, name)) != getattr(_PLAIN, name)}
+        if "logit_bias" in further:
+            further["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+        if sampling.grammar is not None:
+            further["grammar"] = {"kind": sampling.grammar.kind, "text": sampling.grammar.text}
+        return Completion(
+            id=question.answer_id(self.index),
+            release=question.served.release.number,
+            prompt=self.prompt.text,
+            answer=self.text[begin:],
+            request=json.dumps(asked | further),
+            finish_reason=self.finish_reason or "stop",
+            prompt_tokens=len(self.prompt.ids),
+            answer_tokens=self.num_tokens,
+            user=question.user,
+        )
+
+
+_PLAIN = Sampling()
+_FURTHER = (
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "stop_token_ids",
+    "grammar",
+    "n",
+)
+"""What is kept of a request where it was asked for."""
+
+
+class Answering:
+    """Puts questions to the engines of releases, and keeps what they answer."""
+
+    def __init__(self, log: FeedbackLog, admission: Admission) -> None:
+        self._log = log
+        self._admission = admission
+
+    async def answer(self, request: Request, question: Question, *, stream: bool) -> Response | dict[str, Any]:
+        """The answer: its body, or a response that streams it.
+
+        Raises   BadRequestError, CapacityError, StatusError before the first byte.
+        """
+        choices = [Choice(question, index) for index in range(question.num_choices)]
+        deltas = self._generate(request, question)
+        if stream:
+            # The first delta is awaited here, so that a request that is refused gets its status, not a broken stream.
+            first = await anext(deltas)
+            return EventStream(self._stream(question, choices, first, deltas))
+        scores: dict[int, list[dict[str, Any]]] = {}
+        async with aclosing(deltas):
+            async for index, delta in deltas:
+                part = choices[index].take(delta)
+                if part is not None:
+                    scores.setdefault(index, []).append(part)
+                if (reader := choices[index].reader) is not None:
+                    reader.feed(delta.token_ids)
+        for choice in choices:
+            if choice.reader is not None:
+                choice.reader.finish()
+        await self._keep(*choices)
+        return question.head() | {
+            "choices": [
+                {
+                    "index": choice.index,
+                    "finish_reason": choice.said_reason,
+                    "logprobs": _joined_scores(scores.get(choice.index)),
+                    **_whole(choice),
+                }
+                for choice in choices
+            ],
+            "usage": _usage(question, choices),
+        }
+
+    async def embed(self, request: Request, question: Question) -> list[tuple[float, ...]]:
+        """The embedding of each of its prompts, as the engine gives it. Raises as `answer`."""
+        found: dict[int, tuple[float, ...]] = {}
+        deltas = self._generate(request, question)
+        async with aclosing(deltas):
+            async for index, delta in deltas:
+                found[index] = delta.embedding
+        return [found[index] for index in range(len(question.prompts))]
+
+    async def _stream(
+        self,
+        question: Question,
+        choices: Sequence[Choice],
+        first: tuple[int, Delta],
+        deltas: AsyncGenerator[tuple[int, Delta], None],
+    ) -> AsyncGenerator[bytes, None]:
+        head = question.head(chunk=True) | ({"usage": None} if question.include_usage else {})
+
+        def chunk(index: int, part: Mapping[str, Any], finish_reason: str | None = None, logprobs: Any = None) -> bytes:
+            choice = {"index": index, "finish_reason": finish_reason, "logprobs": logprobs, **part}
+            return event(head | {"choices": [choice]})
+
+        def said(content: str) -> dict[str, Any]:
+            return {"delta": {"content": content}} if question.chat else {"text": content}
+
+        # Chunks of text differ in it alone: the rest is put into JSON once. No other value holds a NUL.
+        frames: dict[int, list[bytes]] = {}
+
+        async with aclosing(deltas):
+            try:
+                if question.chat:
+                    for choice in choices:
+                        yield chunk(choice.index, {"delta": {"role": "assistant", "content": "", "refusal": None}})
+                following: tuple[int, Delta] | None = first
+                while following is not None:
+                    index, delta = following
+                    choice = choices[index]
+                    logprobs = choice.take(delta)
+                    if choice.reader is not None:
+                        parts = choice.reader.feed(delta.token_ids)
+                        parts += choice.reader.finish() if delta.finish_reason is not None else []
+                        # Calls come where they end: scores belong to tokens, which come as they come.
+                        for part in parts or ([{}] if logprobs is not None else []):
+                            yield chunk(index, {"delta": part}, logprobs=logprobs)
+                            logprobs = None
+                    elif logprobs is not None:
+                        yield chunk(index, said(delta.text), logprobs=logprobs)
+                    elif delta.text:
+                        if index not in frames:
+                            frames[index] = chunk(index, said("\0")).split(json.dumps("\0").encode())
+                        before, after = frames[index]
+                        yield before + json.dumps(delta.text).encode() + after
+                    if delta.finish_reason is not None:
+                        await self._keep(choice)
+                        # Alone, as OpenAI's: there are clients that read no text where they read a reason.
+                        yield chunk(index, {"delta": {}} if question.chat else {"text": ""}, choice.said_reason)
+                    following = await anext(deltas, None)
+                if question.include_usage:
+                    yield event(head | {"choices": [], "usage": _usage(question, choices)})
+                yield event("[DONE]")
+            except StatusError as error:
+                yield event(error_body(str(error), kind=error.kind, code=error.code))
+            except Exception:
+                logger.exception("failed completion=%s", question.id)
+                yield event(error_body("The server failed; its log says why.", kind="server_error"))
+
+    async def _generate(self, request: Request, question: Question) -> AsyncGenerator[tuple[int, Delta], None]:
+        """Deltas with the index of their choice; if whoever reads them goes away, or the client does, the engine stops."""
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
+        engine, num_answers = question.served.engine, question.sampling.n
+        submitted: list[str] = []
+        entry = self._admission.enter(question.who, question.num_choices, behind=question.behind)
+        late = stopped = False
+
+        def arrive(index: int, delta: Delta) -> None:
+            # Here, not where it is read: a client that reads slowly holds up no other.
+            if delta.finish_reason is not None:
+                entry.free()
+            arrived.put_nowait((index, delta))
+
+        def submit(number: int, prompt: Prompt) -> None:
+            def deliver(delta: Delta) -> None:
+                loop.call_soon_threadsafe(arrive, number * num_answers + delta.index, delta)
+
+            request_id = question.id if len(question.prompts) == 1 else f"{question.id}.{number}"
+            asked = GenerationRequest(
+                id=request_id, prompt_ids=prompt.ids, sampling=question.sampling, pooling=question.pooling
+            )
+            try:
+                engine.submit(asked, deliver)
+            except BadRequestError as error:
+                raise _renamed(error, question.fields) from error
+            submitted.append(request_id)
+            if stopped:  # while its grammar was compiled
+                engine.cancel(request_id)
+
+        def stop(why: Exception | None = None) -> None:
+            nonlocal stopped
+            stopped = True
+            if entry.waits:
+                entry.leave(why)
+            for request_id in submitted:
+                engine.cancel(request_id)
+
+        def expire() -> None:
+            nonlocal late
+            late = True
+            stop(_too_late(question.timeout_s))
+
+        watch = asyncio.create_task(_watch(request, stop))
+        alarm = None if question.timeout_s is None else loop.call_later(question.timeout_s, expire)
+        unfinished = question.num_choices
+        try:
+            await entry.admitted
+            for number, prompt in enumerate(question.prompts):
+                if question.sampling.grammar is None:
+                    submit(number, prompt)
+                else:  # compiled there, which may take a while
+                    await asyncio.to_thread(submit, number, prompt)
+            while unfinished:
+                together = dict([await arrived.get()])
+                # What came while the reader was behind goes on together: each message has its price.
+                while not arrived.empty():
+                    index, delta = arrived.get_nowait()
+                    together[index] = together[index].then(delta) if index in together else delta
+                for index, delta in together.items():
+                    if delta.finish_reason == "cancelled" and late:
+                        raise _too_late(question.timeout_s)
+                    if delta.finish_reason in ("error", "cancelled"):
+                        raise StatusError(
+                            500 if delta.finish_reason == "error" else 503,
+                            f"The answer was ended by the server: {delta.error or 'it is shutting down'}. Ask again.",
+                            kind="server_error",
+                        )
+                    unfinished -= delta.finish_reason is not None
+                    yield index, delta
+        finally:
+            watch.cancel()
+            if alarm is not None:
+                alarm.cancel()
+            if unfinished:
+                stop()
+            entry.leave()
+
+    async def _keep(self, *choices: Choice) -> None:
+        entries = [choice.completion() for choice in choices]
+        again = choices[0].question.behind
+        await asyncio.to_thread(self._log.log_completion, *entries, again=again)
+
+
+class EventStream(Response):
+    """Server-sent events. Unlike Starlette's own, it closes where they come from however it ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["Content-Length"]
+        self.events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self.events) as events:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for data in events:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _watch(request: Request, stop: Callable[[Exception | None], None]) -> None:
+    """Stop the engine when the client goes away: servers say so here, and end no one's work themselves."""
+    with suppress(Exception):  # a connection that can't be read is gone too
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+    stop(ClientDisconnect())
+
+
+def _too_late(seconds: float | None) -> StatusError:
+    return StatusError(
+        504,
+        f"Expected the answer within {seconds:g} s, found the time up. Ask for less, or give it more time.",
+        kind="timeout_error",
+        code="deadline_exceeded",
+    )
+
+
+def _renamed(error: BadRequestError, fields: Mapping[str, str]) -> BadRequestError:
+    """The engine's error, under the name that the request has for the field."""
+    name = fields.get(error.field or "")
+    if name is None:
+        return error
+    message = str(error).replace(str(error.field), name)
+    return BadRequestError(message if name in message else f"{name}: {message}", field=name)
+
+
+def _joined_scores(parts: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    """The scores of all deltas: their columns, one after another."""
+    if not parts:
+        return None
+    columns = {name for name, value in parts[0].items() if isinstance(value, list)}
+    return {name: [each for part in parts for each in part[name]] if name in columns else None for name in parts[0]}
+
+
+def _whole(choice: Choice) -> dict[str, Any]:
+    if not choice.question.chat:
+        return {"text": choice.text}
+    message = {"content": choice.text} if choice.reader is None else choice.reader.message
+    return {"message": {"role": "assistant", "refusal": None, **message}}
+
+
+def _usage(question: Question, choices: Sequence[Choice]) -> dict[str, int]:
+    return usage(sum(len(prompt.ids) for prompt in question.prompts), sum(choice.num_tokens for choice in choices))
+
+
+def _echoed(question: Question, prompt: Prompt) -> str:
+    """What the engine has put before the answer: the whole characters of the prompt."""
+    decoder = IncrementalDecoder(question.served.tokenizer)
+    return "".join([decoder.feed(token_id) for token_id in prompt.ids])

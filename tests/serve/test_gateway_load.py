@@ -1,0 +1,154 @@
+"""Laws under load: turns between users, deadlines that end the work, and limits, on an engine that the test tells what to say."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+
+from aifactory.serve.releases import Releases
+from aifactory.text.tokenizer import load_tokenizer
+
+COMPLETE = {"model": "alpha", "prompt": "hello"}
+PATHS = [
+    ("/v1/completions", COMPLETE),
+    ("/v1/chat/completions", {"model": "alpha", "messages": [{"role": "user", "content": "x"}]}),
+]
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(32) as executor:
+        yield executor
+
+
+@pytest.fixture
+def narrow(tmp_path, exported, answer_on, fake_engine, make_small):
+    """An endpoint with one slot and room for 6 that wait, over a fake engine."""
+    factory = make_small(tmp_path, slots=1, max_queued=6)
+    engine = fake_engine()
+    factory.promote(factory.publish(1))
+    releases = Releases(factory.books, lambda folder: (engine, load_tokenizer(folder)))
+    releases.load_first()
+    with answer_on(factory, releases) as endpoint:
+        yield endpoint, engine
+
+
+def test_users_of_one_key_come_in_turn(narrow, pool, wait_until):
+    endpoint, engine = narrow
+
+    def ask(user):
+        return pool.submit(endpoint.client.completions.create, **COMPLETE, user=user)
+
+    first = [ask("ann") for _ in range(2)]  # both in the engine: one decodes, one is at hand
+    wait_until(lambda: len(engine.asked) == 2)
+    waiting = []
+    for number in range(5):
+        waiting.append(ask("ann"))
+        wait_until(lambda number=number: endpoint.waiting == number + 1)
+    last = ask("bob")
+    wait_until(lambda: endpoint.waiting == 6)
+    for number in range(8):
+        engine.say(str(number), "stop", to=number)
+
+    assert sorted(each.result().choices[0].text for each in first) == ["0", "1"]
+    assert last.result().choices[0].text == "3"
+    assert sorted(each.result().choices[0].text for each in waiting) == ["2", "4", "5", "6", "7"]
+
+
+def test_a_full_queue_is_429_for_the_one_who_filled_it_alone(narrow, pool, wait_until):
+    endpoint, engine = narrow
+    asked = [pool.submit(endpoint.client.completions.create, **COMPLETE, user="ann") for _ in range(8)]
+    wait_until(lambda: endpoint.waiting == 6)
+
+    with pytest.raises(openai.RateLimitError) as refused:
+        endpoint.client.completions.create(**COMPLETE, user="ann")
+    other = pool.submit(endpoint.client.completions.create, **COMPLETE, user="bob")
+    wait_until(lambda: any(each.done() for each in asked))
+    for number in range(8):
+        engine.say("fine", "stop", to=number)
+
+    assert refused.value.response.headers["retry-after"] == "1"
+    assert other.result().choices[0].text == "fine"
+    ends = [each.exception() for each in asked]
+    assert [type(end) for end in ends if end is not None] == [openai.RateLimitError]
+
+
+def test_who_goes_away_while_waiting_leaves_the_queue(narrow, pool, wait_until):
+    endpoint, engine = narrow
+    asked = [pool.submit(endpoint.client.completions.create, **COMPLETE) for _ in range(2)]
+    wait_until(lambda: len(engine.asked) == 2)
+
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{endpoint.url}/v1/completions", json=COMPLETE, timeout=httpx.Timeout(5, read=0.2))
+
+    wait_until(lambda: endpoint.waiting == 0)
+    for number in range(2):
+        engine.say("fine", "stop", to=number)
+    assert [each.result().choices[0].text for each in asked] == ["fine", "fine"]
+    assert len(engine.asked) == 2
+
+
+@pytest.mark.parametrize("where", ["body", "header"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_ends_the_work(fake, wait_until, where, stream):
+    endpoint, engine = fake
+    body = COMPLETE | {"stream": stream} | ({"timeout": 0.2} if where == "body" else {})
+    headers = {"X-Request-Timeout": "0.2"} if where == "header" else {}
+
+    answer = httpx.post(f"{endpoint.url}/v1/completions", json=body, headers=headers, timeout=20)
+
+    assert answer.status_code == 504
+    assert answer.json()["error"]["code"] == "deadline_exceeded"
+    wait_until(lambda: engine.num_unfinished == 0)
+    assert engine.cancelled == engine.asked
+
+
+def test_a_deadline_counts_the_time_in_the_queue(narrow, pool, wait_until):
+    endpoint, engine = narrow
+    asked = [pool.submit(endpoint.client.completions.create, **COMPLETE) for _ in range(2)]
+    wait_until(lambda: len(engine.asked) == 2)
+
+    answer = httpx.post(f"{endpoint.url}/v1/completions", json=COMPLETE | {"timeout": 0.1}, timeout=20)
+
+    assert answer.status_code == 504
+    assert endpoint.waiting == 0
+    for number in range(2):
+        engine.say("fine", "stop", to=number)
+    assert {each.result().choices[0].text for each in asked} == {"fine"}
+
+
+def test_a_deadline_in_the_middle_of_a_stream_says_so(fake, pool):
+    endpoint, engine = fake
+    stream = pool.submit(endpoint.client.completions.create, **COMPLETE, stream=True, extra_body={"timeout": 1.5})
+    engine.say("one")
+
+    with pytest.raises(openai.APIError, match="time up"):
+        list(stream.result())
+
+    assert engine.cancelled == engine.asked
+
+
+def test_the_endpoints_own_limit_of_time_holds(tmp_path, exported, answer_on, fake_engine, make_small):
+    factory = make_small(tmp_path, request_timeout_s=0.2)
+    engine = fake_engine()
+    factory.promote(factory.publish(1))
+    releases = Releases(factory.books, lambda folder: (engine, load_tokenizer(folder)))
+    releases.load_first()
+    with answer_on(factory, releases) as endpoint:
+        answer = httpx.post(f"{endpoint.url}/v1/completions", json=COMPLETE | {"timeout": 50}, timeout=20)
+
+    assert answer.status_code == 504
+
+
+@pytest.mark.parametrize(("path", "body"), PATHS)
+@pytest.mark.parametrize("seconds", [0, -1, 1e9, "5", "soon"])
+def test_a_wrong_timeout_is_named(fake, path, body, seconds):
+    endpoint, _ = fake
+    asked = httpx.post(f"{endpoint.url}{path}", json=body | {"timeout": seconds})
+    header = httpx.post(f"{endpoint.url}{path}", json=body, headers={"X-Request-Timeout": "soon"})
+
+    assert (asked.status_code, asked.json()["error"]["param"]) == (400, "timeout")
+    assert (header.status_code, header.json()["error"]["param"]) == (400, "timeout")
