@@ -503,6 +503,7 @@ class Workshop:
             rows=runtime.validate_rows if stopping is None else stopping.rows,
             storage=self.books.storage,
             target=(*run_folder, "holdout"),
+            objective=recipe.objective,
         )
         return every, file
 

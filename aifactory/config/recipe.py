@@ -192,6 +192,12 @@ class Train(Section):
                 f"expected overrides of train in every train.candidates: {where}: {first['msg']}"
             ) from error
         for number, recipe in enumerate(recipes):
+            if recipe.objective != self.objective:
+                # All are trained on the same token sets, which an objective decides.
+                raise ValueError(
+                    f"expected the objective {self.objective} of train in train.candidates[{number}], found "
+                    f"{recipe.objective}; leave it out"
+                )
             if recipe in recipes[:number]:
                 raise ValueError(
                     f"expected candidates that differ, found train.candidates[{number}] to be "

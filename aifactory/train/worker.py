@@ -182,11 +182,12 @@ def _work(
     if log is not None:
         log.close(is_finished=True)
         adapter = None
+        whole: nn.Module
         if task.recipe.lora:
             again = _model(task, tokenizer, row_len=rows[0].row_len)
             whole, adapter = merged(again, weights)
         else:
-            whole = kind(config)  # type: ignore[call-arg, arg-type]
+            whole = kind(config)
             whole.load_state_dict(weights, strict=False)
             whole.tie_weights()  # type: ignore[operator]
         counted = asdict(figures) | log.figures() | {"parameters": _count(whole), "trained": num_trained}
