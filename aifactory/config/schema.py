@@ -57,7 +57,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _starts_from_a_model(self) -> Config:
-        asked = f"objective: {self.train.objective}" if self.train.is_preference else "lora" if self.train.lora else ""
+        adapts = any(recipe.lora for recipe in self.train.recipes())
+        asked = f"objective: {self.train.objective}" if self.train.is_preference else "lora" if adapts else ""
         if asked and self.model.base is None:
             raise ValueError(f"expected model.base beside train.{asked}, which begins with a trained model; name one")
         return self
