@@ -631,7 +631,6 @@ BASED = ("model.base=/models/base",)
         ((*BASED, "train.objective=dpo", "train.preference.label_smoothing=0.5"), "less than 0.5"),
         ((*BASED, "train.lora.target_modules=[]"), "expected names of modules, or all-linear"),
         (("train.candidates=[{lora: {rank: 2}}, {}]",), "expected model.base beside train.lora"),
-        ((*BASED, "train.candidates=[{objective: dpo}, {}]"), "expected the objective likelihood of train"),
     ],
 )
 def test_what_an_objective_does_not_read_or_can_not_do_without_is_named(overrides: tuple[str, ...], said: str) -> None:
