@@ -94,4 +94,5 @@ def _write_rows(file: Path) -> None:
 
 
 if __name__ == "__main__":
+    print("compiling the kernels, once: about a minute", file=sys.stderr, flush=True)
     print(f"kernels compiled in {compile_kernels():.1f} s", file=sys.stderr)
