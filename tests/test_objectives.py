@@ -98,3 +98,17 @@ def test_a_base_in_a_folder_is_what_it_holds(tmp_path: Path) -> None:
     assert trigger() == first
     write_small_model(tmp_path / "base", seed=8)
     assert trigger() != first
+
+
+@pytest.mark.parametrize("objective", ["likelihood", "dpo", "kto"])
+def test_held_out_rows_are_packed_as_those_that_train(tmp_path: Path, objective: str) -> None:
+    with Factory(config(tmp_path, objective, early_stopping={"every_steps": 2, "rows": 4})) as factory:
+        tokens = factory.tokenize()
+        _, name = factory._workshop._held_out([tokens], factory.config.train, ("runs", "some"))
+        rows = TokenRows(Path(factory.books.storage.path("runs", "some", "holdout")), [str(name)])
+        held = {str(document["row"]) for n in range(len(rows)) for document in rows.documents(n)}
+        trained = {row for row, _ in TokenRows(Path(tokens.uri), ["shard-00000.arrow"]).whole_documents()}
+
+    assert rows.has_marks == (objective != "likelihood")
+    assert held
+    assert held.isdisjoint(trained)

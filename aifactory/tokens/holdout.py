@@ -28,7 +28,8 @@ from aifactory.text.tokenizer import load_tokenizer
 from aifactory.tokens.preferences import LIKELIHOOD
 
 NAME = "shard-00000.arrow"
-_COLUMNS = ("id", "prompt", "text", "messages", "rejected", "label")
+_COLUMNS = ("id", "prompt", "text", "messages")
+_OF_PREFERENCES = ("rejected", "label")
 _DOCUMENTS_A_ROW = 8
 """So many documents are drawn for each packed row: short ones are then enough to fill it, more often than not."""
 
@@ -51,14 +52,15 @@ def pack_held_out(
 
     if storage.size(*target, NAME) is not None:
         return NAME
-    chosen = _lowest(corpora, rows * _DOCUMENTS_A_ROW, storage)
+    wanted = _COLUMNS if objective == LIKELIHOOD else (*_COLUMNS, *_OF_PREFERENCES)
+    chosen = _lowest(corpora, wanted, rows * _DOCUMENTS_A_ROW, storage)
     if not chosen:
         raise EmptyCorpusError(
             f"expected held-out rows in {', '.join(corpus.id for corpus in corpora)} to validate on, found none; raise "
             "ingest.holdout_share, or leave train.early_stopping and runtime.validate_every_steps out."
         )
     tokenizer = load_tokenizer(tokenizer_folder)
-    columns = {name: pa.array([row[name] or "" for row in chosen], pa.string()) for name in _COLUMNS}
+    columns = {name: pa.array([row[name] or "" for row in chosen], pa.string()) for name in wanted}
     encoder = open_encoder(tokenizer)
     if objective == LIKELIHOOD:
         documents = encode_documents(
@@ -83,18 +85,18 @@ def pack_held_out(
     return NAME
 
 
-def _lowest(corpora: Sequence[Corpus], number: int, storage: Storage) -> list[dict[str, Any]]:
+def _lowest(corpora: Sequence[Corpus], columns: Sequence[str], number: int, storage: Storage) -> list[dict[str, Any]]:
     """The held-out rows with the lowest hashes, in their order."""
     chosen: list[tuple[float, str, dict[str, Any]]] = []  # a heap; the highest hash, negated, comes first
     for corpus in corpora:
-        for _, table in read_corpus(storage, corpus, columns=[*_COLUMNS, "side"], side="holdout"):
+        for _, table in read_corpus(storage, corpus, columns=[*columns, "side"], side="holdout"):
             held_out = table.filter(pc.equal(table["side"], "holdout"))
             for i, name in enumerate(held_out["id"].to_pylist()):
                 key = -share_of(name, salt="validation")
                 if len(chosen) == number and key <= chosen[0][0]:
                     continue
                 row = held_out.slice(i, 1).to_pylist()[0]
-                heapq.heappush(chosen, (key, name, {column: row.get(column) for column in _COLUMNS}))
+                heapq.heappush(chosen, (key, name, {column: row.get(column) for column in columns}))
                 if len(chosen) > number:
                     heapq.heappop(chosen)
     return [row for _, _, row in sorted(chosen, key=lambda entry: (-entry[0], entry[1]))]

@@ -285,3 +285,19 @@ def test_rows_that_were_packed_for_another_objective_are_refused(runs, sets, mak
         TrainingError, match=rf"made for train\.objective: {asked}, found rows (of|without) preferences"
     ):
         runs.run(task)
+
+
+@pytest.mark.parametrize("name", ["dpo", "lora-kto"])
+def test_held_out_rows_are_judged_by_the_loss_of_the_objective(runs, sets, make, alone, name):
+    held_out = sets[RECIPES[name]["objective"]][0].shards
+    changes = {"micro_batch_rows": 1, "held_out": held_out, "validate_every_steps": 4}
+    task = make(f"{name}-validated", RECIPES[name], changes=changes)
+    runs.run(task)
+    losses = runs.figures(task)["holdout_loss"]
+
+    # As it starts the loss is log 2, or a half, whatever the answers.
+    start = 0.6931 if name == "dpo" else 0.5
+    assert set(losses) == {"4", "8"}
+    assert all(0 < loss < start for loss in losses.values())
+    # And nobody has noticed.
+    assert runs.files(task) == runs.files(alone[name])
