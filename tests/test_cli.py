@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import small_config
+from small_factories import small_config
 
 from aifactory import Factory
 from aifactory.cli import VERBS

@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import small_config, unknown_traffic
 from postgres import postgres_server, postgres_url  # noqa: F401  (fixtures)
+from small_factories import small_config, unknown_traffic
 
 from aifactory.config import Config
 from aifactory.records.books import Books

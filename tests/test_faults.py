@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import small_config, unknown_traffic
 from drivers import Driver
+from small_factories import small_config, unknown_traffic
 
 BOUNDARIES = (
     "cycle_begun",

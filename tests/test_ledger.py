@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import small_config
+from small_factories import small_config
 
 from aifactory import Config, Factory
 from aifactory.cli import main

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from conftest import KNOWN, small_config, unknown_traffic
 from drivers import Driver, outcome_of
+from small_factories import KNOWN, small_config, unknown_traffic
 
 from aifactory import Factory
 from aifactory.config import Config

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import small_config
+from small_factories import small_config
 from small_models import write_small_model
 
 from aifactory import Config, Factory

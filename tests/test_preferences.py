@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from conftest import merged
+from small_factories import merged
 
 from aifactory import Factory
 from aifactory.engine.load import load_model

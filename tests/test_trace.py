@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import small_config
 from corpora import document, write_topics
+from small_factories import small_config
 
 from aifactory import Config, Factory
 from aifactory.cli import main

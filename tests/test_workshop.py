@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import small_config
 from corpora import write_topics
+from small_factories import small_config
 
 from aifactory import Config, Factory
 from aifactory.errors import ConfigError, TrainingError

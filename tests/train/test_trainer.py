@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import small_config
+from small_factories import small_config
 
 from aifactory import Config, Factory
 from aifactory.errors import TrainingError
