@@ -31,12 +31,13 @@ import psutil
 from aifactory.cluster.session import connect, disconnect
 from aifactory.config import Runtime
 from aifactory.train.checkpoint import Checkpoints
+from aifactory.train.run_log import PROGRESS
 from aifactory.train.trainer import train_on_ray
-from aifactory.train.worker import PROGRESS, Work
+from aifactory.train.worker import Work
 
 WORKER = "RayTrainWorker"
 _LOOK_S = 0.02
-_LAST_WORDS_S = 1.0
+_LAST_WORDS_S = 2.0
 """What workers say for so long after one of them was killed may still be about a step before."""
 # With these, which `ray start` reads, a node that is silent is given up in about 3 s; Ray 2.60: 15 s and more.
 HEALTH = {
@@ -61,7 +62,7 @@ class Killer:
 
     def run(self) -> None:
         began = time.monotonic()
-        if not self.wait_for(lambda: self.lines() > 0):
+        if not self.wait_for(lambda: self.told() is not None):
             return
         self.first_step_s = time.monotonic() - began
         checkpoints = Checkpoints(self.task.storage, *self.task.run_folder)
@@ -75,8 +76,8 @@ class Killer:
             if self.arguments.returns == "at-once":
                 self.cluster.add_node(num_cpus=1)
             time.sleep(_LAST_WORDS_S)
-            before = self.lines()
-            if not self.wait_for(lambda least=before: self.lines() > least):  # type: ignore[misc]
+            before = self.told()
+            if not self.wait_for(lambda old=before: self.told() != old):  # type: ignore[misc]
                 return
             self.back_s[-1] = time.monotonic() - killed
             if self.arguments.returns:
@@ -96,8 +97,12 @@ class Killer:
                 return False
         return True
 
-    def lines(self) -> int:
-        return self.progress.read_bytes().count(b"\n") if self.progress.exists() else 0
+    def told(self) -> bytes | None:
+        """What the run said last of a step; None before the first."""
+        try:
+            return self.progress.read_bytes()
+        except FileNotFoundError:
+            return None
 
 
 def workers() -> list[int]:
