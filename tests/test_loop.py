@@ -188,7 +188,7 @@ def test_a_promotion_that_the_registry_makes_is_swapped_in_and_rolled_back_under
     # The gate would see an equal model: this test is about the swap, so the registry is told directly.
     material = other._tokenize(cycle, other._ingest(cycle))
     claimed = other.books.journal.claim(cycle)
-    model = other._train(claimed, material)
+    (model,) = other._train(claimed, material)
     scorecard = other._evaluate(claimed, material, model)
     endpoint = factory.serve()
     client = OpenAI(base_url=f"{endpoint.url}/v1", api_key="none", max_retries=0)
