@@ -101,25 +101,18 @@ def test_threads_that_open_a_fresh_database_at_once_all_succeed(open_database: C
     assert len(set(map(id, engines))) == 3
 
 
-def test_an_existing_database_opens_without_alembic_and_fast(database_url: str) -> None:
+def test_an_existing_database_opens_without_alembic(database_url: str) -> None:
     Database(database_url).close()
     Journal(Database(database_url), "alpha").write("opened")
-    code = f"""
-import sys, time
-import sqlalchemy, sqlalchemy.dialects.{"sqlite" if "sqlite" in database_url else "postgresql"}
+    code = """
+import sys
 from aifactory.records.database import Database
-began = time.perf_counter()
 with Database(sys.argv[1]).read(): pass
-print(time.perf_counter() - began, "alembic" in sys.modules)
+print("alembic" in sys.modules)
 """
-    tries = [
-        subprocess.run([sys.executable, "-c", code, database_url], capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    ]
+    done = subprocess.run([sys.executable, "-c", code, database_url], capture_output=True, text=True, check=True)
 
-    seconds = min(float(line.split()[0]) for line in tries)
-    assert all(line.split()[1] == "False" for line in tries)
-    assert seconds < 0.5
+    assert done.stdout.strip() == "False"
 
 
 def test_a_block_that_fails_changes_nothing(journal: Journal) -> None:
