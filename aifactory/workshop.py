@@ -365,15 +365,14 @@ class Workshop:
         at_once: int,
     ) -> Model:
         from aifactory.tokens.pipeline import sources_of
-        from aifactory.train.parity import prove_export
-        from aifactory.train.trainer import CODE_VERSION, train_on_ray
+        from aifactory.train.trainer import CODE_VERSION, prove, train_on_ray
 
         def make(target: tuple[str, ...]) -> Made:
             run = self.run_tasks()
             task = self._work(target, token_sets, recipe, shares, base)
             exported = train_on_ray(task, name=f"train-{target[-1]}", runtime=self.config.runtime)
             # Law 7, before there is a record: a process that never saw the trainer loads what it exported.
-            (parity,) = run(prove_export, [(task, self.config.promote.parity_tolerance)])
+            (parity,) = run(prove, [(task, self.config.promote.parity_tolerance)])
             # Law 3: what was read of which rows, and how often, stands in the record of the model.
             mixed = [
                 {"tokens": tokens.id, "sources": sources_of(tokens, names), **asdict(drawn)}
@@ -442,7 +441,7 @@ class Workshop:
     ) -> Any:
         from aifactory.train.execution import Execution
         from aifactory.train.trackers import tracker_environment
-        from aifactory.train.worker import RowSet, Stored, Work
+        from aifactory.train.work import RowSet, Stored, Work
 
         run_folder = ("runs", f"train-{target[-1]}")
         every, held_out = self._held_out(token_sets, recipe, run_folder)

@@ -33,7 +33,7 @@ from aifactory.config import Runtime
 from aifactory.train.checkpoint import Checkpoints
 from aifactory.train.run_log import PROGRESS
 from aifactory.train.trainer import train_on_ray
-from aifactory.train.worker import Work
+from aifactory.train.work import Work
 
 WORKER = "RayTrainWorker"
 _LOOK_S = 0.02

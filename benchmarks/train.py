@@ -364,7 +364,7 @@ class _Bench:
         """The whole path: workers placed by Ray Train, the loop with its guards, progress and export."""
         from aifactory.train.run_log import PROGRESS
         from aifactory.train.trainer import train_on_ray
-        from aifactory.train.worker import RowSet, Stored, Work
+        from aifactory.train.work import RowSet, Stored, Work
 
         self._runs += 1
         run = f"run-{self._runs:03d}"

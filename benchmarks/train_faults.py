@@ -27,7 +27,8 @@ from aifactory.records.storage import Storage
 from aifactory.text.shards import shard_bytes
 from aifactory.tokens.packing import Document, pack
 from aifactory.tokens.vocabulary import train_vocabulary
-from aifactory.train.worker import RowSet, Stored, Work, exported, work
+from aifactory.train.work import RowSet, Stored, Work, exported
+from aifactory.train.worker import work
 
 RUN = Path(__file__).parent / "fault_run.py"
 CHECKPOINT_EVERY = 20

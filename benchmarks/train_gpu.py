@@ -45,9 +45,10 @@ from transformers import __version__ as transformers_version
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aifactory.train.execution import Execution, prepare
+from aifactory.train.execution import Execution
 from aifactory.train.float8 import convert_to_float8
 from aifactory.train.flops import flops_per_token, peak, utilisation
+from aifactory.train.preparation import prepare
 from aifactory.train.step import clip_gradients, make_optimizer, summed_loss, update
 
 RESULTS = Path(__file__).resolve().parent / "results"

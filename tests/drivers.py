@@ -50,7 +50,7 @@ class Driver:
             command = [sys.executable, "-m", "aifactory", self.verb, str(self.config_file)]
             return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
-    def finish(self, *, timeout_s: float = 400) -> None:
+    def finish(self, *, timeout_s: float = 900) -> None:
         """Run the command to its end."""
         process = self.start()
         try:
@@ -60,7 +60,7 @@ class Driver:
             raise
         assert status == 0, self.log.read_text(encoding="utf-8")[-4000:]
 
-    def kill_when(self, condition: Callable[[], bool], *, timeout_s: float = 400) -> bool:
+    def kill_when(self, condition: Callable[[], bool], *, timeout_s: float = 900) -> bool:
         """Run the command and SIGKILL it as soon as the condition holds; False if it had ended by itself before."""
         process = self.start()
         deadline = time.monotonic() + timeout_s

@@ -53,7 +53,7 @@ def unknown_traffic(folder: Path, **values: Any) -> dict[str, Any]:
         "source": {"name": "unknown", "kind": "text", "path": str(source)},
         "requests": 150,
         "max_tokens": 8,
-        "timeout_s": 240,
+        "timeout_s": 900,
     }
     return merged(traffic, values)
 

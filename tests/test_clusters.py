@@ -51,7 +51,7 @@ def test_the_loop_closes_over_two_nodes_and_postgresql(tmp_path: Path, postgres_
         [sys.executable, str(Path(__file__).with_name("two_nodes.py")), str(config), str(tmp_path / "report.json")],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
         env=ENVIRONMENT,
     )
 
@@ -102,7 +102,7 @@ def test_the_loop_closes_as_ray_jobs_and_the_retrain_is_one_of_them(head: str, t
         [*submit, "--", "python", "jobs/run.py", str(config)],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1200,
         cwd=ROOT,
         env=ENVIRONMENT,
     )

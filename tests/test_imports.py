@@ -8,8 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).parent.parent / "aifactory"
 STAGES = {"ingest", "tokens", "train", "evaluate", "serve", "improve", "traffic"}
 CORES = {"text", "engine"}
@@ -112,12 +110,23 @@ def test_importing_aifactory_loads_neither_torch_nor_ray() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("blocked", [("ray", "pydantic", "sqlalchemy")])
-def test_the_step_and_the_engine_import_without_ray_pydantic_and_sqlalchemy(blocked: tuple[str, ...]) -> None:
+def test_who_places_workers_waits_for_no_model_code() -> None:
+    code = (
+        "import aifactory.workshop, aifactory.train.trainer, aifactory.train.work, aifactory.evaluate.pipeline, "
+        "aifactory.serve.app, aifactory.improve.evaluator, sys; "
+        "print(sorted({'transformers.modeling_utils', 'accelerate', 'peft', 'numba'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_step_and_the_engine_import_without_ray_pydantic_and_sqlalchemy() -> None:
+    blocked = ("ray", "pydantic", "sqlalchemy", "alembic")
     names = [
         *(f"aifactory.engine.{f.stem}" for f in (PACKAGE / "engine").glob("[a-z]*.py")),
         *(f"aifactory.text.{f.stem}" for f in (PACKAGE / "text").glob("[a-z]*.py")),
         *(f"aifactory.train.{f.stem}" for f in (PACKAGE / "train").glob("[a-z]*.py")),
+        *(f"aifactory.evaluate.{name}" for name in ("gate", "scoring", "statistics")),
     ]
     code = f"import sys\nfor b in {blocked!r}: sys.modules[b] = None\nimport " + ", ".join(names)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

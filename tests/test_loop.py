@@ -222,7 +222,7 @@ def test_a_promotion_that_the_registry_makes_is_swapped_in_and_rolled_back_under
     assert set(answered) == {"swapped-r1", "swapped-r2"}
 
 
-def _until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+def _until(condition: Callable[[], bool], timeout_s: float = 300) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "timed out"

@@ -12,6 +12,7 @@ from aifactory import Factory
 if __name__ == "__main__":
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    import ray
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -21,11 +22,9 @@ if __name__ == "__main__":
     try:
         with Factory.from_yaml(sys.argv[1]) as factory:
             report = factory.run()
-            import ray
-
             nodes = [node for node in ray.nodes() if node["Alive"]]
             # Not to standard output, where Ray prints warnings.
             Path(sys.argv[2]).write_text(json.dumps({"nodes": len(nodes), "report": report.to_json()}))
-            ray.shutdown()
     finally:
+        ray.shutdown()
         cluster.shutdown()

@@ -21,12 +21,13 @@ from aifactory.errors import TrainingError
 from aifactory.observe.events import log_event
 from aifactory.text.shards import TokenRows
 from aifactory.train.checkpoint import Checkpoints, State, restore, whole_state
-from aifactory.train.execution import Execution, prepare
+from aifactory.train.execution import Execution
 from aifactory.train.float8 import convert_to_float8
 from aifactory.train.guard import Skipped, Skips, objection
 from aifactory.train.lora import adapters_off
 from aifactory.train.objectives import Objective, marked_rows, objective_of
 from aifactory.train.parallel import share
+from aifactory.train.preparation import prepare
 from aifactory.train.room import Room
 from aifactory.train.run_log import RunLog
 from aifactory.train.sampler import Sampler

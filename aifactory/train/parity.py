@@ -14,7 +14,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +26,7 @@ from aifactory.errors import AIFactoryError, BadRequestError, ParityError
 from aifactory.text.documents import chat_prompt_tokens, document_tokens
 from aifactory.text.shards import TokenRows
 from aifactory.text.tokenizer import TextTokenizer, load_tokenizer
-
-if TYPE_CHECKING:
-    from aifactory.train.worker import Work
+from aifactory.train.work import EXPORTED, Work, exported
 
 PROBE = "probe.json"
 _DOCUMENTS = 8
@@ -64,8 +62,6 @@ def prove_export(task: Work, tolerance: float) -> dict[str, Any]:
     Raises      ParityError; the run's export is then forgotten, so that the same command makes it again from the last
                 checkpoint.
     """
-    from aifactory.train.worker import EXPORTED, exported
-
     found, data = exported(task.storage, task.run_folder), task.storage.read_bytes(*task.run_folder, PROBE)
     try:
         if found is None or data is None:

@@ -1,7 +1,8 @@
 """Train: TokenSets, parent -> Model. The rim that knows Ray Train: it places workers and starts them again.
 
 No Ray call is in the step. What a worker has committed is found by the worker itself, so Ray's memory of reports is
-not needed for a resume. Checkpoints are validated by tasks that are started here when they are there.
+not needed for a resume. Checkpoints are validated by tasks that are started here when they are there. What loads a model is
+imported where it runs: neither the driver nor Ray Train's controller waits for transformers.
 Raises   TrainingError.
 """
 
@@ -20,7 +21,7 @@ from aifactory.observe.progress import progress
 
 if TYPE_CHECKING:
     from aifactory.config import Runtime
-    from aifactory.train.worker import Work
+    from aifactory.train.work import Work
 
 CODE_VERSION = 4
 _POLL_S = 0.5
@@ -31,7 +32,7 @@ _RESIZE_S = 20.0
 
 def train_on_ray(task: Work, *, name: str, runtime: Runtime) -> dict[str, Any]:
     """Run the workers to the end; return what rank 0 exported. A run that had finished before is not run again."""
-    from aifactory.train.worker import exported, holdout_losses
+    from aifactory.train.work import exported, holdout_losses
 
     finished = exported(task.storage, task.run_folder)
     if finished is None:
@@ -124,18 +125,31 @@ def _worker(config: dict[str, Any]) -> None:
     work(config["task"], rank=context.get_world_rank(), world_size=context.get_world_size())
 
 
+def _validate(task: Work, step: int) -> None:
+    from aifactory.train.worker import validate_committed
+
+    validate_committed(task, step)
+
+
+def prove(task: Work, tolerance: float) -> dict[str, Any]:
+    """`parity.prove_export`, for a task of its own."""
+    from aifactory.train.parity import prove_export
+
+    return prove_export(task, tolerance)
+
+
 @contextmanager
 def _validating(task: Work) -> Iterator[None]:
     """Validate what is committed, one checkpoint after another, as tasks that ask for no CPU of the workers'."""
     import ray
 
-    from aifactory.train.worker import due, validate_committed
+    from aifactory.train.work import due
 
     if task.held_out is None:
         yield
         return
     ended = threading.Event()
-    remote = ray.remote(num_cpus=0, max_retries=3)(validate_committed)
+    remote = ray.remote(num_cpus=0, max_retries=3)(_validate)
 
     def follow() -> None:
         while not ended.wait(_POLL_S):

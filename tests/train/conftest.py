@@ -19,7 +19,8 @@ from aifactory.text.shards import shard_bytes
 from aifactory.text.tokenizer import TextTokenizer, load_tokenizer
 from aifactory.tokens.packing import Document, pack
 from aifactory.tokens.vocabulary import train_vocabulary
-from aifactory.train.worker import RowSet, Stored, Work, exported, work
+from aifactory.train.work import RowSet, Stored, Work, exported
+from aifactory.train.worker import work
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "größe", "日本語", "return", "x = 1"]
 ROW_LEN = 32

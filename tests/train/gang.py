@@ -17,7 +17,8 @@ import tempfile
 
 import torch
 
-from aifactory.train.worker import Work, work
+from aifactory.train.work import Work
+from aifactory.train.worker import work
 
 
 def run_worker(task: Work, rank: int, world_size: int, meeting: str, killed_at: int | None) -> None:

@@ -14,9 +14,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from aifactory.train.attention import has_kernel
-from aifactory.train.execution import Execution, prepare
+from aifactory.train.execution import Execution
 from aifactory.train.float8 import convert_to_float8
 from aifactory.train.flops import peak
+from aifactory.train.preparation import prepare
 from aifactory.train.step import clip_gradients, make_optimizer, summed_loss, update
 
 pytestmark = [

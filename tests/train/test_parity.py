@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from aifactory.errors import ParityError
 from aifactory.train.parity import PROBE, prove_export
-from aifactory.train.worker import EXPORTED, exported
+from aifactory.train.work import EXPORTED, exported
 
 TOLERANCE = 1e-3
 

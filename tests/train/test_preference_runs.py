@@ -26,7 +26,7 @@ from aifactory.tokens.packing import pack_preferences
 from aifactory.tokens.preferences import Preferences
 from aifactory.train.checkpoint import Checkpoints
 from aifactory.train.pieces import WEIGHTS, PartFile
-from aifactory.train.worker import RowSet, Stored
+from aifactory.train.work import RowSet, Stored
 
 GANG = Path(__file__).parent / "gang.py"
 ROW_LEN = 64

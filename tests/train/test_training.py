@@ -25,7 +25,8 @@ from aifactory.train.base import model_from_scratch, resolve_base
 from aifactory.train.checkpoint import Checkpoints, restore
 from aifactory.train.room import NoRoomError, Room
 from aifactory.train.step import make_optimizer, summed_loss
-from aifactory.train.worker import Stored, work
+from aifactory.train.work import Stored
+from aifactory.train.worker import work
 
 GANG = Path(__file__).parent / "gang.py"
 

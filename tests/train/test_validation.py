@@ -17,7 +17,8 @@ from aifactory.train.base import model_from_scratch
 from aifactory.train.checkpoint import Checkpoints
 from aifactory.train.step import make_optimizer
 from aifactory.train.validation import Holdout, Schedule, best_of, holdout_loss, over_at
-from aifactory.train.worker import due, holdout_losses, validate_committed
+from aifactory.train.work import due, holdout_losses
+from aifactory.train.worker import validate_committed
 
 
 def test_a_run_is_over_when_so_many_losses_in_a_row_are_no_better():

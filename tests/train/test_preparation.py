@@ -27,8 +27,9 @@ from aifactory.errors import TrainingError
 from aifactory.train import cross_entropy, memory
 from aifactory.train.attention import NAME, alone, document_arguments
 from aifactory.train.cross_entropy import summed_cross_entropy
-from aifactory.train.execution import Execution, prepare
+from aifactory.train.execution import Execution
 from aifactory.train.float8 import convert_to_float8, float8_layers
+from aifactory.train.preparation import prepare
 from aifactory.train.step import resolve_precision, summed_loss
 
 CPU = torch.device("cpu")
@@ -359,7 +360,7 @@ def test_compiled_blocks_give_the_same_but_for_rounding(rows, monkeypatch, activ
         compiled.append(model)
         memory.compile_blocks(model, backend="eager")  # captured as for any, without a C++ compiler
 
-    monkeypatch.setattr("aifactory.train.execution.compile_blocks", compile_blocks)
+    monkeypatch.setattr("aifactory.train.preparation.compile_blocks", compile_blocks)
     fused = []
     monkeypatch.setattr(cross_entropy, "_compiled", lambda: fused.append(1) or cross_entropy._losses_in_one)
     prepared(model, compile=True, activations=activations)
