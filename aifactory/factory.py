@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -196,7 +196,8 @@ class Factory:
         from aifactory.improve.evaluator import start
 
         self._connect()
-        start(self.books, score=score_tasks, turn=turn_begun)
+        score = partial(score_tasks, chat_fallback=self._workshop.chat_fallback)
+        start(self.books, score=score, turn=turn_begun)
 
     def wait(self) -> None:
         """Stay until interrupted; then end what was started here."""

@@ -261,7 +261,7 @@ class Workshop:
             # Which tokenizer it is counts, not which model or folder it came from.
             contents = [hash_parts(*(f"{name}:{data!r}" for name, data in sorted(read_tokenizer(folder).items())))]
             recipe = {"row_len": recipe["row_len"]}
-        recipe["chat_fallback"] = self._chat_fallback
+        recipe["chat_fallback"] = self.chat_fallback
         if self.config.train.is_preference:
             recipe["objective"] = self.config.train.objective
 
@@ -273,7 +273,7 @@ class Workshop:
                 storage=self.books.storage,
                 target=target,
                 run=self._run_for(corpus.figures["bytes_kept"]),
-                chat_fallback=self._chat_fallback,
+                chat_fallback=self.chat_fallback,
                 objective=self.config.train.objective,
             )
             return Made(files=tokenized.files, figures=tokenized.figures)
@@ -291,7 +291,7 @@ class Workshop:
         )
 
     @property
-    def _chat_fallback(self) -> str:
+    def chat_fallback(self) -> str:
         """The template of chats for a tokenizer that has none: the server's."""
         return self.config.serve.chat_template or "none"
 
@@ -497,7 +497,7 @@ class Workshop:
         file = pack_held_out(
             [self.books.artifacts.get(Corpus, tokens.record.inputs[0]) for tokens in token_sets],
             tokenizer_folder=self.books.artifacts.fetch(first, names) / TOKENIZER_FOLDER,
-            chat_fallback=self._chat_fallback,
+            chat_fallback=self.chat_fallback,
             row_len=first.figures["row_len"],
             rows=runtime.validate_rows if stopping is None else stopping.rows,
             storage=self.books.storage,
@@ -533,7 +533,7 @@ class Workshop:
         """The scorecard of a model beside the one in production."""
         from aifactory.evaluate.pipeline import CODE_VERSION, evaluate_model
 
-        plain = dict(self.config.recipe("evaluate")["evaluate"])
+        plain = dict(self.config.recipe("evaluate")["evaluate"]) | {"chat_fallback": self.chat_fallback}
         disliked: frozenset[str] = frozenset()
         if self.config.train.objective == "kto":
             from aifactory.tokens.preferences import DISLIKED
@@ -553,6 +553,7 @@ class Workshop:
                 target=target,
                 run=self.run_tasks(),
                 leave_out=disliked,
+                chat_fallback=self.chat_fallback,
             )
             return Made(files=evaluated.files, figures=evaluated.figures)
 

@@ -16,7 +16,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -36,7 +36,7 @@ from aifactory.records.rows import read_corpus
 from aifactory.records.storage import Storage, StoredFile
 from aifactory.text.tasks import Task, cut_tasks
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 EXAMPLES_SCHEMA = pa.schema(
     [
         ("set", pa.string()),
@@ -95,10 +95,12 @@ def evaluate_model(
     target: tuple[str, ...],
     run: RunTasks,
     leave_out: frozenset[str] = frozenset(),
+    chat_fallback: str = "none",
 ) -> Evaluated:
     """Score the candidate, and the champion on the same tasks, and write the scorecard to the directory `target`.
 
-    leave_out   labels, in lower case, of rows that are no tasks
+    leave_out       labels, in lower case, of rows that are no tasks
+    chat_fallback   names the template of chats for a tokenizer that has none (`aifactory.text.chat`)
     """
     storage = store.storage
     holdout = _tasks_of([sources], "holdout", "holdout", recipe, storage, leave_out)
@@ -116,10 +118,10 @@ def evaluate_model(
     beginnings = [_beginnings(wanted), _beginnings_after_others(wanted)] if wanted else []
 
     (parity_error,) = run(_parity, [(store, candidate)])
-    jobs = [(store, candidate, [e.task for e in chunk]) for chunk in chunks]
+    jobs = [(store, candidate, [e.task for e in chunk], chat_fallback) for chunk in chunks]
     if champion is not None:
-        jobs += [(store, champion, [e.task for e in chunk if e.set != "known"]) for chunk in chunks]
-    jobs += [(store, candidate, tasks) for tasks in beginnings]
+        jobs += [(store, champion, [e.task for e in chunk if e.set != "known"], chat_fallback) for chunk in chunks]
+    jobs += [(store, candidate, tasks, chat_fallback) for tasks in beginnings]
     scored = run(score_tasks, jobs)
     candidate_bits = _flat(scored[: len(chunks)])
     champion_found = iter(_flat(scored[len(chunks) : 2 * len(chunks)])) if champion is not None else None
@@ -198,12 +200,12 @@ def evidence_of_best(storage: Storage, scorecard: Scorecard, recipe: Evaluate, *
     return Evidence(fixed=fixed, target=target, parity_error=evidence.parity_error, num_candidates=of)
 
 
-def score_tasks(store: ArtifactStore, model: Model, tasks: Sequence[Task]) -> list[float]:
+def score_tasks(store: ArtifactStore, model: Model, tasks: Sequence[Task], chat_fallback: str) -> list[float]:
     """Bits of each answer under a model; the model stays loaded for the next call."""
     from aifactory.evaluate.scoring import answer_bits
 
     loaded, tokenizer = _loaded(store.storage, model.id, model.digest)
-    return answer_bits(loaded, tokenizer, tasks)
+    return answer_bits(loaded, tokenizer, tasks, fallback=chat_fallback)
 
 
 # ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -215,7 +217,7 @@ def _tasks_of(
     """At most `max_tasks` tasks of the rows on one side, those with the lowest hash of their ids."""
     chosen: list[tuple[float, int, Example]] = []  # a heap; the highest hash, negated, comes first
     order = count()
-    columns = ["id", "cluster", "side", "prompt", "text", *(["label"] if leave_out else [])]
+    columns = ["id", "cluster", "side", "prompt", "text", "messages", *(["label"] if leave_out else [])]
     for corpus in corpora:
         for _, table in read_corpus(storage, corpus, columns=columns):
             rows = table.filter(pa.compute.equal(table["side"], side))
@@ -226,7 +228,8 @@ def _tasks_of(
                 hashes = [share_of(f"{row}/{n}", salt=name) for n in range(recipe.max_tasks_per_row)]
                 if len(chosen) == recipe.max_tasks and min(hashes) >= -chosen[0][0]:
                     continue  # none of its tasks would be among the lowest: it need not be cut
-                for number, task in enumerate(_cut(rows["prompt"][i].as_py(), rows["text"][i].as_py(), recipe)):
+                prompt, text, messages = (rows[name][i].as_py() for name in ("prompt", "text", "messages"))
+                for number, task in enumerate(_cut(prompt, text, messages, recipe)):
                     cluster = rows["cluster"][i].as_py()
                     example = Example(set=name, row=row, number=number, cluster=cluster, task=task)
                     heapq.heappush(chosen, (-hashes[number], next(order), example))
@@ -235,9 +238,9 @@ def _tasks_of(
     return [example for _, _, example in sorted(chosen, key=lambda entry: (-entry[0], entry[1]))]
 
 
-def _cut(prompt: str, text: str, recipe: Evaluate) -> list[Task]:
-    if prompt:
-        return [Task(prompt, text)]
+def _cut(prompt: str, text: str, messages: str, recipe: Evaluate) -> list[Task]:
+    if prompt or messages:
+        return [Task(prompt, text, messages)]
     return cut_tasks(
         text,
         prompt_bytes=recipe.prompt_bytes,
@@ -252,7 +255,7 @@ def _beginning(answer: str) -> str:
 
 
 def _beginnings(examples: Sequence[Example]) -> list[Task]:
-    return [Task(example.task.prompt, _beginning(example.task.answer)) for example in examples]
+    return [replace(example.task, answer=_beginning(example.task.answer)) for example in examples]
 
 
 def _beginnings_after_others(examples: Sequence[Example]) -> list[Task]:
@@ -262,7 +265,7 @@ def _beginnings_after_others(examples: Sequence[Example]) -> list[Task]:
     for i, example in enumerate(examples):
         others = (examples[(i + step) % number] for step in range(1, number))
         other = next((o for o in others if o.cluster != example.cluster), examples[(i + 1) % number])
-        tasks.append(Task(other.task.prompt, _beginning(example.task.answer)))
+        tasks.append(replace(other.task, answer=_beginning(example.task.answer)))
     return tasks
 
 

@@ -6,6 +6,7 @@ Legend   B answers, T tokens of the longest, V vocabulary.
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections import Counter
@@ -18,7 +19,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from aifactory.engine.load import read_context_length
-from aifactory.text.documents import prompt_tokens
+from aifactory.errors import BadRequestError
+from aifactory.text.documents import chat_prompt_tokens, prompt_tokens
 from aifactory.text.tasks import Task
 from aifactory.text.tokenizer import TextTokenizer
 
@@ -38,8 +40,13 @@ class _Window:
 
 
 @torch.inference_mode()
-def answer_bits(model: PreTrainedModel, tokenizer: TextTokenizer, tasks: Sequence[Task]) -> list[float]:
+def answer_bits(
+    model: PreTrainedModel, tokenizer: TextTokenizer, tasks: Sequence[Task], *, fallback: str = "none"
+) -> list[float]:
     """The bits of each answer after its prompt, without the end token.
+
+    A chat is asked in the tokens of the tokenizer's template, or else of that which `fallback` names, as it is trained and
+    served; one that the template refuses is asked as the plain text of its turns.
 
     An answer that does not fit the model's context is scored in windows that overlap by half of it.
     """
@@ -47,7 +54,7 @@ def answer_bits(model: PreTrainedModel, tokenizer: TextTokenizer, tasks: Sequenc
     windows = [
         window
         for index, task in enumerate(tasks)
-        for window in _windows(index, prompt_tokens(tokenizer, task.prompt), tokenizer.encode(task.answer), context)
+        for window in _windows(index, _asked(tokenizer, task, fallback), tokenizer.encode(task.answer), context)
     ]
     bits = [0.0] * len(tasks)
     for batch in _batches(windows, min(_BATCH_TOKENS, _BATCH_LOGITS // tokenizer.vocab_size)):
@@ -67,12 +74,21 @@ def answer_bits(model: PreTrainedModel, tokenizer: TextTokenizer, tasks: Sequenc
     return bits
 
 
+def _asked(tokenizer: TextTokenizer, task: Task, fallback: str) -> list[int]:
+    if task.messages:
+        try:
+            return chat_prompt_tokens(tokenizer, json.loads(task.messages), fallback=fallback)
+        except BadRequestError:
+            pass  # the row is sound, and every model that is compared has the same text to go by
+    return prompt_tokens(tokenizer, task.asked)
+
+
 def deflate_bits(task: Task) -> float:
     """The bits of the answer by gzip's algorithm (DEFLATE, level 9) that has read the prompt.
 
     Source   RFC 1951; a raw stream, so that no header is counted.
     """
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=task.prompt.encode()[-32768:])
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=task.asked.encode()[-32768:])
     return 8.0 * len(packer.compress(task.answer.encode()) + packer.flush())
 
 

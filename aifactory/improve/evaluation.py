@@ -115,7 +115,7 @@ class Evaluation:
             raise StateError(f"expected the release {number}, which gave answers, in the registry, found none.")
         store = self.books.artifacts
         model = store.get(Model, release.model)
-        tasks = [Task(c.prompt, c.correction) for c in corrections]
+        tasks = [Task(c.prompt, c.correction, c.messages) for c in corrections]
         try:
             return self._score(store, model, tasks)
         except Exception:

@@ -110,6 +110,7 @@ def _rows(connection: Connection, section: DatabaseSource, start: str, stop: str
     names = dict.fromkeys([*section.columns.asked, *([section.key] if section.key is not None else [])])
     relation: Any
     if isinstance(section, FeedbackSource):
+        names["messages"] = None
         relation = _log(section).subquery("asked")
     elif section.table is not None:
         schema, _, table = section.table.rpartition(".")
@@ -128,7 +129,10 @@ def _rows(connection: Connection, section: DatabaseSource, start: str, stop: str
             statement = statement.where(key <= json.loads(stop))
     streamed = {"stream_results": True, "yield_per": _ROWS_AT_ONCE}
     for row in connection.execute(statement, execution_options=streamed):
-        yield dict(zip(names, row, strict=True))
+        values = dict(zip(names, row, strict=True))
+        if isinstance(section, FeedbackSource) and (turns := values.pop("messages")):
+            values["prompt"] = json.loads(turns)
+        yield values
 
 
 def _log(section: FeedbackSource) -> Any:
@@ -137,7 +141,7 @@ def _log(section: FeedbackSource) -> Any:
 
     from aifactory.records.tables import choices, completions, feedback
 
-    asked = [completions.c.id.label("completion"), completions.c.prompt, completions.c.answer]
+    asked = [completions.c.id.label("completion"), completions.c.prompt, completions.c.messages, completions.c.answer]
     mine = completions.c.factory == section.factory
     if section.of == "completions":
         users = sa.func.coalesce(completions.c.user, completions.c.id).label("user")
@@ -158,6 +162,7 @@ def _log(section: FeedbackSource) -> Any:
     chosen = [
         completions.c.id.label("completion"),
         completions.c.prompt,
+        completions.c.messages,
         other.c.answer,
         completions.c.answer.label("text"),
     ]

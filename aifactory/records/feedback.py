@@ -1,13 +1,14 @@
 """Completions and feedback: acknowledged when they are durable, counted once, sealed into batches.
 
 A batch is sealed by count (or age) in one transaction; its rows never change afterwards. It is published as an artifact
-of its own (`rows.parquet`), which ingestion reads like any other source; its fingerprint is that of its contents alone,
-so the same corrections give the same cycle however and whenever they came.
+of its own (`rows.parquet`, and `chats.parquet` for what was said to chats), which ingestion reads like any other source;
+its fingerprint is that of its contents alone, so the same corrections give the same cycle however and whenever they came.
 """
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -40,6 +41,8 @@ class Completion:
     finish_reason: str
     prompt_tokens: int
     answer_tokens: int
+    messages: str = ""
+    """Of a chat the turns, JSON [{"role": ..., "content": ...}]."""
     user: str | None = None
     at: float = 0.0
     key_id: str = "anonymous"
@@ -67,6 +70,7 @@ class Correction:
     completion: str
     release: int
     prompt: str
+    messages: str
     answer: str
     correction: str
     user: str
@@ -105,7 +109,7 @@ class FeedbackLog:
         rows = []
         for completion in given:
             values = asdict(completion) | {"at": self.journal.clock(), "key_id": self.journal.key_id}
-            values |= {name: _storable(values[name]) for name in ("prompt", "answer", "request")}
+            values |= {name: _storable(values[name]) for name in ("prompt", "messages", "answer", "request")}
             _check_texts(values, completions)
             rows.append({"factory": self.factory, **values})
         with self.database.write() as connection:
@@ -236,36 +240,23 @@ class FeedbackLog:
         existing = artifacts.find(FeedbackBatch, identity)
         if existing is not None:
             return existing
-        table = pa.table(
-            {
-                "user": [_contributor(row) for row in rows],
-                "prompt": [row.prompt for row in rows],
-                "text": [row.correction for row in rows],
-                "completion": [row.completion for row in rows],
-                "feedback": [row.feedback for row in rows],
-            }
-        )
-        answers = pa.array([row.answer for row in rows], pa.string())
-        if objective == "dpo":
-            table = table.append_column("rejected", answers)
-        elif objective == "kto":
-            given = table.set_column(table.schema.get_field_index("text"), "text", answers)
-            halves = ((table, "true"), (given, "false"))
-            table = pa.concat_tables(
-                [half.append_column("label", pa.array([label] * len(rows), pa.string())) for half, label in halves]
-            )
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        file = artifacts.storage.write_bytes(sink.getvalue(), *artifacts.folder("batch", identity), "rows.parquet")
+        # A column is of one type: the prompts of chats are turns, and stand in a file of their own.
+        parts = {"rows.parquet": [r for r in rows if not r.messages], "chats.parquet": [r for r in rows if r.messages]}
+        tables = {name: _batch_table(part, objective) for name, part in parts.items() if part}
+        files = []
+        for name, table in tables.items():
+            sink = io.BytesIO()
+            pq.write_table(table, sink, compression="zstd")
+            files.append(artifacts.storage.write_bytes(sink.getvalue(), *artifacts.folder("batch", identity), name))
         record = Record(
             kind="batch",
             fingerprint=identity,
-            digest=digest_of([file]),
+            digest=digest_of(files),
             code_version=BATCH_CODE_VERSION,
             recipe={},
             inputs=[],
-            files=[file],
-            figures={"rows": table.num_rows, "number": number},
+            files=files,
+            figures={"rows": sum(table.num_rows for table in tables.values()), "number": number},
             created_at=self.journal.clock(),
         )
         return artifacts.publish(FeedbackBatch, record)
@@ -305,6 +296,7 @@ class FeedbackLog:
                 completions.c.id.label("completion"),
                 completions.c.release,
                 completions.c.prompt,
+                completions.c.messages,
                 completions.c.answer,
                 feedback.c.correction,
                 sa.func.coalesce(feedback.c.user, completions.c.user, completions.c.id).label("user"),
@@ -373,6 +365,29 @@ class FeedbackLog:
         return int(connection.scalar(query) or 0)
 
 
+def _batch_table(rows: Sequence[Correction], objective: str) -> pa.Table:
+    """Corrections as rows to learn from; those of chats have turns for a prompt."""
+    table = pa.table(
+        {
+            "user": [_contributor(row) for row in rows],
+            "prompt": [json.loads(row.messages) if row.messages else row.prompt for row in rows],
+            "text": [row.correction for row in rows],
+            "completion": [row.completion for row in rows],
+            "feedback": [row.feedback for row in rows],
+        }
+    )
+    answers = pa.array([row.answer for row in rows], pa.string())
+    if objective == "dpo":
+        return table.append_column("rejected", answers)
+    if objective == "kto":
+        given = table.set_column(table.schema.get_field_index("text"), "text", answers)
+        halves = ((table, "true"), (given, "false"))
+        return pa.concat_tables(
+            [half.append_column("label", pa.array([label] * len(rows), pa.string())) for half, label in halves]
+        )
+    return table
+
+
 def _storable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
 
@@ -396,4 +411,5 @@ def _contributor(row: Correction) -> str:
 
 def _contents(row: Correction, *, with_answer: bool = False) -> str:
     answer = [row.answer] if with_answer else []
-    return hash_parts(_contributor(row), row.prompt, row.correction, *answer)
+    chat = ["chat", row.messages] if row.messages else []
+    return hash_parts(_contributor(row), row.prompt, row.correction, *answer, *chat)

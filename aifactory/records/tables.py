@@ -137,6 +137,9 @@ completions = Table(
     Column("key_id", String(64), nullable=False),
     Column("user", String(256)),
     Column("prompt", Text, nullable=False, doc="As the model saw it: a chat is rendered."),
+    Column(
+        "messages", Text, nullable=False, server_default="", doc="The turns of a chat, JSON; empty where it was none."
+    ),
     Column("answer", Text, nullable=False),
     Column("request", Text, nullable=False, doc="Sampling and the rest of the request, JSON."),
     Column("finish_reason", String(16), nullable=False),

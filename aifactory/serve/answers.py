@@ -38,6 +38,8 @@ class Prompt:
     text: str
     """As the model sees it."""
     ids: tuple[int, ...]
+    messages: str = ""
+    """Of a chat the turns, JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,7 @@ class Choice:
             id=question.answer_id(self.index),
             release=question.served.release.number,
             prompt=self.prompt.text,
+            messages=self.prompt.messages,
             answer=self.text[begin:],
             request=json.dumps(asked | further),
             finish_reason=self.finish_reason or "stop",

@@ -50,7 +50,7 @@ from aifactory.serve.openapi import Operation, describe, page
 from aifactory.serve.releases import Releases, Served
 from aifactory.serve.tool_calls import require_tools
 from aifactory.serve.wire import ClosedBody, StatusError, error_body, parse
-from aifactory.text.chat import chat_tokens, render_chat, takes_tools
+from aifactory.text.chat import chat_tokens, render_chat, takes_tools, turns_of
 from aifactory.text.documents import chat_prompt_tokens, prompt_tokens
 
 _RETRY_AFTER_S = "1"
@@ -526,7 +526,8 @@ def _read_messages(
         )
     except RecursionError as error:
         raise BadRequestError("Expected plain messages, found one nested too deeply.", field="messages") from error
-    return Prompt(text=text, ids=tuple(ids))
+    # A correction becomes a row, and rows know of no tools.
+    return Prompt(text=text, ids=tuple(ids), messages="" if tools else turns_of(messages))
 
 
 def _path(scope: Scope) -> str:

@@ -30,6 +30,7 @@ PLAIN_TEMPLATE = (
 )
 """The template `plain`, for a base model that has none of its own."""
 
+_TURN = ("role", "content")
 _FALLBACKS = {"plain": PLAIN_TEMPLATE, "none": None}
 
 
@@ -82,6 +83,18 @@ def render_chat(
         raise BadRequestError(
             f"The model's chat template can't render these messages: {type(error).__name__}: {error}.", field="messages"
         ) from error
+
+
+def turns_of(messages: Sequence[Mapping[str, object]]) -> str:
+    """A chat as JSON [{"role": ..., "content": ...}], which gives the same prompt again; "" where roles and texts are not
+    all of it: a row has no place for calls and names.
+
+    Raises   BadRequestError, as `render_chat`.
+    """
+    checked = _check(messages)
+    if any(value is not None for message in checked for name, value in message.items() if name not in _TURN):
+        return ""
+    return json.dumps([{name: message[name] for name in _TURN} for message in checked], ensure_ascii=False)
 
 
 def chat_tokens(

@@ -5,6 +5,7 @@ Whoever evaluates a text and whoever asks about it as a user does cut it the sam
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 
@@ -14,6 +15,15 @@ class Task:
 
     prompt: str
     answer: str
+    messages: str = ""
+    """The turns before the answer as JSON, where it is a chat: then they are asked, as the model's template renders them."""
+
+    @property
+    def asked(self) -> str:
+        """What was asked as plain text: of a chat what was said."""
+        if not self.messages:
+            return self.prompt
+        return "\n".join(turn["content"] for turn in json.loads(self.messages))
 
 
 def cut_tasks(text: str, *, prompt_bytes: int, answer_bytes: int, max_tasks: int) -> list[Task]:

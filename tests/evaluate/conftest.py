@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -101,17 +102,28 @@ def publish_model(
 
 @pytest.fixture
 def publish_corpus(store: ArtifactStore) -> Callable[..., tuple[Corpus, list[Any]]]:
-    """A corpus of random texts; with `users`, of prompts and answers of so many users."""
+    """A corpus of random texts; with `users`, of prompts and answers of so many users; `as_chats`, of turns."""
 
     def make(
-        number: int, *, num_rows: int = 40, users: int = 0, num_lines: int = 30, labels: Sequence[str] = ("",)
+        number: int,
+        *,
+        num_rows: int = 40,
+        users: int = 0,
+        num_lines: int = 30,
+        labels: Sequence[str] = ("",),
+        as_chats: bool = False,
     ) -> tuple[Corpus, list[Any]]:
         rng = random.Random(number)
+
+        def asked() -> dict[str, str]:
+            prompt = random_text(rng, 2) if users else ""
+            return {"messages": json.dumps([{"role": "user", "content": prompt}])} if as_chats else {"prompt": prompt}
+
         table = corpus_table(
             [
                 {
                     "origin": f"{i}.txt",
-                    "prompt": random_text(rng, 2) if users else "",
+                    **asked(),
                     "text": random_text(rng, rng.randrange(2, 4) if users else num_lines),
                     "user": f"user-{i % users}" if users else "",
                     "label": labels[i % len(labels)],

@@ -104,6 +104,20 @@ def test_every_example_is_a_task_of_the_right_side_with_the_bits_of_each_model(
     assert all(e["unigram"] > 0 for e in scored.examples)
 
 
+def test_a_row_of_turns_is_one_task_that_is_asked_as_a_chat(evaluate, candidate, publish_corpus, make_model, tokenizer):
+    sources, rows = publish_corpus(12, users=6, as_chats=True)
+
+    scored = evaluate(candidate, None, sources, chat_fallback="plain")
+
+    by_id = {row.id: row for row in rows}
+    tasks = [Task("", by_id[e["row"]].text, by_id[e["row"]].messages) for e in scored.examples]
+    assert all(task.messages for task in tasks)
+    assert {e["number"] for e in scored.examples} == {0}
+    bits = answer_bits(make_model(1), tokenizer, tasks, fallback="plain")
+    assert [e["candidate"] for e in scored.examples] == pytest.approx(bits, rel=1e-4)
+    assert [e["gzip"] for e in scored.examples] == [deflate_bits(task) for task in tasks]
+
+
 def test_rows_with_a_label_that_is_left_out_are_no_tasks(evaluate, candidate, publish_corpus):
     labels = ["true", "False", "", "0"]
     (sources, rows), (feedback, more) = (publish_corpus(n, users=6, labels=labels) for n in (10, 11))

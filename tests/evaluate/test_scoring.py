@@ -49,6 +49,18 @@ def test_bits_equal_those_of_each_task_alone(model, tokenizer, tasks):
     assert found == pytest.approx(answer_bits(model, tokenizer, tasks[::-1])[::-1], rel=1e-5)
 
 
+def test_a_chat_is_asked_in_the_tokens_of_its_template(model, tokenizer):
+    messages = '[{"role": "user", "content": "the quick größe"}]'
+    plain = Task("user:\nthe quick größe\n\nassistant:\n", "x = 1")
+
+    found = answer_bits(model, tokenizer, [Task("", "x = 1", messages)], fallback="plain")
+
+    assert found == answer_bits(model, tokenizer, [plain])
+    # Without a template nobody can ask it so: what was said goes before it as it is.
+    refused = answer_bits(model, tokenizer, [Task("", "x = 1", messages)])
+    assert refused == answer_bits(model, tokenizer, [Task("the quick größe", "x = 1")]) != found
+
+
 def test_an_empty_answer_costs_nothing(model, tokenizer):
     assert answer_bits(model, tokenizer, [Task("a", ""), Task("a" * 2000, "")]) == [0.0, 0.0]
     assert answer_bits(model, tokenizer, []) == []
