@@ -43,7 +43,11 @@ from aifactory.records.books import Books
 from aifactory.records.identity import fingerprint
 from aifactory.records.journal import Bound, Cycle
 from aifactory.records.registry import REFERENCE, Release
-from aifactory.workshop import Workshop
+from aifactory.workshop.bench import Bench
+from aifactory.workshop.corpora import Corpora
+from aifactory.workshop.models import Models
+from aifactory.workshop.scorecards import Scorecards
+from aifactory.workshop.token_sets import TokenSets
 
 if TYPE_CHECKING:
     from aifactory.improve.decision import Decision
@@ -85,7 +89,11 @@ class Factory:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.books = Books(config)
-        self._workshop = Workshop(config, self.books, run_tasks=self._run_tasks, runs_at_once=self._runs_at_once)
+        bench = Bench(self.books, run_tasks=self._run_tasks)
+        self._corpora = Corpora(bench)
+        self._token_sets = TokenSets(bench)
+        self._models = Models(bench, runs_at_once=self._runs_at_once)
+        self._scorecards = Scorecards(bench)
         self._started_ray = False
         self._connected = False
 
@@ -196,7 +204,7 @@ class Factory:
         from aifactory.improve.evaluator import start
 
         self._connect()
-        score = partial(score_tasks, chat_fallback=self._workshop.chat_fallback)
+        score = partial(score_tasks, chat_fallback=self.config.serve.chat_fallback)
         start(self.books, score=score, turn=turn_begun)
 
     def wait(self) -> None:
@@ -270,7 +278,7 @@ class Factory:
         recipe = self.config.recipe(*RUN_SECTIONS)
         sources_digest = self._listing.digest
         restored = self._restored()
-        models = self._workshop.bound_models()
+        models = self._corpora.step_models.now()
         inputs = [sources_digest, *(f"{corpus}:{rule}" for corpus, rule in restored)]
         # A folder is what it holds. A release is what it is called, as for model.base: what this cycle itself puts into
         # production would else begin the next.
@@ -337,26 +345,27 @@ class Factory:
         """The corpora of the parent first: what it has trained on is replayed. Then what is new."""
         artifacts = self.books.artifacts
         parent = self._parent(cycle)
-        corpora = [] if parent is None or cycle.bound.kind == "run" else self._corpora_of(parent)
+        seen = {} if parent is None or cycle.bound.kind == "run" else self._trained_on(parent)
+        corpora = [artifacts.get(Corpus, corpus_id) for corpus_id in seen]
         if not corpora:
-            corpora = [self._workshop.ingest_sources(cycle, self._listing.pieces)]
+            corpora = [self._corpora.of_sources(cycle, self._listing.pieces)]
         known = {input_id for corpus in corpora for input_id in corpus.record.inputs}
         for batch_id in cycle.bound.batches:
             if batch_id not in known:
                 batch = artifacts.get(FeedbackBatch, batch_id)
                 self.books.lineage.add(batch)
-                corpora.append(self._workshop.ingest_batch(cycle, batch, corpora))
+                corpora.append(self._corpora.of_batch(cycle, batch, corpora))
         return corpora
 
     def _tokenize(self, cycle: Cycle, corpora: Sequence[Corpus]) -> Material:
         tokenizer: Model | Path | None = self._parent(cycle) or self._base_folder()
         if tokenizer is None and self.config.tokenize.tokenizer != "train":
             tokenizer = Path(self.config.tokenize.tokenizer).expanduser()
-        earlier = {} if not isinstance(tokenizer, Model) else self._token_sets_of(tokenizer)
+        earlier = {} if not isinstance(tokenizer, Model) else self._trained_on(tokenizer)
         # The parent may have been trained by another objective, on the same rows packed for that.
         earlier = {corpus: tokens for corpus, tokens in earlier.items() if self._fits(tokens)}
         token_sets = [
-            earlier.get(corpus.id) or self._workshop.tokenize(cycle, corpus, tokenizer=tokenizer) for corpus in corpora
+            earlier.get(corpus.id) or self._token_sets.of(cycle, corpus, tokenizer=tokenizer) for corpus in corpora
         ]
         return Material(corpora=corpora, token_sets=token_sets)
 
@@ -364,7 +373,7 @@ class Factory:
         """A model for each candidate; side by side where there is room."""
         recipes, shares = self._recipes_of(cycle, material)
         base = self._parent(cycle) or self._base_folder()
-        return self._workshop.train(cycle, material.token_sets, recipes=recipes, shares=shares, base=base)
+        return self._models.of(cycle, material.token_sets, recipes=recipes, shares=shares, base=base)
 
     def _evaluate(self, cycle: Cycle, material: Material, model: Model) -> Scorecard:
         champion = None
@@ -372,7 +381,7 @@ class Factory:
             release = self.books.registry.release(cycle.bound.champion)
             assert release is not None, cycle.bound
             champion = self.books.artifacts.get(Model, release.model)
-        return self._workshop.evaluate(
+        return self._scorecards.of(
             cycle, model, champion=champion, sources=material.sources, feedback=material.feedback
         )
 
@@ -425,7 +434,7 @@ class Factory:
 
         return resolve_base(base)
 
-    def _token_sets_of(self, model: Model) -> dict[str, TokenSet]:
+    def _trained_on(self, model: Model) -> dict[str, TokenSet]:
         """The token sets that a model was trained on, by the id of their corpus."""
         ids = [input_id for input_id in model.record.inputs if input_id.startswith("tokens/")]
         token_sets = [self.books.artifacts.get(TokenSet, token_id) for token_id in ids]
@@ -434,9 +443,6 @@ class Factory:
     def _fits(self, tokens: TokenSet) -> bool:
         """Whether a token set was packed for the objective that is asked for now."""
         return bool(tokens.record.recipe.get("objective", "likelihood") == self.config.train.objective)
-
-    def _corpora_of(self, model: Model) -> list[Corpus]:
-        return [self.books.artifacts.get(Corpus, corpus_id) for corpus_id in self._token_sets_of(model)]
 
     def _recipes_of(self, cycle: Cycle, material: Material) -> tuple[Sequence[Train], list[float]]:
         """The recipes of training, one for each candidate, and the share of each token set in a batch."""

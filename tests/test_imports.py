@@ -112,7 +112,7 @@ def test_importing_aifactory_loads_neither_torch_nor_ray() -> None:
 
 def test_who_places_workers_waits_for_no_model_code() -> None:
     code = (
-        "import aifactory.workshop, aifactory.train.trainer, aifactory.train.work, aifactory.evaluate.pipeline, "
+        "import aifactory.factory, aifactory.train.trainer, aifactory.train.work, aifactory.evaluate.pipeline, "
         "aifactory.serve.app, aifactory.improve.evaluator, sys; "
         "print(sorted({'transformers.modeling_utils', 'accelerate', 'peft', 'numba'} & set(sys.modules)))"
     )

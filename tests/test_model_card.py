@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from aifactory.model_card import model_card
 from aifactory.records.artifacts import Corpus, Model, Record, Scorecard
-from aifactory.workshop import _public_name
+from aifactory.workshop.cards import public_name
 
 INTERVAL = {"estimate": 1.5, "low": 1.25, "high": 1.75, "confidence": 0.95, "num_examples": 40, "num_clusters": 9}
 TRAIN = {"learning_rate": 0.003, "max_steps": 200, "guards": {"max_skipped": 3}, "mixture": {}, "threads": None}
@@ -124,7 +124,7 @@ def test_before_it_is_judged_a_card_says_so_and_has_no_results() -> None:
 
 def test_a_base_that_is_no_model_of_the_hub_is_not_given_as_one(tmp_path: Path) -> None:
     (tmp_path / "secret" / "llama-1b").mkdir(parents=True)
-    name = _public_name(str(tmp_path / "secret" / "llama-1b"))
+    name = public_name(str(tmp_path / "secret" / "llama-1b"))
     folder = model_card("demo", MODEL, corpora=[CORPUS], base=name)
     child = model_card("demo", MODEL, corpora=[CORPUS], parent="model/0123456789abcdef")
 
@@ -132,7 +132,7 @@ def test_a_base_that_is_no_model_of_the_hub_is_not_given_as_one(tmp_path: Path) 
     assert "secret" not in folder
     assert "from `model/0123456789abcdef`" in child
     assert "base_model" not in folder + child
-    assert _public_name("org/base-1b") == "org/base-1b"
+    assert public_name("org/base-1b") == "org/base-1b"
 
 
 def test_a_model_of_before_there_were_curves_and_peaks_has_a_card_too() -> None:

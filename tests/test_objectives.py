@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benches import bench_of, training_of
 from small_factories import small_config
 from small_models import write_small_model
 
 from aifactory import Config, Factory
 from aifactory.records.feedback import Completion, Feedback
 from aifactory.text.shards import TokenRows
+from aifactory.workshop.corpora import Corpora
+from aifactory.workshop.runs import Run
+from aifactory.workshop.token_sets import TokenSets
 
 COLUMNS = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "label": "label"}
 
@@ -79,8 +83,9 @@ def test_corrections_of_a_sealed_batch_are_learnt_as_the_objective_says(tmp_path
         number = log.seal(batch_rows=20, batch_after_s=None)
         batch = log.publish(number or 0, factory.books.artifacts, objective=objective)
         cycle = factory.cycle()
-        corpus = factory._workshop.ingest_batch(cycle, batch, [factory.ingest()])
-        tokens = factory._workshop.tokenize(cycle, corpus, tokenizer=tmp_path / "base")
+        bench = bench_of(factory)
+        corpus = Corpora(bench).of_batch(cycle, batch, [factory.ingest()])
+        tokens = TokenSets(bench).of(cycle, corpus, tokenizer=tmp_path / "base")
 
     marks = [mark for row in marks_of(tokens) for mark in row]
     assert corpus.figures["rows_in"] == (40 if objective == "kto" else 20)
@@ -103,9 +108,10 @@ def test_a_base_in_a_folder_is_what_it_holds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("objective", ["likelihood", "dpo", "kto"])
 def test_held_out_rows_are_packed_as_those_that_train(tmp_path: Path, objective: str) -> None:
     with Factory(config(tmp_path, objective, early_stopping={"every_steps": 2, "rows": 4})) as factory:
-        tokens = factory.tokenize()
-        _, name = factory._workshop._held_out([tokens], factory.config.train, ("runs", "some"))
-        rows = TokenRows(Path(factory.books.storage.path("runs", "some", "holdout")), [str(name)])
+        run = Run(bench_of(factory), training_of(factory))
+        (tokens,) = run.training.token_sets
+        _, name = run.held_out()
+        rows = TokenRows(Path(factory.books.storage.path(*run.folder, "holdout")), [str(name)])
         held = {str(document["row"]) for n in range(len(rows)) for document in rows.documents(n)}
         trained = {row for row, _ in TokenRows(Path(tokens.uri), ["shard-00000.arrow"]).whole_documents()}
 

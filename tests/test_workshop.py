@@ -1,4 +1,4 @@
-"""Laws of what is read in a run: sources are mixed by the weights of the recipe, over shards that are theirs alone."""
+"""Laws of what is made: sources are mixed by the weights of the recipe; a candidate that fails takes no other with it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benches import bench_of, training_of
 from corpora import write_topics
 from small_factories import small_config
 
 from aifactory import Config, Factory
+from aifactory.cluster.tasks import RunTasks
+from aifactory.config import Train
 from aifactory.errors import ConfigError, TrainingError
+from aifactory.records.artifacts import Model
 from aifactory.text.shards import TokenRows
+from aifactory.train.work import Work
+from aifactory.workshop.bench import Made
+from aifactory.workshop.execution import execution_of
+from aifactory.workshop.models import Models
+from aifactory.workshop.runs import Run
 
 
 def two_sources(folder: Path, **train: Any) -> Config:
@@ -22,7 +31,7 @@ def two_sources(folder: Path, **train: Any) -> Config:
 
 
 def drawn(factory: Factory) -> list[Any]:
-    return factory._workshop._drawn([factory.tokenize()], factory.config.train, [1.0])
+    return training_of(factory).drawn()
 
 
 def test_every_source_is_read_from_shards_of_its_own_by_its_weight(tmp_path: Path) -> None:
@@ -73,28 +82,37 @@ def _rows(corpus: Path) -> list[dict[str, Any]]:
     return [row for file in sorted(corpus.glob("train-*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
-def test_where_a_candidate_can_not_be_trained_it_is_named_and_the_others_are_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # What happens to each recipe is counted here; how one is trained is the trainer's.
+MIB = 2**20
+"""What the fake says of every model that it trains; a card shows it."""
+FIGURES = {"parameters": MIB, "steps": 60, "tokens": MIB, "final_loss": 2.0, "tokens_per_s": 1.0, "precision": "fp32"}
+
+
+def test_where_a_candidate_can_not_be_trained_it_is_named_and_the_others_are_trained(tmp_path: Path) -> None:
     trained: list[int] = []
 
-    def train(self: Any, cycle: Any, token_sets: Any, recipe: Any, *rest: Any, **options: Any) -> int:
-        if recipe.seed == 2:
+    def train_work(work: Work, config: Config, run: RunTasks) -> Made:
+        # What happens to each recipe is counted here; how one is trained is the trainer's.
+        if work.recipe.seed == 2:
             raise TrainingError("expected a finite loss, found none.")
-        trained.append(recipe.seed)
-        return int(recipe.seed)
+        trained.append(work.recipe.seed)
+        return Made(files=[work.storage.write_bytes(b"weights", *work.model_folder, "weights")], figures=FIGURES)
 
     with Factory(two_sources(tmp_path, candidates=[{"seed": seed} for seed in (1, 2, 3)])) as factory:
-        token_set = factory.tokenize()
-        monkeypatch.setattr("aifactory.workshop.Workshop._train", train)
-        monkeypatch.setattr(factory._workshop, "runs_at_once", lambda most: min(2, most))
-        recipes = factory.config.train.recipes()
+        cycle, token_set = factory.cycle(), factory.tokenize()
+        first, second, third = factory.config.train.recipes()
+        models = Models(bench_of(factory), runs_at_once=lambda most: min(2, most), train_work=train_work)
+
+        def of(*recipes: Train) -> list[Model]:
+            return models.of(cycle, [token_set], recipes=recipes, shares=[1.0], base=None)
+
         with pytest.raises(TrainingError, match=r"train\.candidates\[1\]: expected a finite loss.*without this one"):
-            factory._workshop.train(factory.cycle(), [token_set], recipes=recipes, shares=[1.0], base=None)
+            of(first, second, third)
         assert sorted(trained) == [1, 3]
         with pytest.raises(TrainingError, match=r"^expected a finite loss"):
-            factory._workshop.train(factory.cycle(), [token_set], recipes=recipes[1:2], shares=[1.0], base=None)
+            of(second)
+        # Those that were trained wait in the storage.
+        assert [model.record.recipe["train"]["seed"] for model in of(third, first)] == [3, 1]
+        assert sorted(trained) == [1, 3]
 
 
 def test_how_a_step_is_computed_reaches_the_workers_and_the_record_and_not_the_recipe(tmp_path: Path) -> None:
@@ -105,9 +123,9 @@ def test_how_a_step_is_computed_reaches_the_workers_and_the_record_and_not_the_r
     values = config.model_dump(mode="json")
     values["runtime"]["execution"] = chosen
     with Factory(Config.model_validate(values)) as factory:
-        workshop = factory._workshop
-        task = workshop._work(("model", "a"), [factory.tokenize()], factory.config.train, [1.0], None)
+        runtime = factory.config.runtime
+        run = Run(bench_of(factory), training_of(factory))
 
-        assert task.execution == Execution(**chosen)
-        assert workshop._execution(factory.config.train)["step"] == factory.config.runtime.execution.model_dump()
+        assert run.work().execution == Execution(**chosen)
+        assert execution_of(runtime, factory.config.train)["step"] == runtime.execution.model_dump()
         assert factory.config.recipe("train", "model") == config.recipe("train", "model")

@@ -318,6 +318,11 @@ class Serve(Section):
     max_file_bytes: int = Field(default=100_000_000, ge=1_000)
     """Largest file that can be uploaded to /v1/files. Default: 100,000,000."""
 
+    @property
+    def chat_fallback(self) -> str:
+        """The template of chats for a tokenizer that has none, as `aifactory.text.chat` calls it; data and scores use it too."""
+        return self.chat_template or "none"
+
 
 class Retrain(Section):
     """How the recipe of a retrain differs from that of the first model."""

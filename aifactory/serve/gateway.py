@@ -218,7 +218,7 @@ class Gateway:
         """The next message of a conversation."""
         body = parse(ChatBody, await self._read(request))
         sampling = body.sampling(default=self.recipe.max_answer_tokens, limit=self.recipe.max_answer_tokens)
-        fallback, tools = self.recipe.chat_template or "none", body.shown_tools
+        fallback, tools = self.recipe.chat_fallback, body.shown_tools
         if tools and sampling.stop:
             raise BadRequestError("Expected stop without tools: a call is read to its end.", field="stop")
         if tools and sampling.grammar is not None:
@@ -345,8 +345,7 @@ class Gateway:
                 raise BadRequestError(
                     "Expected tools with messages, and with a model whose chat template writes them.", field="tools"
                 )
-            fallback = self.recipe.chat_template or "none"
-            ids = await asyncio.to_thread(_tokens_of, served, body, fallback=fallback)
+            ids = await asyncio.to_thread(_tokens_of, served, body, fallback=self.recipe.chat_fallback)
             names = [served.tokenizer.name_of(token) for token in ids] if body.return_token_strs else None
             return _json(
                 {

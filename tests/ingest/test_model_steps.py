@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from benches import bench_of
 from pydantic import TypeAdapter
 from small_models import LINES, write_small_model
 
@@ -35,6 +36,7 @@ from aifactory.records.storage import Storage
 from aifactory.text.documents import prompt_tokens
 from aifactory.text.tokenizer import load_tokenizer
 from aifactory.train.base import digest_folder
+from aifactory.workshop.corpora import Corpora
 
 CONTEXT = 96
 PROMPT = "{prompt} Text: {text}\nKind:"
@@ -516,7 +518,7 @@ def test_feedback_is_labelled_by_the_model_that_its_cycle_is_bound_to_and_not_fi
         bound = Bound(kind="drift", sources_digest="", batches=[batch.id], models=models)
         cycle = books.journal.claim(books.journal.open_cycle("drift-1", recipe={}, bound=bound))
 
-        corpus = factory._workshop.ingest_batch(cycle, batch, [])
+        corpus = Corpora(bench_of(factory)).of_batch(cycle, batch, [])
 
         assert corpus.rows_kept == len(texts)
         said = pa.table({"text": texts, "prompt": ["what?"] * len(texts)})
@@ -567,4 +569,4 @@ def test_a_cycle_that_was_begun_without_the_step_says_so(tmp_path, folder):
         release(factory.books, folder)
         cycle = factory.books.journal.open_cycle("run-old", recipe={}, bound=Bound(kind="run", sources_digest="x"))
         with pytest.raises(StateError, match="run-old to be bound to the model that registry:production stands for"):
-            factory._workshop.ingest_sources(cycle, [])
+            Corpora(bench_of(factory)).of_sources(cycle, [])

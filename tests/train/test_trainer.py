@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from benches import bench_of, training_of
 from small_factories import small_config
 
 from aifactory import Config, Factory
@@ -12,6 +13,7 @@ from aifactory.errors import TrainingError
 from aifactory.text.shards import TokenRows
 from aifactory.train.room import NoRoomError
 from aifactory.train.trainer import _causes
+from aifactory.workshop.runs import Run
 
 STOPPING = {"every_steps": 10, "patience": 1, "min_delta": 5.0, "rows": 8}
 """A margin that no model keeps up with: at step 30 it is known that 20 was no better than 10."""
@@ -55,8 +57,7 @@ def test_what_would_happen_again_is_not_tried_again(make_factory):
 def test_what_the_runtime_says_reaches_the_workers(tmp_path):
     runtime = {"keep_checkpoints": 5, "hang_timeout_s": 7.0, "validate_every_steps": 11, "validate_rows": 2}
     with Factory(Config.model_validate(small_config(tmp_path, runtime=runtime))) as factory:
-        tokens = factory.tokenize()
-        task = factory._workshop._work(("model", "x"), [tokens], factory.config.train, [1.0], None)
+        task = Run(bench_of(factory), training_of(factory)).work()
         rows = TokenRows(Path(task.storage.path(*task.held_out.folder)), task.held_out.names)
 
     assert (task.keep_checkpoints, task.hang_timeout_s, task.validate_every_steps) == (5, 7.0, 11)

@@ -1,0 +1,147 @@
+"""Corpora: what identifies the clean rows of sources or of feedback, and what ingest is handed to make them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pyarrow.compute as pc
+
+from aifactory.config import Columns, Ingest, NearDuplicatesStep, ParquetSource
+from aifactory.errors import StorageError
+from aifactory.ingest.decisions import Earlier
+from aifactory.ingest.index import Index, held_out, joined, read_index, sign, signature_recipe
+from aifactory.ingest.listing import Piece, list_pieces
+from aifactory.ingest.pipeline import CODE_VERSION, Work, ingest_pieces
+from aifactory.ingest.steps import step_recipes
+from aifactory.records.artifacts import Corpus, FeedbackBatch
+from aifactory.records.journal import Cycle
+from aifactory.records.rows import index_names, read_ledger, read_part
+from aifactory.records.storage import Storage
+from aifactory.workshop.bench import Bench, Folder, Identity, Made
+from aifactory.workshop.step_models import StepModels
+
+FEEDBACK = "feedback"
+
+
+class Corpora:
+    """Makes the corpora of one factory."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.step_models = StepModels(bench.books)
+
+    def of_sources(self, cycle: Cycle, pieces: Sequence[Piece]) -> Corpus:
+        """The corpus of the configuration's sources."""
+        recipe = self._bench.config.ingest
+        return self._ingest(cycle, pieces, recipe, [cycle.bound.sources_digest], ancestors=[], batch=None)
+
+    def of_batch(self, cycle: Cycle, batch: FeedbackBatch, ancestors: Sequence[Corpus]) -> Corpus:
+        """The corpus of one feedback batch: no row of it that an ancestor has trained or was judged on.
+
+        Feedback is what a person wrote: rules for collected text would throw short answers away.
+        """
+        config = self._bench.config
+        recipe = config.ingest.model_copy(
+            update={
+                "holdout_share": config.improve.holdout_share,
+                "holdout_strata": (),
+                "steps": tuple(step for step in config.ingest.steps if step.FOR_FEEDBACK),
+            }
+        )
+        answers = {
+            "likelihood": {"text": "text"},
+            "dpo": {"chosen": "text", "rejected": "rejected"},
+            "kto": {"text": "text", "label": "label"},
+        }[config.train.objective]
+        told = {"prompt": "prompt", "user": "user", "origin": "completion"}
+        columns = Columns.model_validate(answers | told)
+        source = ParquetSource(
+            name=FEEDBACK,
+            kind="parquet",
+            path=str(self._bench.books.artifacts.fetch(batch)),
+            include=("*.parquet",),
+            columns=columns,
+        )
+        pieces = list_pieces([source]).pieces
+        return self._ingest(cycle, pieces, recipe, [batch.fingerprint], ancestors=ancestors, batch=batch)
+
+    def _ingest(
+        self,
+        cycle: Cycle,
+        pieces: Sequence[Piece],
+        recipe: Ingest,
+        contents: Sequence[str],
+        *,
+        ancestors: Sequence[Corpus],
+        batch: FeedbackBatch | None,
+    ) -> Corpus:
+        books, storage = self._bench.books, self._bench.books.storage
+        models, releases = self.step_models.bound(cycle, recipe.models)
+        plain = {
+            "steps": step_recipes(recipe.steps, models),
+            "holdout_share": recipe.holdout_share,
+            "holdout_strata": [stratum.model_dump(mode="json") for stratum in recipe.holdout_strata],
+        }
+        restored: Sequence[tuple[str, str]] = ()
+        if batch is None:
+            plain["sources"] = [source.recipe() for source in recipe.sources]
+            plain["restored"] = [list(each) for each in cycle.bound.restored]
+            restored = cycle.bound.restored
+        elsewhere = [
+            books.artifacts.get(Corpus, corpus_id)
+            for corpus_id in cycle.bound.holdouts
+            if corpus_id not in {corpus.id for corpus in ancestors}
+        ]
+
+        def write(target: Folder) -> Made:
+            near = recipe.near_duplicates
+            earlier = Earlier(
+                ancestors=joined([_index_of(storage, corpus, near) for corpus in ancestors]),
+                holdouts=joined([held_out(_index_of(storage, corpus, near)) for corpus in elsewhere]),
+                corpora=[*ancestors, *elsewhere],
+            )
+            ingested = ingest_pieces(
+                pieces,
+                Work.of(recipe, storage, restored=self._restored(restored), models=models),
+                name=self._bench.config.name,
+                earlier=earlier,
+                target=target,
+                run=self._bench.run_for(sum(piece.num_bytes for piece in pieces)),
+            )
+            return Made(files=ingested.files, figures=ingested.figures)
+
+        identity = Identity(
+            noun=Corpus,
+            code_version=CODE_VERSION,
+            recipe=plain,
+            contents=contents,
+            inputs=[*ancestors, *elsewhere, *([batch] if batch is not None else []), *releases],
+        )
+        return self._bench.make(cycle, identity, write, event="ingested", num_cpus=self._bench.data_cpus)
+
+    def _restored(self, asked_for: Sequence[tuple[str, str]]) -> dict[str, frozenset[str]]:
+        """By rule the keys of the rows that a person has brought back from the ledgers."""
+        books = self._bench.books
+        keys: dict[str, set[str]] = {}
+        for corpus_id, rule in asked_for:
+            corpus = books.artifacts.get(Corpus, corpus_id)
+            for table in read_ledger(books.storage, corpus, columns=["rule", "key"]):
+                found = table.filter(pc.equal(table["rule"], rule))["key"].to_pylist()
+                keys.setdefault(rule, set()).update(filter(None, found))
+        return {rule: frozenset(found) for rule, found in keys.items()}
+
+
+def _index_of(storage: Storage, corpus: Corpus, near: NearDuplicatesStep | None) -> Index:
+    """The index of all rows of a corpus, signed as the step asks."""
+    recipe = None if near is None else signature_recipe(near)
+    indexes = []
+    for name in index_names(corpus):
+        data = storage.read_bytes(corpus.kind, corpus.fingerprint[:16], name)
+        if data is None:
+            raise StorageError(f"expected {corpus.uri}/{name}, found no such file; ingest again from another root.")
+        index = read_index(data)
+        if near is not None and corpus.figures["signature"] != recipe:
+            index = replace(index, signatures_NP=sign(read_part(storage, corpus, name), near))
+        indexes.append(index if near is not None else replace(index, signatures_NP=None))
+    return joined(indexes)

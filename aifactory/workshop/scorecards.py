@@ -1,0 +1,59 @@
+"""Scorecards: what identifies the scores of a model beside the one in production, and what evaluation is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aifactory.records.artifacts import Corpus, Model, Scorecard
+from aifactory.records.journal import Cycle
+from aifactory.workshop.bench import Bench, Folder, Identity, Made
+from aifactory.workshop.cards import write_card
+
+
+class Scorecards:
+    """Makes the scorecards of one factory."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def of(
+        self, cycle: Cycle, model: Model, *, champion: Model | None, sources: Corpus, feedback: Sequence[Corpus]
+    ) -> Scorecard:
+        """The scorecard of a model beside the one in production."""
+        from aifactory.evaluate.pipeline import CODE_VERSION, evaluate_model
+
+        config, books = self._bench.config, self._bench.books
+        recipe = dict(config.recipe("evaluate")["evaluate"]) | {"chat_fallback": config.serve.chat_fallback}
+        disliked: frozenset[str] = frozenset()
+        if config.train.objective == "kto":
+            from aifactory.tokens.preferences import DISLIKED
+
+            # A model is not judged by how likely it finds what nobody wants to hear.
+            disliked = DISLIKED
+            recipe["leaves_out"] = sorted(disliked)
+
+        def write(target: Folder) -> Made:
+            evaluated = evaluate_model(
+                candidate=model,
+                champion=champion,
+                sources=sources,
+                feedback=feedback,
+                recipe=config.evaluate,
+                store=books.artifacts,
+                target=target,
+                run=self._bench.run_tasks(),
+                leave_out=disliked,
+                chat_fallback=config.serve.chat_fallback,
+            )
+            return Made(files=evaluated.files, figures=evaluated.figures)
+
+        identity = Identity(
+            noun=Scorecard,
+            code_version=CODE_VERSION,
+            recipe=recipe,
+            contents=["champion" if champion is not None else "no champion"],
+            inputs=[model, *([champion] if champion is not None else []), sources, *feedback],
+        )
+        scorecard = self._bench.make(cycle, identity, write, event="evaluated", num_cpus=self._bench.data_cpus)
+        write_card(books, model, scorecard)
+        return scorecard
