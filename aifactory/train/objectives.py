@@ -22,6 +22,7 @@ Legend   B rows of a micro-batch, T tokens of a row, V vocabulary, D documents a
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def kto_losses(
 # ── objectives ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Objective:
+class Objective(ABC):
     """What is learnt from marked rows. Holds the model that training started from, or gets it by switching adapters off."""
 
     documents_of_one = 1
@@ -157,14 +158,15 @@ class Objective:
         if self._start is not self._model:
             self._start = frozen(self._start)
 
+    @abstractmethod
     def begin(
         self, model: Forward, micro_batches: Iterable[tuple[int, MarkedRows]], *, batch_rows: int, precision: Precision
     ) -> None:
         """Look at the batch before its losses are computed: the worker's micro-batches, each with its first slot."""
 
+    @abstractmethod
     def summed_loss(self, model: Forward, rows: MarkedRows, *, precision: Precision) -> torch.Tensor:
         """The sum of the losses of the pairs, or of the documents, of a micro-batch."""
-        raise NotImplementedError
 
     def _ratios(self, model: Forward, rows: MarkedRows, precision: Precision) -> torch.Tensor:
         """By how much (nats) each token of an answer is likelier now than it was at the start; B x T."""
@@ -187,6 +189,11 @@ class Dpo(Objective):
     """Pairs."""
 
     documents_of_one = 2
+
+    def begin(
+        self, model: Forward, micro_batches: Iterable[tuple[int, MarkedRows]], *, batch_rows: int, precision: Precision
+    ) -> None:
+        """The loss of a pair depends on no other."""
 
     def summed_loss(self, model: Forward, rows: MarkedRows, *, precision: Precision) -> torch.Tensor:
         ratios_D = document_sums(self._ratios(model, rows, precision), rows.positions_BT)
