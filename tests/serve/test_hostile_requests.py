@@ -115,14 +115,14 @@ def judge(attack: Attack, answer: bytes) -> str | None:
     if status is None:
         # Who goes away before the end, or speaks no HTTP, may get no answer; an answer that has begun is no answer yet.
         return "no answer" if attack.is_whole and attack.going == "stays" else None
-    # Whoever asks for too little time is told so, with the time.
-    timed = b"Expected the answer within" in answer and b"within 600 s" not in answer
-    if status >= 500 and not (status == 504 and timed):
+    # Whoever asks for too little time is told so. Nothing here takes as long as the endpoint itself allows.
+    if status >= 500 and (status != 504 or b"within 600 s" in answer):
         return f"status {status}"
     if b'"type": "server_error"' in answer:
         return "a stream that the server broke off"
     if attack.going == "stays" and status == 200 and b"event-stream" in answer and b"data: [DONE]" not in answer:
-        return None if timed or b"invalid_request_error" in answer else "a stream without its end"
+        ended = b"deadline_exceeded" in answer or b"invalid_request_error" in answer
+        return None if ended else "a stream without its end"
     return None
 
 
