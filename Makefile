@@ -7,22 +7,27 @@ CONFIG ?= configs/quickstart.yaml
 LOOPS := tests/test_loop.py tests/test_clusters.py tests/test_data_faults.py tests/test_faults.py
 
 .NOTPARALLEL:
-.PHONY: quickstart test test-slow test-faults test-gpu check format schema peers clean
+.PHONY: quickstart test test-slow test-faults test-fuzz test-gpu check format schema peers clean
 
 quickstart: $(VENV)/installed $(VENV)/kernels
 	$(BIN)/aifactory run $(CONFIG)
 
 test: $(VENV)/installed-dev $(VENV)/kernels
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not gpu and not slow" -n 2 --dist loadfile $(LOOPS:%=--ignore=%)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not gpu and not slow" $(LOOPS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not fuzz and not gpu and not slow" -n 2 --dist loadfile $(LOOPS:%=--ignore=%)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not fuzz and not gpu and not slow" $(LOOPS)
 
 # The loop in all its turns: negative controls, killed actors, two nodes, Ray jobs.
-test-slow: $(VENV)/installed-dev
+test-slow: $(VENV)/installed-dev .peers/lm-eval/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 # SIGKILL at random moments and at every stage boundary, for many minutes.
 test-faults: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m faults -s
+
+# 50,000 hostile requests and some thousand by the OpenAPI page. AIFACTORY_FUZZ_REQUESTS: another number;
+# AIFACTORY_FUZZ_SEED: the same ones again. Without pytest's own log, which would keep all of it in memory.
+test-fuzz: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m fuzz -s -p no:logging
 
 # Needs an NVIDIA GPU.
 test-gpu: $(VENV)/installed-dev
@@ -50,6 +55,8 @@ peers: .peers/datatrove/installed .peers/datasets/installed .peers/trl/installed
 .peers/datasets/installed: PEERS = $(DATA_PEERS) datasets==5.2.0
 .peers/trl/installed: PEERS = $(TRAIN_PEERS) accelerate==1.15.0 datasets==5.2.0 trl==1.16.0
 .peers/lightning/installed: PEERS = $(TRAIN_PEERS) lightning==2.6.6
+# Not beside the others: transformers imports scipy wherever it finds it.
+.peers/lm-eval/installed: PEERS = $(TRAIN_PEERS) accelerate==1.15.0 datasets==5.2.0 'lm-eval[api]==0.4.13'
 .peers/%/installed: Makefile
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)

@@ -101,7 +101,7 @@ class Answer:
         if self.matcher is not None and not is_end:
             error = self.matcher.take(token_id)
             if error is not None:
-                return self._delta(self._rest(), "error", error)
+                return self._delta(self._rest(), "error", error, fault="grammar")
             ended = self.matcher.is_complete
         text = echoed + ("" if is_end else self._stop.feed(self._decoder.feed(token_id)))
         if self._stop.found:
@@ -131,9 +131,9 @@ class Answer:
         """Keep what the prompt's tokens scored for the first delta."""
         self._prompt_scores = scores
 
-    def end(self, reason: FinishReason, error: str | None = None) -> Delta:
+    def end(self, reason: FinishReason, error: str | None = None, *, fault: str | None = None) -> Delta:
         """The last delta of an answer that ends from outside: cancelled, failed, or nothing but its prompt."""
-        return self._delta((self._echo() if reason == "length" else "") + self._rest(), reason, error)
+        return self._delta((self._echo() if reason == "length" else "") + self._rest(), reason, error, fault=fault)
 
     def deliver(self, delta: Delta) -> None:
         """Hand a delta over. A callback that raises is called no more, and its request is cancelled."""
@@ -154,7 +154,9 @@ class Answer:
         text = self._stop.feed(self._decoder.flush())
         return text + self._stop.flush()
 
-    def _delta(self, text: str, reason: FinishReason | None = None, error: str | None = None) -> Delta:
+    def _delta(
+        self, text: str, reason: FinishReason | None = None, error: str | None = None, *, fault: str | None = None
+    ) -> Delta:
         token_ids, self._pending_ids = tuple(self._pending_ids), []
         scores, self._pending_scores = tuple(self._pending_scores), []
         prompt_scores, self._prompt_scores = self._prompt_scores, ()
@@ -164,6 +166,7 @@ class Answer:
             token_ids=token_ids,
             finish_reason=reason,
             error=error,
+            fault=fault,
             index=self.index,
             scores=scores,
             prompt_scores=prompt_scores,

@@ -17,7 +17,7 @@ from collections.abc import Collection
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from torch import Tensor
 
 from aifactory.engine.protocol import Grammar
@@ -26,6 +26,9 @@ from aifactory.text.tokenizer import TextTokenizer
 
 _NUM_KEPT = 64
 """Compiled grammars that are kept: requests tend to come with the same."""
+_MOST_LEXER_FUEL = 200_000
+"""Bound on the expressions that a grammar is unfolded into. Schemas and expressions as long as a grammar may be (65,536
+characters) were seen to take up to 50,000; `a{1000}{1000}` takes 4 s and 160 MB by the library's own bound, 0.6 s by this."""
 
 
 class Matcher:
@@ -48,7 +51,12 @@ class Matcher:
 
     def take(self, token_id: int) -> str | None:
         """Go on by a token; what went wrong, None if nothing did."""
-        if self._matcher.consume_token(token_id):
+        return None if self._matcher.consume_token(token_id) else self.error
+
+    @property
+    def error(self) -> str | None:
+        """Why the grammar can't be followed from here; None while it can."""
+        if not self._matcher.is_error():
             return None
         return f"the grammar can't be followed: {self._matcher.get_error()}"[:500]
 
@@ -101,14 +109,25 @@ class Grammars:
                 text = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
             except (ValueError, RecursionError) as error:
                 raise BadRequestError(f"Expected a JSON schema in grammar, found: {error}.", field="grammar") from error
-        matcher = LLMatcher(self._tokenizer, text, log_level=0)
-        if matcher.is_error():
+        limits = LLParserLimits(initial_lexer_fuel=_MOST_LEXER_FUEL, verbose_errors=False)
+        found = LLMatcher(self._tokenizer, text, log_level=0, limits=limits)
+        matcher = Matcher(found, self._vocab_size)
+        problem = found.get_error() if found.is_error() else _try_first_token(matcher.copy())
+        if problem:
             raise BadRequestError(
                 f"Expected a {grammar.kind.replace('_', ' ')} that can be followed token by token, found: "
-                f"{matcher.get_error()[:1000]}. Simplify it.",
+                f"{problem[:1000]}. Simplify it.",
                 field="grammar",
             )
-        return Matcher(matcher, self._vocab_size)
+        return matcher
+
+
+def _try_first_token(matcher: Matcher) -> str | None:
+    """What is wrong with the beginning. Much of a grammar is worked out there, and nothing that all others wait for."""
+    token_ids = matcher.allow().nonzero()
+    if matcher.error is None and len(token_ids):
+        return matcher.take(int(token_ids[0]))
+    return matcher.error or "nothing matches it"
 
 
 class _Tokens:

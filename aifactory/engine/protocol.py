@@ -220,6 +220,8 @@ class Delta:
     """None while the answer goes on; the one delta with a reason is the last of its index."""
     error: str | None = None
     """What went wrong, with finish_reason "error" only."""
+    fault: str | None = None
+    """With an error that the request has brought upon itself: its field ("grammar")."""
     index: int = 0
     """Which of the request's n answers."""
     scores: tuple[TokenScore, ...] = ()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from aifactory.engine.protocol import Sampling
 
+_LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
 NOT_FINITE = -1
 """Stands for the token of a row whose logits hold a nan or have no finite maximum."""
 
@@ -40,7 +41,8 @@ class _Group:
     def __init__(self, rows: Sequence[int], samplings: Sequence[Sampling], device: torch.device | str) -> None:
         self.rows = list(rows)
         self.rows_R = torch.tensor(self.rows, device=device)
-        self.temperature_R1 = _column([samplings[row].temperature for row in rows], device)
+        # One that fp32 would take for 0 is greedy, not 0 / 0.
+        self.temperature_R1 = _column([max(samplings[row].temperature, _LEAST_TEMPERATURE) for row in rows], device)
         self.top_p_R1 = _column([samplings[row].top_p for row in rows], device)
         self.top_k = samplings[rows[0]].top_k
         self.truncates = samplings[rows[0]].top_p < 1.0

@@ -347,7 +347,11 @@ class Scheduler:
             # A nan that stays in the row would reach its next owner through the masked positions.
             self._cache.clear([slot.row])
             slot.is_sound = False
-            self._end(slot, "error", _NOT_FINITE_ERROR)
+            matcher = slot.answer.matcher
+            if matcher is not None and matcher.error is not None:
+                self._end(slot, "error", matcher.error, fault="grammar")
+            else:
+                self._end(slot, "error", _NOT_FINITE_ERROR)
             return
         slot.next_id = token_id
         delta = slot.answer.push(token_id, score)
@@ -357,8 +361,8 @@ class Scheduler:
             self._leave(slot)
         slot.answer.deliver(delta)
 
-    def _end(self, slot: _Slot, reason: FinishReason, error: str | None = None) -> None:
-        delta = slot.answer.end(reason, error)
+    def _end(self, slot: _Slot, reason: FinishReason, error: str | None = None, *, fault: str | None = None) -> None:
+        delta = slot.answer.end(reason, error, fault=fault)
         self._leave(slot)
         slot.answer.deliver(delta)
 

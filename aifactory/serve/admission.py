@@ -134,6 +134,11 @@ class Admission:
         """Answers that wait, those in the background apart."""
         return self._front.waiting
 
+    @property
+    def running(self) -> int:
+        """Answers in the engine."""
+        return self._running
+
     def enter(self, path: Sequence[str], cost: int, *, behind: bool = False) -> Entry:
         """Stand in line, under a key and a user; wait for `Entry.admitted`, and leave in any case.
 

@@ -283,6 +283,8 @@ class Answering:
                 yield event("[DONE]")
             except StatusError as error:
                 yield event(error_body(str(error), kind=error.kind, code=error.code))
+            except BadRequestError as error:
+                yield event(error_body(str(error), kind="invalid_request_error", field=error.field))
             except Exception:
                 logger.exception("failed completion=%s", question.id)
                 yield event(error_body("The server failed; its log says why.", kind="server_error"))
@@ -350,6 +352,9 @@ class Answering:
                 for index, delta in together.items():
                     if delta.finish_reason == "cancelled" and late:
                         raise _too_late(question.timeout_s)
+                    if delta.fault is not None:
+                        refused = BadRequestError(f"{delta.fault}: {delta.error}. Simplify it.", field=delta.fault)
+                        raise _renamed(refused, question.fields)
                     if delta.finish_reason in ("error", "cancelled"):
                         raise StatusError(
                             500 if delta.finish_reason == "error" else 503,

@@ -176,8 +176,11 @@ def _whole(seconds: float | None) -> int | None:
 
 
 def _name(request: Request, kind: str) -> str:
-    """The name after `/v1/<kind>/` in the path."""
-    return str(request.scope["path"]).rpartition(f"/v1/{kind}/")[2].split("/")[0]
+    """The name after `/v1/<kind>/` in the path. Raises StatusError for one that PostgreSQL can't look for."""
+    name = str(request.scope["path"]).rpartition(f"/v1/{kind}/")[2].split("/")[0]
+    if "\0" in name:
+        raise _unknown("file" if kind == "files" else "batch", name)
+    return name
 
 
 def _unknown(kind: str, name: str) -> StatusError:

@@ -22,6 +22,13 @@ _LONGEST_ID = 10
 """Digits of a token id in logit_bias."""
 
 
+def _refuse_nul(value: Any) -> Any:
+    """PostgreSQL neither keeps nor looks for a text with NUL."""
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("Input should be a string without NUL")
+    return value
+
+
 class StreamOptions(ClosedBody):
     """What a stream carries beside the text."""
 
@@ -117,13 +124,8 @@ class GenerationBody(ClosedBody):
     """Longest time to the last token, seconds; then the work ends, with 504. As the header X-Request-Timeout. Default:
     the endpoint's `request_timeout_s`, which is also the longest."""
 
-    @field_validator("user")
-    @classmethod
-    def _refuse_nul(cls, user: str | None) -> str | None:
-        # It is kept with the answer, where PostgreSQL takes none: refused before there is an answer.
-        if user is not None and "\0" in user:
-            raise ValueError("Input should be a string without NUL")
-        return user
+    # It is kept with the answer: refused before there is one.
+    _without_nul = field_validator("user")(_refuse_nul)
 
     @property
     def include_usage(self) -> bool:
@@ -390,6 +392,8 @@ class BatchBody(ClosedBody):
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
     """What the client wants to remember of it."""
 
+    _without_nul = field_validator("input_file_id")(_refuse_nul)
+
 
 class FeedbackBody(ClosedBody):
     """POST /v1/feedback: what somebody says of an answer."""
@@ -412,6 +416,8 @@ class FeedbackBody(ClosedBody):
     """Who says it."""
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=128)
     """The same key is counted once. Without one, the same feedback on the same answer is."""
+
+    _without_nul = field_validator("completion", "preferred", "rejected")(_refuse_nul)
 
     @property
     def subject(self) -> str:

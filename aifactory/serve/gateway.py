@@ -49,7 +49,7 @@ from aifactory.serve.bodies import (
 from aifactory.serve.openapi import Operation, describe, page
 from aifactory.serve.releases import Releases, Served
 from aifactory.serve.tool_calls import require_tools
-from aifactory.serve.wire import ClosedBody, StatusError, error_body, parse
+from aifactory.serve.wire import ClosedBody, Incoming, StatusError, error_body, parse
 from aifactory.text.chat import chat_tokens, render_chat, takes_tools, turns_of
 from aifactory.text.documents import chat_prompt_tokens, prompt_tokens
 
@@ -57,6 +57,9 @@ _RETRY_AFTER_S = "1"
 _DEFAULT_COMPLETION_TOKENS = 16
 _ANY_MODEL = "/v1/models/{model}"
 _POOLING: Pooling = "mean"
+_MOST_UNREAD_BYTES = 16_000_000
+_LONGEST_UNREAD_S = 2.0
+"""As far as the body of a request that was refused is read on."""
 _TIMEOUT_HEADER = "X-Request-Timeout"
 _BEHIND = "aifactory.behind"
 """In the scope of a request in the background: the id of its answer."""
@@ -96,6 +99,13 @@ class Gateway:
 
     async def handle(self, request: Request) -> Response:
         """Answer one request; whatever is wrong with it comes back in OpenAI's envelope."""
+        incoming = Incoming(request.receive)
+        response = await self._answer(Request(request.scope, incoming))
+        if response.status_code >= 400:
+            await incoming.read_on(_MOST_UNREAD_BYTES, _LONGEST_UNREAD_S)
+        return response
+
+    async def _answer(self, request: Request) -> Response:
         path = _path(request.scope)
         route = self._route_of(path)
         try:

@@ -7,11 +7,14 @@ Source   OpenAI API reference, "Completions", "Chat" and "Errors" (2026-11).
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.types import Message, Receive
 
 from aifactory.errors import BadRequestError
 
@@ -61,6 +64,29 @@ def parse(kind: type[Body], data: bytes) -> Body:
         return kind.model_validate({name: value for name, value in values.items() if not _asks_nothing(name, value)})
     except ValidationError as error:
         raise _explain(error, kind) from error
+
+
+class Incoming:
+    """The messages of a request, of which it is known whether its body was read to the end."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._ended = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._ended = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    async def read_on(self, most_bytes: int, most_s: float) -> None:
+        """Drop the rest of the body, as far as it comes.
+
+        A server that closes a connection of which something is unread resets it, and the client may never see the answer.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(most_s):
+                while not self._ended and most_bytes > 0:
+                    most_bytes -= len((await self()).get("body", b""))
 
 
 class StatusError(Exception):

@@ -108,3 +108,17 @@ def test_deltas_joined_are_what_they_were_one_after_the_other(tokenizer, make_re
 
     assert (first.text, first.token_ids, first.scores) == ("the quick", tuple(ids), tuple(scores))
     assert (first.finish_reason, first.index, len(first.prompt_scores)) == ("length", 3, 1)
+
+
+def test_a_grammar_that_can_be_followed_no_further_is_the_requests_own_fault(tokenizer, make_request):
+    class Broken:
+        is_complete = False
+
+        def take(self, token_id):
+            return "too complex" if token_id == 6 else None
+
+    answer = Answer(make_request("a", [1], max_tokens=9), print, tokenizer, {tokenizer.eos_id}, matcher=Broken())
+
+    assert answer.push(5).finish_reason is None
+    last = answer.push(6)
+    assert (last.finish_reason, last.error, last.fault) == ("error", "too complex", "grammar")

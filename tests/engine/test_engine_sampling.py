@@ -111,7 +111,9 @@ def test_a_row_that_is_not_finite_is_marked_and_the_others_are_chosen(settings):
     assert ids[1:] == [NOT_FINITE, NOT_FINITE]
 
 
-def test_a_temperature_near_zero_is_greedy():
-    batch = SamplingBatch([Sampling(temperature=1e-30)], [Draws(0)], device="cpu")
+@pytest.mark.parametrize("temperature", [1e-30, 1e-46, 5e-324])
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}])
+def test_a_temperature_near_zero_is_greedy_also_where_fp32_takes_it_for_zero(temperature, settings):
+    batch = SamplingBatch([Sampling(temperature=temperature, **settings)], [Draws(0)], device="cpu")
 
-    assert batch.choose(LOGITS[None]).tolist() == [0]
+    assert batch.choose(LOGITS.flip(0)[None]).tolist() == [len(LOGITS) - 1]

@@ -98,6 +98,9 @@ def test_scores_are_the_models_own_under_a_grammar(engine, make_request, collect
         ("json_schema", '{"$ref": "#/nowhere"}'),
         ("json_schema", "[1]"),
         ("json_schema", "[" * 60_000),
+        ("json_schema", '{"$ref": "#"}'),
+        ("regex", "a{1000}{1000}"),
+        ("regex", r"[^\x00-\x{10FFFF}]"),
     ],
 )
 def test_a_grammar_that_is_none_is_refused_at_submit(engine, make_request, collected, kind, text):

@@ -91,10 +91,13 @@ class FakeEngine:
         index: int = 0,
         token_ids: Sequence[int] = (1,),
         error: str | None = None,
+        fault: str | None = None,
     ) -> None:
         """The next delta of the request that came as number `to`; waits for it to come."""
         until(lambda: len(self.asked) > to)
-        delta = Delta(text=text, token_ids=tuple(token_ids), finish_reason=reason, error=error, index=index)
+        delta = Delta(
+            text=text, token_ids=tuple(token_ids), finish_reason=reason, error=error, fault=fault, index=index
+        )
         self._deliver(self.asked[to], delta)
 
     def cancel(self, request_id: str) -> None:
@@ -119,8 +122,11 @@ class FakeEngine:
 class Factory:
     """The books of a factory, and how models come into production in it."""
 
-    def __init__(self, root: Path, exported: Callable[[int], Path], **endpoint: object) -> None:
+    def __init__(
+        self, root: Path, exported: Callable[[int], Path], *, state_url: str | None = None, **endpoint: object
+    ) -> None:
         overrides = [f"runtime.storage={root}"]
+        overrides += [] if state_url is None else [f"runtime.state_url={state_url}"]
         overrides += [f"runtime.endpoint.{name}={value}" for name, value in endpoint.items()]
         self.books = Books(Config.from_text(CONFIG, origin="test", overrides=overrides))
         self.scratch = root / "scratch"

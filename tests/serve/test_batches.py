@@ -154,6 +154,27 @@ def test_a_wrong_batch_is_named(batching, body, field):
     assert error["param"] == field
 
 
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        json.dumps({**line(1), "custom_id": "\ud800"}).encode(),
+        json.dumps(line(1, prompt="\ud800\0", user="\0")).encode(),
+        json.dumps(line(1, structured_outputs={"regex": "a{1000}{1000}"})).encode(),
+        *(json.dumps(line(1, user="@")).replace('"@"', "[" * n + "]" * n).encode() for n in (500, 900, 950, 970, 985)),
+        *(json.dumps(line(1, logit_bias={"5": number})).encode() for number in (float("nan"), 10**400)),
+    ],
+)
+def test_a_hostile_line_ends_its_batch_and_holds_up_no_other(batching, wait_until, hostile):
+    endpoint, _ = batching
+
+    asked = batch_of(endpoint, hostile + b"\n" + jsonl([line(2)]))
+    after = batch_of(endpoint, [line(3)])
+
+    assert ended(endpoint, after, wait_until).request_counts.completed == 1
+    batch = ended(endpoint, asked, wait_until)
+    assert (batch.status, batch.request_counts.completed) in {("failed", 0), ("completed", 1), ("completed", 2)}
+
+
 def test_a_wrong_upload_is_named(batching):
     endpoint, _ = batching
     url = f"{endpoint.url}/v1/files"

@@ -333,6 +333,35 @@ def test_a_malformed_host_harms_nothing(endpoint):
     assert answer.startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"POST /v1/completions", 413),
+        (b"POST /v1/nothing", 404),
+        (b"PUT /v1/completions", 405),
+        (b"POST /v1/files", 400),
+    ],
+)
+def test_a_refusal_comes_also_to_who_is_still_sending(endpoint, line, status):
+    host, port = endpoint.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 8000000\r\n\r\n")
+        for _ in range(80):
+            connection.sendall(b"x" * 100_000)
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+
+    assert answer.startswith(b"HTTP/1.1 %d" % status)
+    assert b"invalid_request_error" in answer
+
+
+def test_who_sends_no_more_after_a_refusal_is_answered_all_the_same(endpoint, wait_until):
+    host, port = endpoint.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"POST /v1/nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nx")
+
+        assert connection.recv(4096).startswith(b"HTTP/1.1 404")
+
+
 def test_without_a_release_it_is_alive_and_all_else_is_503(factory, answer_on, load):
     releases = Releases(factory.books, load)
     releases.load_first()

@@ -145,6 +145,25 @@ def test_an_answer_that_fails_before_its_first_word_has_a_status(fake, pool, str
     assert failed.value.type == "server_error"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_that_can_be_followed_no_further_is_the_requests_own_fault(fake, pool, stream):
+    endpoint, engine = fake
+    asked = {**COMPLETE, "extra_body": {"structured_outputs": {"regex": "a+"}}, "stream": stream}
+    first = pool.submit(endpoint.client.completions.create, **asked)
+    engine.say("", "error", error="too complex", fault="grammar")
+    later = pool.submit(lambda: list(endpoint.client.completions.create(**asked)))
+    engine.say("one", to=1)
+    engine.say("", "error", to=1, error="too complex", fault="grammar")
+
+    with pytest.raises(openai.BadRequestError, match="too complex") as refused:
+        first.result()
+    with pytest.raises(openai.APIError, match="too complex") as broken:
+        later.result()
+
+    for error in (refused.value, broken.value):
+        assert (error.type, error.param) == ("invalid_request_error", "structured_outputs")
+
+
 def test_an_answer_that_fails_in_the_middle_says_so_in_the_stream(fake, factory, pool):
     endpoint, engine = fake
     asked = pool.submit(lambda: list(endpoint.client.completions.create(**COMPLETE, stream=True)))

@@ -7,33 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from chat_templates import RESPONSES, TEMPLATE
 
 from aifactory.serve.releases import Releases
 from aifactory.serve.tool_calls import MessageReader
 from aifactory.text.tokenizer import TextTokenizer, load_tokenizer
 
-TEMPLATE = (
-    "{% if tools %}tools: {{ tools | tojson }}\n{% endif %}"
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<call>{{ c.function.arguments.city }}</call>{% endfor %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-RESPONSES = {
-    "start_anchor": "assistant: ",
-    "fields": {
-        "content": {},
-        "tool_calls": {
-            "open": "<call>",
-            "close": "</call>",
-            "content": "json",
-            "repeats": True,
-            "transform": {
-                "type": "function",
-                "function": {"name": "{content.name}", "arguments": "{content.arguments}"},
-            },
-        },
-    },
-}
 TOOL = {
     "type": "function",
     "function": {
