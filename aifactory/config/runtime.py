@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, StringConstraints, field_validator, model_validator
 
 from aifactory.config.section import Section
+
+AdapterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class Endpoint(Section):
@@ -26,6 +29,11 @@ class Endpoint(Section):
     """CPUs that a replica asks Ray for. Default: 0.1, so that it fits beside training on a laptop."""
     gpus_per_replica: float = Field(default=0.0, ge=0)
     """GPUs that a replica asks Ray for. Default: 0."""
+    adapters: Mapping[AdapterName, str] = Field(default={}, max_length=64)
+    """Low-rank adapters beside the release, by the names that requests give as `model`: the folder of one in peft's form or
+    of a model that was exported with its adapter, on every machine of a replica; or a release (`registry:` and its name or
+    number) that was trained with `train.lora` from the one in production. Looked up whenever a release is loaded; one that
+    does not fit it is not served, and the journal says why. At most 64. Default: none."""
     slots: int = Field(default=16, ge=1)
     """Requests that a replica decodes at once. Default: 16."""
     max_queued: int = Field(default=256, ge=1)

@@ -23,6 +23,7 @@ from aifactory.engine.protocol import Delta, GenerationRequest, Pooling, Samplin
 from aifactory.errors import BadRequestError
 from aifactory.observe.events import logger
 from aifactory.records.feedback import Completion, FeedbackLog
+from aifactory.serve.adapters import ServedAdapter
 from aifactory.serve.admission import Admission
 from aifactory.serve.releases import Served
 from aifactory.serve.token_scores import CompletionScores, chat_scores
@@ -65,6 +66,8 @@ class Question:
     """Longest time from here to its last token, seconds."""
     behind: bool = False
     """Whether it is work in the background, which waits for all others."""
+    adapter: ServedAdapter | None = None
+    """Beside the release; None: the release as it is."""
 
     @property
     def num_choices(self) -> int:
@@ -78,14 +81,18 @@ class Question:
     def head(self, *, chunk: bool = False) -> dict[str, Any]:
         """What the body and every event begin with."""
         kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
-        release = self.served.release
         return {
             "id": self.id,
             "object": kind,
             "created": self.created,
-            "model": release.name,
-            "system_fingerprint": release.fingerprint,
+            "model": self.model,
+            "system_fingerprint": (self.adapter or self.served.release).fingerprint,
         }
+
+    @property
+    def model(self) -> str:
+        """Who answers, by name."""
+        return self.served.release.name if self.adapter is None else self.adapter.model
 
 
 @dataclass(slots=True)
@@ -149,6 +156,8 @@ class Choice:
             further["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
         if sampling.grammar is not None:
             further["grammar"] = {"kind": sampling.grammar.kind, "text": sampling.grammar.text}
+        if question.adapter is not None:
+            further["adapter"] = {"name": question.adapter.name, "digest": question.adapter.digest}
         return Completion(
             id=question.answer_id(self.index),
             release=question.served.release.number,
@@ -308,7 +317,11 @@ class Answering:
 
             request_id = question.id if len(question.prompts) == 1 else f"{question.id}.{number}"
             asked = GenerationRequest(
-                id=request_id, prompt_ids=prompt.ids, sampling=question.sampling, pooling=question.pooling
+                id=request_id,
+                prompt_ids=prompt.ids,
+                sampling=question.sampling,
+                pooling=question.pooling,
+                adapter=None if question.adapter is None else question.adapter.name,
             )
             try:
                 engine.submit(asked, deliver)

@@ -183,10 +183,9 @@ class Gateway:
         return describe(operations, title=self.books.config.name)
 
     async def _models(self, _: Request) -> Response:
-        """What can be asked: the factory, and its release in production."""
+        """What can be asked: the factory, its release in production, and the adapters beside it."""
         with self._served() as served:
-            names = (self.books.config.name, served.release.name)
-            return _json({"object": "list", "data": [self._model_card(name, served) for name in names]})
+            return _json({"object": "list", "data": [self._model_card(name, served) for name in served.names]})
 
     async def _model(self, request: Request) -> Response:
         """One of them."""
@@ -195,12 +194,14 @@ class Gateway:
             return _json(self._model_card(name, served))
 
     def _model_card(self, name: str, served: Served) -> dict[str, Any]:
-        return {
+        card = {
             "id": name,
             "object": "model",
             "created": int(served.release.created_at),
             "owned_by": self.books.config.name,
         }
+        # As vLLM says what an adapter stands beside.
+        return card if served.names[name] is None else card | {"parent": served.release.name}
 
     # ── answers ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -273,6 +274,7 @@ class Gateway:
             who=_who(request, body.user),
             behind=behind is not None,
             timeout_s=self._timeout(request, body.timeout),
+            adapter=served.names[body.model],
         )
 
     def _timeout(self, request: Request, asked: float | None) -> float | None:
@@ -323,6 +325,7 @@ class Gateway:
                 behind=_BEHIND in request.scope,
                 who=_who(request, body.user),
                 timeout_s=self._timeout(request, body.timeout),
+                adapter=served.names[body.model],
             )
             found = await self._answering.embed(request, question)
             tokens = sum(len(prompt.ids) for prompt in prompts)
@@ -331,7 +334,7 @@ class Gateway:
                 for index, each in enumerate(found)
             ]
             used = {"prompt_tokens": tokens, "total_tokens": tokens}
-            return _json({"object": "list", "data": data, "model": served.release.name, "usage": used})
+            return _json({"object": "list", "data": data, "model": question.model, "usage": used})
 
     # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -400,18 +403,20 @@ class Gateway:
 
     @contextmanager
     def _served(self, model: str | None = None) -> Iterator[Served]:
-        """The release that takes requests, held while the block runs. Raises StatusError if it isn't `model`."""
+        """The release that takes requests, held while the block runs. Raises StatusError if neither it nor an adapter beside
+        it is `model`."""
         with self.releases.hold() as served:
             if served is None:
                 raise StatusError(503, "Expected a release in production, found none yet.", kind="server_error")
-            if model is not None and model not in (self.books.config.name, served.release.name):
-                raise StatusError(
-                    404,
-                    f"Expected the model {self.books.config.name!r} or {served.release.name!r}, found {model!r}.",
-                    kind="invalid_request_error",
-                    code="model_not_found",
-                    field="model",
-                )
+            if model is not None and model not in served.names:
+                known = " or ".join(map(repr, served.names))
+                message = f"Expected the model {known}, found {model!r}."
+                if model in served.refused:
+                    message = (
+                        f"Expected an adapter that fits the release {served.release.name}, found that {model!r} does "
+                    )
+                    message += "not; the journal says why. Ask another model, or mend runtime.endpoint.adapters."
+                raise StatusError(404, message, kind="invalid_request_error", code="model_not_found", field="model")
             yield served
 
     async def _read(self, request: Request) -> bytes:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aifactory.engine.protocol import Engine
@@ -20,6 +20,7 @@ from aifactory.observe.events import log_event
 from aifactory.records.artifacts import Model
 from aifactory.records.books import Books
 from aifactory.records.registry import Release
+from aifactory.serve.adapters import ServedAdapter, put_on
 from aifactory.text.tokenizer import TextTokenizer
 
 _FIRST_RETRY_S = 60.0
@@ -34,6 +35,17 @@ class Served:
     release: Release
     engine: Engine
     tokenizer: TextTokenizer
+    adapters: Mapping[str, ServedAdapter | None] = field(default_factory=dict)
+    """Beside it, by name; None for a name that is the release itself."""
+    refused: frozenset[str] = frozenset()
+    """Names of adapters that do not fit it."""
+
+    @property
+    def names(self) -> dict[str, ServedAdapter | None]:
+        """All that can be asked for as `model`, and the adapter that it stands for; None: the release itself."""
+        whole = {self.release.factory: None, self.release.name: None}
+        exact = {adapter.model: adapter for adapter in self.adapters.values() if adapter is not None}
+        return {**whole, **self.adapters, **exact}
 
 
 Loader = Callable[[Path], tuple[Engine, TextTokenizer]]
@@ -143,7 +155,8 @@ class Releases:
     def _loaded(self, release: Release) -> Served:
         model = self.books.artifacts.get(Model, release.model)
         engine, tokenizer = self._load(self.books.artifacts.fetch(model))
-        return Served(release=release, engine=engine, tokenizer=tokenizer)
+        adapters, refused = put_on(engine, tokenizer, release, self.books)
+        return Served(release=release, engine=engine, tokenizer=tokenizer, adapters=adapters, refused=refused)
 
     def _refuse(self, release: Release, error: Exception) -> None:
         """Remember when to try again, and write the reason down where it is new."""
