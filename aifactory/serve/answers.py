@@ -193,6 +193,12 @@ class Answering:
     def __init__(self, log: FeedbackLog, admission: Admission) -> None:
         self._log = log
         self._admission = admission
+        self._streams: set[str] = set()
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that have begun and whose readers have not read, or left, their ends."""
+        return len(self._streams)
 
     async def answer(self, request: Request, question: Question, *, stream: bool) -> Response | dict[str, Any]:
         """The answer: its body, or a response that streams it.
@@ -204,6 +210,7 @@ class Answering:
         if stream:
             # The first delta is awaited here, so that a request that is refused gets its status, not a broken stream.
             first = await anext(deltas)
+            self._streams.add(question.id)
             return EventStream(self._stream(question, choices, first, deltas))
         scores: dict[int, list[dict[str, Any]]] = {}
         async with aclosing(deltas):
@@ -378,6 +385,7 @@ class Answering:
             if unfinished:
                 stop()
             entry.leave()
+            self._streams.discard(question.id)
 
     async def _keep(self, *choices: Choice) -> None:
         entries = [choice.completion() for choice in choices]

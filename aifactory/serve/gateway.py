@@ -58,6 +58,8 @@ _DEFAULT_COMPLETION_TOKENS = 16
 _ANY_MODEL = "/v1/models/{model}"
 _POOLING: Pooling = "mean"
 _TIMEOUT_HEADER = "X-Request-Timeout"
+_ALWAYS = ("/healthz", "/readyz")
+"""What is answered whatever else there is to do."""
 _BEHIND = "aifactory.behind"
 """In the scope of a request in the background: the id of its answer."""
 Handler = Callable[[Request], Awaitable[Response]]
@@ -66,8 +68,13 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Gateway:
     """Answers requests with the release in production."""
 
-    def __init__(self, books: Books, releases: Releases, recipe: Serve) -> None:
+    def __init__(self, books: Books, releases: Releases, recipe: Serve, *, replica: str = "") -> None:
+        """`replica` is what /readyz calls this one, where there are several."""
         self.books = books
+        self.is_draining = False
+        """Whether it takes no more requests; those that it has go on."""
+        self._replica = replica
+        self._handling = 0
         self.releases = releases
         self.recipe = recipe
         endpoint = books.config.runtime.endpoint
@@ -94,14 +101,28 @@ class Gateway:
         }
         self.batches = Batches(books.batches, self.ask_behind, concurrency=endpoint.slots)
 
+    @property
+    def num_open(self) -> int:
+        """Requests whose answers have not been sent to their ends."""
+        return self._handling + self._answering.num_streams
+
     async def handle(self, request: Request) -> Response:
         """Answer one request; whatever is wrong with it comes back in OpenAI's envelope."""
+        self._handling += 1
+        try:
+            return await self._handle(request)
+        finally:
+            self._handling -= 1
+
+    async def _handle(self, request: Request) -> Response:
         path = _path(request.scope)
         route = self._route_of(path)
         try:
             # The server sends the head of a GET's answer alone.
             handler = self._routes.get(("GET" if request.method == "HEAD" else request.method, route))
             if handler is not None:
+                if route not in _ALWAYS:
+                    self._require_room()
                 return await handler(request)
             allowed = [method for method, known in self._routes if known == route]
             if allowed:
@@ -118,12 +139,28 @@ class Gateway:
             response.headers["Retry-After"] = _RETRY_AFTER_S
             return response
         except StatusError as error:
-            return _error(error.status, str(error), kind=error.kind, code=error.code, field=error.field)
+            response = _error(error.status, str(error), kind=error.kind, code=error.code, field=error.field)
+            if error.status == 503:
+                response.headers["Retry-After"] = _RETRY_AFTER_S
+            return response
         except ClientDisconnect:
             return Response(status_code=499)
         except Exception:
             logger.exception("failed request=%s", path)
             return _error(500, "The server failed; its log says why.", kind="server_error")
+
+    def _require_room(self) -> None:
+        """Raises StatusError while it shuts down, CapacityError where more are open than anybody could be answering."""
+        if self.is_draining:
+            raise StatusError(
+                503,
+                "The endpoint is shutting down: it ends the answers that it has begun, and takes no more. Ask again later.",
+                kind="server_error",
+                code="shutting_down",
+            )
+        most = self.books.config.runtime.endpoint.most_open
+        if self.num_open > most:
+            raise CapacityError(f"Expected at most {most} open requests, found that many. Send it again later.")
 
     async def ask_behind(self, path: str, body: bytes, identity: str) -> tuple[int, Any]:
         """Status and answer of a request that came with no connection: in the background, under an id of its own."""
@@ -156,11 +193,13 @@ class Gateway:
         return _json({"status": "ok"})
 
     async def _ready(self, _: Request) -> Response:
-        """Whether it can answer: 503 before the first release."""
+        """Whether it can answer: 503 before the first release, and while it shuts down."""
         served = self.releases.current
-        if served is None:
-            return _json({"status": "no release in production yet"}, status=503)
-        return _json({"status": "ok", "model": served.release.name})
+        name = {"replica": self._replica} if self._replica else {}
+        if served is None or self.is_draining:
+            status = "shutting down" if self.is_draining else "no release in production yet"
+            return _json({"status": status, **name}, status=503)
+        return _json({"status": "ok", "model": served.release.name, **name})
 
     async def _openapi(self, _: Request) -> Response:
         """This description, as OpenAPI 3.1."""

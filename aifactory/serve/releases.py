@@ -64,8 +64,12 @@ class Refused:
 class Releases:
     """Follows the channel `production` of the registry."""
 
-    def __init__(self, books: Books, load: Loader, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, books: Books, load: Loader, *, clock: Callable[[], float] = time.monotonic, replica: str = ""
+    ) -> None:
+        """`replica` is what the journal calls who has swapped, where there are several."""
         self.books = books
+        self._replica = replica
         self._load = load
         self._clock = clock
         self._current: Served | None = None
@@ -133,6 +137,7 @@ class Releases:
         refused = self._refused.get(release.number)
         if refused is not None and self._clock() < refused.again_at:
             return
+        begin = time.perf_counter()
         try:
             fresh = await asyncio.to_thread(self._loaded, release)
         except Exception as error:  # whatever is wrong with a release, the one before it goes on
@@ -145,7 +150,11 @@ class Releases:
             task = asyncio.create_task(self._drain(old, drain_timeout_s))
             self._draining.add(task)
             task.add_done_callback(self._draining.discard)
-        await asyncio.to_thread(self.books.journal.write, "swapped", subject=release.name)
+        seconds = time.perf_counter() - begin
+        log_event("swapped", release=release.name, seconds=round(seconds, 2), replica=self._replica)
+        detail = {"replica": self._replica}
+        write = self.books.journal.write
+        await asyncio.to_thread(write, "swapped", subject=release.name, detail=detail, seconds=seconds)
 
     def close(self, drain_timeout_s: float) -> None:
         """Take no more, and let what is in flight end."""
