@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import subprocess
 import sys
@@ -84,6 +85,45 @@ def test_two_replicas_answer_and_both_follow_a_promotion(served, says, wait_unti
     assert {served.ask(model="legal").model for _ in range(6)} == {"alpha-r2:legal"}
     answers = [served.ask() for _ in range(12)]
     assert {(answer.model, answer.choices[0].text) for answer in answers} == {("alpha-r2", says(2, PROMPT, 20))}
+
+
+def test_files_come_back_whole_through_the_proxy_and_one_too_large_is_refused(served):
+    data = bytes(range(256)) * 40_000
+
+    file = served.client.files.create(file=("large.bin", io.BytesIO(data)), purpose="batch")
+
+    assert file.bytes == len(data)
+    assert served.client.files.content(file.id).read() == data
+    with httpx.stream("GET", f"{served.url}/v1/files/{file.id}/content", timeout=60) as response:
+        assert response.headers["Content-Length"] == str(len(data))
+        assert sum(map(len, response.iter_bytes())) == len(data)
+    body = httpx.post(f"{served.url}/v1/completions", content=b" " * 20_001, timeout=60)
+    assert (body.status_code, body.json()["error"]["type"]) == (413, "invalid_request_error")
+    assert served.client.files.delete(file.id).deleted
+
+
+def test_a_batch_over_the_proxy_answers_every_line_once(served, wait_until):
+    lines = [
+        {
+            "custom_id": f"id-{n}",
+            "method": "POST",
+            "url": PATH,
+            "body": {"model": "alpha", "prompt": f"{n} ", "seed": n},
+        }
+        for n in range(40)
+    ]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    file = served.client.files.create(file=("in.jsonl", io.BytesIO(content)), purpose="batch")
+
+    batch = served.client.batches.create(input_file_id=file.id, endpoint=PATH, completion_window="24h")
+    wait_until(lambda: served.client.batches.retrieve(batch.id).status == "completed", timeout_s=120)
+
+    done = served.client.batches.retrieve(batch.id)
+    rows = [json.loads(row) for row in served.client.files.content(done.output_file_id).text.splitlines()]
+    assert [row["custom_id"] for row in rows] == [line["custom_id"] for line in lines]
+    direct = served.ask(**lines[7]["body"], temperature=1, max_tokens=16)
+    assert rows[7]["response"]["body"]["choices"][0]["text"] == direct.choices[0].text
+    assert served.factory.books.feedback.completion(rows[0]["response"]["body"]["id"]) is not None
 
 
 def test_what_finds_no_room_is_told_so_at_once_and_when_to_come_back(served, wait_until):
