@@ -38,6 +38,8 @@ class ServedAdapter:
     release: Release
     digest: str
     """SHA-256 over its two files."""
+    origin: str | None = None
+    """Id of the model that was exported with it, where the factory made it."""
 
     @property
     def model(self) -> str:
@@ -71,11 +73,13 @@ def put_on(
 def _put_one(
     name: str, place: str, engine: Engine, tokenizer: TextTokenizer, release: Release, books: Books
 ) -> ServedAdapter | None:
+    origin = None
     if place.startswith(REFERENCE):
         ((_, model_id),) = books.registry.bound_models([place])
         if model_id == release.model:
             # It is in the weights already.
             return None
+        origin = model_id
         model = books.artifacts.get(Model, model_id)
         names = [f.name for f in model.record.files if f.name == GOLDEN_NAME or f.name.startswith(ADAPTER_FOLDER + "/")]
         merged = books.artifacts.fetch(model, names)
@@ -95,4 +99,4 @@ def _put_one(
     state = hashlib.sha256()
     for each in (_CONFIG_NAME, _WEIGHTS_NAME):
         state.update(hashlib.sha256((folder / each).read_bytes()).digest())
-    return ServedAdapter(name=name, release=release, digest=state.hexdigest())
+    return ServedAdapter(name=name, release=release, digest=state.hexdigest(), origin=origin)

@@ -157,7 +157,8 @@ class Choice:
         if sampling.grammar is not None:
             further["grammar"] = {"kind": sampling.grammar.kind, "text": sampling.grammar.text}
         if question.adapter is not None:
-            further["adapter"] = {"name": question.adapter.name, "digest": question.adapter.digest}
+            adapter = question.adapter
+            further["adapter"] = {"name": adapter.name, "digest": adapter.digest, "origin": adapter.origin}
         return Completion(
             id=question.answer_id(self.index),
             release=question.served.release.number,

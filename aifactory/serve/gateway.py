@@ -55,6 +55,7 @@ from aifactory.text.documents import chat_prompt_tokens, prompt_tokens
 
 _RETRY_AFTER_S = "1"
 _DEFAULT_COMPLETION_TOKENS = 16
+_SHOWN_NAMES = 12
 _ANY_MODEL = "/v1/models/{model}"
 _POOLING: Pooling = "mean"
 _TIMEOUT_HEADER = "X-Request-Timeout"
@@ -448,7 +449,10 @@ class Gateway:
             if served is None:
                 raise StatusError(503, "Expected a release in production, found none yet.", kind="server_error")
             if model is not None and model not in served.names:
-                known = " or ".join(map(repr, served.names))
+                shown = [*served.names][:_SHOWN_NAMES]
+                known = " or ".join(map(repr, shown)) + (
+                    " or another of /v1/models" if len(served.names) > len(shown) else ""
+                )
                 message = f"Expected the model {known}, found {model!r}."
                 if model in served.refused:
                     message = (

@@ -40,12 +40,13 @@ class Served:
     refused: frozenset[str] = frozenset()
     """Names of adapters that do not fit it."""
 
-    @property
-    def names(self) -> dict[str, ServedAdapter | None]:
-        """All that can be asked for as `model`, and the adapter that it stands for; None: the release itself."""
+    names: Mapping[str, ServedAdapter | None] = field(init=False)
+    """All that can be asked for as `model`, and the adapter that it stands for; None: the release itself."""
+
+    def __post_init__(self) -> None:
         whole = {self.release.factory: None, self.release.name: None}
         exact = {adapter.model: adapter for adapter in self.adapters.values() if adapter is not None}
-        return {**whole, **self.adapters, **exact}
+        object.__setattr__(self, "names", {**whole, **self.adapters, **exact})
 
 
 Loader = Callable[[Path], tuple[Engine, TextTokenizer]]
@@ -164,7 +165,11 @@ class Releases:
     def _loaded(self, release: Release) -> Served:
         model = self.books.artifacts.get(Model, release.model)
         engine, tokenizer = self._load(self.books.artifacts.fetch(model))
-        adapters, refused = put_on(engine, tokenizer, release, self.books)
+        try:
+            adapters, refused = put_on(engine, tokenizer, release, self.books)
+        except BaseException:
+            engine.close(0.0)
+            raise
         return Served(release=release, engine=engine, tokenizer=tokenizer, adapters=adapters, refused=refused)
 
     def _refuse(self, release: Release, error: Exception) -> None:

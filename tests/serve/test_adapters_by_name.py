@@ -13,7 +13,9 @@ from aifactory.config import Config
 from aifactory.engine.golden import GOLDEN_NAME, golden_answers
 from aifactory.engine.load import load_model
 from aifactory.errors import ConfigError
+from aifactory.records.artifacts import Model
 from aifactory.records.feedback import Feedback
+from aifactory.report import lineage_of
 from aifactory.serve.adapters import ADAPTER_FOLDER
 from aifactory.serve.releases import Releases
 from aifactory.text.tokenizer import load_tokenizer
@@ -198,6 +200,12 @@ def test_a_release_that_was_trained_with_an_adapter_lends_it_and_is_itself_where
         lent = ask(endpoint, "legal")
         assert lent.model == "alpha-r1:legal"
 
+    origin = factory.books.registry.release(2).model
+    factory.books.lineage.add(factory.books.artifacts.get(Model, origin))
+    (release, adapter) = lineage_of(factory.books, lent.id).parents
+    kept = json.loads(factory.books.feedback.completion(lent.id).request)["adapter"]
+    assert (release.id, adapter.id) == ("alpha-r1", f"legal {kept['digest'][:16]}")
+    assert kept["origin"] == origin == adapter.parents[0].id
     assert itself.choices[0].text == lent.choices[0].text == merged_says("legal", PROMPT, 16)
 
 
