@@ -149,9 +149,9 @@ def stop(factory: str, *, drain_timeout_s: float = 30.0) -> None:
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    if not is_running(factory):
+    if _status(factory) is None:
         return
-    left = _drain(factory, drain_timeout_s)
+    left = _drain(factory, drain_timeout_s) if is_running(factory) else 0
     if left:
         log_event(
             "warned", of=f"{left} requests had not been answered {drain_timeout_s:g} s after the end was asked for"
@@ -212,13 +212,17 @@ def _replica_name() -> str:
 
 def is_running(factory: str) -> bool:
     """Whether the connected cluster serves the factory."""
-    if "ray" not in sys.modules or not _is_started():
-        return False
-    from ray import serve
-    from ray.serve.schema import ApplicationStatus
+    return _status(factory) == "RUNNING"
 
-    status = serve.status().applications.get(app_name(factory))
-    return status is not None and status.status == ApplicationStatus.RUNNING
+
+def _status(factory: str) -> str | None:
+    """Serve's word for how the factory's application is; None where there is none."""
+    if "ray" not in sys.modules or not _is_started():
+        return None
+    from ray import serve
+
+    found = serve.status().applications.get(app_name(factory))
+    return None if found is None else str(found.status.value)
 
 
 def _is_started() -> bool:

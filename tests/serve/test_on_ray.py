@@ -16,7 +16,9 @@ import pytest
 import torch
 from small_adapters import write_adapter
 
+from aifactory import Factory
 from aifactory.engine.load import load_model
+from aifactory.errors import PlacementError
 
 pytestmark = pytest.mark.slow
 PROMPT = "the quick "
@@ -97,8 +99,9 @@ def test_files_come_back_whole_through_the_proxy_and_one_too_large_is_refused(se
     with httpx.stream("GET", f"{served.url}/v1/files/{file.id}/content", timeout=60) as response:
         assert response.headers["Content-Length"] == str(len(data))
         assert sum(map(len, response.iter_bytes())) == len(data)
-    body = httpx.post(f"{served.url}/v1/completions", content=b" " * 20_001, timeout=60)
-    assert (body.status_code, body.json()["error"]["type"]) == (413, "invalid_request_error")
+    for size in (20_001, 30_000_000):
+        body = httpx.post(f"{served.url}/v1/completions", content=b" " * size, timeout=60)
+        assert (body.status_code, body.json()["error"]["type"]) == (413, "invalid_request_error")
     assert served.client.files.delete(file.id).deleted
 
 
@@ -204,6 +207,14 @@ def test_replicas_come_with_what_there_is_to_do_and_go_without_a_failed_request(
     wait_until(lambda: served.ask(max_tokens=1) is not None and running() == {"RUNNING": 1}, timeout_s=240)
 
     assert failed == []
+
+
+def test_replicas_without_a_place_are_refused_at_the_start(ray_session, tmp_path, make_small):
+    factory = make_small(tmp_path, replicas="[30,40]", cpus_per_replica=1)
+    factory.promote(factory.publish(1))
+    with Factory(factory.books.config) as asking, pytest.raises(PlacementError, match=r"30 replicas .*of 1 CPU each"):
+        asking.serve()
+    factory.books.close()
 
 
 def test_the_command_that_serves_answers_what_has_begun_before_it_ends(tmp_path, make_small, says, wait_until):
