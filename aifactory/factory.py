@@ -32,7 +32,7 @@ from aifactory.cluster.placement import (
 from aifactory.cluster.session import connect, disconnect
 from aifactory.cluster.tasks import RunTasks, ray_tasks
 from aifactory.config import Config, FeedbackSource, Source, Train
-from aifactory.errors import StateError
+from aifactory.errors import PlacementError, StateError
 from aifactory.evaluate.gate import Promote, Reject, best_of, judge
 from aifactory.evaluate.pipeline import evidence_of, evidence_of_best
 from aifactory.ingest.listing import Listing, list_pieces
@@ -95,6 +95,7 @@ class Factory:
         self._models = Models(bench, runs_at_once=self._runs_at_once)
         self._scorecards = Scorecards(bench)
         self._started_ray = False
+        self._serves = False
         self._connected = False
 
     @classmethod
@@ -109,10 +110,14 @@ class Factory:
         self.close()
 
     def close(self) -> None:
-        """Close the books, and end a Ray that was started here with all that runs in it."""
+        """Close the books, and end a Ray that was started here with all that runs in it, after the last answers."""
         if self._started_ray:
-            disconnect()
-            self._started_ray = self._connected = False
+            try:
+                if self._serves:
+                    self._end_serving()
+            finally:
+                disconnect()
+                self._started_ray = self._connected = self._serves = False
         self.books.close()
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -196,6 +201,11 @@ class Factory:
             )
         self._connect()
         require_placement(asked_for_serving(self.config), cluster_nodes())
+        try:
+            require_placement(asked_for_serving(self.config, most=True), cluster_nodes())
+        except PlacementError as error:
+            log_event("warned", of=f"not all replicas that the endpoint may grow to have a place now: {error}")
+        self._serves = True
         return start(self.books)
 
     def improve(self) -> None:
@@ -504,6 +514,11 @@ class Factory:
         )
         self._connected = True
 
+    def _end_serving(self) -> None:
+        from aifactory.serve.app import stop
+
+        stop(self.config.name, drain_timeout_s=self.config.runtime.endpoint.drain_timeout_s)
+
     def _serves_too(self) -> bool:
         """Whether a replica runs beside the stages: it will (traffic), or it does."""
         from aifactory.serve.app import is_running
@@ -534,10 +549,9 @@ class _ServedLoop:
 
     def close(self) -> None:
         from aifactory.improve.evaluator import stop as stop_evaluator
-        from aifactory.serve.app import stop as stop_serving
 
         stop_evaluator(self._factory.config.name)
-        stop_serving(self._factory.config.name)
+        self._factory._end_serving()
 
 
 def turn_begun(config: Config, trigger: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -105,7 +106,13 @@ def lineage_of(books: Books, subject: str) -> LineageNode:
     if subject.startswith(("cmpl-", "chatcmpl-")):
         completion = books.feedback.completion(subject)
         if completion is not None:
-            return _node(subject, "completion", lineage_of(books, f"{books.config.name}-r{completion.release}"))
+            parents = [lineage_of(books, f"{books.config.name}-r{completion.release}")]
+            adapter = json.loads(completion.request).get("adapter")
+            if adapter is not None:
+                made = books.lineage.tree(adapter["origin"]) if adapter["origin"] else None
+                name = f"{adapter['name']} {adapter['digest'][:16]}"
+                parents.append(_node(name, "adapter", *([] if made is None else [made])))
+            return _node(subject, "completion", *parents)
     for release in books.registry.releases():
         if release.name == subject:
             parents = [tree for tree in map(books.lineage.tree, (release.model, release.scorecard)) if tree is not None]

@@ -32,11 +32,12 @@ def asked_for_data(config: Config) -> list[Asked]:
     return [Asked(what="data task (runtime.cpus_per_worker)", number=1, each={"CPU": config.runtime.cpus_per_worker})]
 
 
-def asked_for_serving(config: Config) -> list[Asked]:
-    """What the endpoint asks for."""
+def asked_for_serving(config: Config, *, most: bool = False) -> list[Asked]:
+    """What the endpoint asks for: at the start, or at most."""
     endpoint = config.runtime.endpoint
     each = {"CPU": endpoint.cpus_per_replica, "GPU": endpoint.gpus_per_replica}
-    return [Asked(what="replicas (runtime.endpoint.replicas)", number=endpoint.replicas, each=each)]
+    number = endpoint.most_replicas if most else endpoint.least_replicas
+    return [Asked(what="replicas (runtime.endpoint.replicas)", number=number, each=each)]
 
 
 def require_placement(asked: Sequence[Asked], nodes: Sequence[Resources]) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, StringConstraints, field_validator, model_validator
 
 from aifactory.config.section import Section
+
+AdapterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class Endpoint(Section):
@@ -20,12 +23,24 @@ class Endpoint(Section):
     """TCP port; 0 takes a free one. Default: 8000."""
     route_prefix: str = Field(default="/", pattern=r"^/[A-Za-z0-9_/-]*$")
     """Path before `/v1`; a second factory on the same cluster needs one of its own. Default: /."""
-    replicas: int = Field(default=1, ge=1)
-    """Replicas of the engine. Default: 1."""
+    replicas: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Replicas of the engine; `[least, most]`: more of them while each has more than `target_requests`, fewer again after.
+    The least must have their place at the start. Default: 1."""
+    target_requests: float | None = Field(default=None, gt=0)
+    """Of `[least, most]`: open requests for each replica, on average. Default: `slots`."""
+    scale_up_after_s: float = Field(default=30.0, ge=0)
+    """Of `[least, most]`: how long there must be more before a replica is added, seconds. Default: 30."""
+    scale_down_after_s: float = Field(default=600.0, ge=0)
+    """Of `[least, most]`: how long there must be fewer before one is taken away, seconds. Default: 600."""
     cpus_per_replica: float = Field(default=0.1, gt=0)
     """CPUs that a replica asks Ray for. Default: 0.1, so that it fits beside training on a laptop."""
     gpus_per_replica: float = Field(default=0.0, ge=0)
     """GPUs that a replica asks Ray for. Default: 0."""
+    adapters: Mapping[AdapterName, str] = Field(default={}, max_length=64)
+    """Low-rank adapters beside the release, by the names that requests give as `model`: the folder of one in peft's form or
+    of a model that was exported with its adapter, on every machine of a replica; or a release (`registry:` and its name or
+    number) that was trained with `train.lora` from the one in production. Looked up whenever a release is loaded; one that
+    does not fit it is not served, and the journal says why. At most 64. Default: none."""
     slots: int = Field(default=16, ge=1)
     """Requests that a replica decodes at once. Default: 16."""
     max_queued: int = Field(default=256, ge=1)
@@ -36,7 +51,35 @@ class Endpoint(Section):
     poll_s: float = Field(default=0.5, gt=0)
     """How often a replica looks for a new release, seconds. Default: 0.5."""
     drain_timeout_s: float = Field(default=30.0, ge=0)
-    """Longest wait for the requests in flight when a release is replaced, seconds. Default: 30."""
+    """Longest wait for the requests in flight when a release is replaced, when a replica is taken away, and when the
+    endpoint shuts down, seconds. Default: 30."""
+
+    @property
+    def least_replicas(self) -> int:
+        """What there is in any case."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas[0]
+
+    @property
+    def most_replicas(self) -> int:
+        """What there is at most."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas[1]
+
+    @property
+    def most_open(self) -> int:
+        """Requests that a replica has open at most: those that are answered or wait, and as many whose readers are slow."""
+        return 2 * (self.slots + self.max_queued)
+
+    @model_validator(mode="after")
+    def _scales_within_bounds(self) -> Endpoint:
+        if self.least_replicas > self.most_replicas:
+            raise ValueError(f"expected replicas: [least, most], found {list(self.replicas)}; turn them round")  # type: ignore[arg-type]
+        for name in ("target_requests", "scale_up_after_s", "scale_down_after_s"):
+            # By value: a configuration that was handed on has every field set.
+            if isinstance(self.replicas, int) and getattr(self, name) != Endpoint.model_fields[name].default:
+                raise ValueError(
+                    f"expected {name} beside replicas: [least, most] alone, found replicas: {self.replicas}; delete it"
+                )
+        return self
 
 
 class StepExecution(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,17 @@ class Config(Section):
                     f"expected a batch of {rows} rows (train.global_batch_rows) that every number of workers of runtime.workers "
                     f"{[numbers[0], numbers[-1]]} can share, found that {wrong[0]} can't; change one of them, or take "
                     "runtime.parallel: ddp without reproducible: across_workers, which shares any"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_names_of_their_own(self) -> Config:
+        taken = re.compile(rf"{re.escape(self.name)}(-r\d+)?")
+        for name in self.runtime.endpoint.adapters:
+            if taken.fullmatch(name):
+                raise ValueError(
+                    f"expected names in runtime.endpoint.adapters that are neither the factory's nor a release's, found "
+                    f"{name!r}; choose another"
                 )
         return self
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from aifactory.engine.protocol import Delta, Engine, GenerationRequest, Sampling
 from aifactory.errors import ParityError
 from aifactory.text.documents import prompt_tokens
 from aifactory.text.tokenizer import TextTokenizer
@@ -69,6 +71,55 @@ def check_golden_answers(folder: Path, model: PreTrainedModel, tokenizer: TextTo
             "export them again."
         )
     return float(largest)
+
+
+def check_golden_adapter(
+    folder: Path, engine: Engine, tokenizer: TextTokenizer, *, adapter: str, tolerance: float
+) -> float:
+    """The largest difference of a log-probability, nats, between the model of `folder`, into which an adapter was merged,
+    and the engine's model with that adapter beside it.
+
+    Raises  ParityError if a token differs or the difference is above `tolerance`: the adapter belongs to other weights.
+    """
+    golden: dict[str, Any] = json.loads((folder / GOLDEN_NAME).read_bytes())
+    largest = 0.0
+    for number, answer in enumerate(golden["answers"]):
+        ids = prompt_tokens(tokenizer, answer["prompt"])
+        if ids != answer["ids"]:
+            raise ParityError(
+                f"Expected the tokens {answer['ids'][:20]} for {answer['prompt']!r}, found {ids[:20]}. The adapter was "
+                "trained with another tokenizer."
+            )
+        found = _likeliest(engine, f"golden-{adapter}-{number}", ids, adapter, len(answer["next_ids"]))
+        # What is not among the likeliest is less likely than all of them.
+        least = min(found.values())
+        for token_id, expected in zip(answer["next_ids"], answer["log_probs"], strict=True):
+            gap = abs(expected - found[token_id]) if token_id in found else max(0.0, expected - least)
+            largest = max(largest, gap)
+    if not largest <= tolerance:
+        raise ParityError(
+            f"Expected the log-probabilities of the model that was trained with the adapter within {tolerance:g} nats, "
+            f"found a difference of {largest:.3g}. The adapter belongs to other weights."
+        )
+    return largest
+
+
+def _likeliest(engine: Engine, request_id: str, ids: Sequence[int], adapter: str, number: int) -> dict[int, float]:
+    """So many of the likeliest next tokens by the engine, with their log-probabilities."""
+    answered: Future[list[Delta]] = Future()
+    deltas: list[Delta] = []
+
+    def take(delta: Delta) -> None:
+        deltas.append(delta)
+        if delta.finish_reason is not None:
+            answered.set_result(deltas)
+
+    sampling = Sampling(max_tokens=1, temperature=0.0, logprobs=number)
+    engine.submit(GenerationRequest(id=request_id, prompt_ids=tuple(ids), sampling=sampling, adapter=adapter), take)
+    scores = [score for delta in answered.result() for score in delta.scores]
+    if not scores:
+        raise ParityError(f"Expected an answer to a golden prompt, found: {deltas[-1].error or 'none'}.")
+    return dict(scores[0].top)
 
 
 def _next_log_probs(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 from aifactory.errors import BadRequestError
@@ -265,6 +266,14 @@ class Engine(Protocol):
         Raises  BadRequestError if it can never be served (prompt_ids, max_tokens, n, grammar, adapter, a token id, id
                 in use),
                 CapacityError if the queue is full or the engine is closing.
+        """
+        ...
+
+    def add_adapter(self, name: str, folder: Path) -> None:
+        """Load an adapter in peft's form beside the others; requests may choose it when this returns.
+
+        Raises  UnsafeModelError, ConfigError if it does not fit the model or the name is in use, CapacityError if the
+                engine is closing.
         """
         ...
 

@@ -14,7 +14,7 @@ from aifactory.records.database import Database
 from aifactory.records.feedback import FeedbackLog
 from aifactory.records.journal import ANONYMOUS, Journal
 from aifactory.records.lineage import Lineage
-from aifactory.records.registry import Registry
+from aifactory.records.registry import REFERENCE, Registry
 from aifactory.records.storage import Storage
 
 # Ray sets it for the driver of a job, and unpacks the working directory into such a folder of the session.
@@ -40,8 +40,14 @@ class Books:
 
     def resolved_config(self) -> Config:
         """The configuration with absolute places, for processes that run in other folders."""
+        endpoint = self.config.runtime.endpoint
+        adapters = {
+            name: place if place.startswith(REFERENCE) else str(Path(place).expanduser().absolute())
+            for name, place in endpoint.adapters.items()
+        }
         runtime = self.config.runtime.model_copy(
             update={
+                "endpoint": endpoint.model_copy(update={"adapters": adapters}),
                 "storage": self.storage.root.removesuffix("/" + self.config.name),
                 "state_url": self.database.url.render_as_string(hide_password=False),
             }

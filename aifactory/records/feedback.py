@@ -25,6 +25,9 @@ from aifactory.records.journal import Journal
 from aifactory.records.tables import batches, choices, completions, feedback, scores
 
 BATCH_CODE_VERSION = 1
+OF_AN_ADAPTER = 0
+"""The batch of feedback on what an adapter answered: kept, but no measure of the release beside which it stood, and nothing
+that a retrain of it learns from. No batch has this number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,10 +153,17 @@ class FeedbackLog:
                         field="rejected",
                     )
             values = {"factory": self.factory, "at": self.journal.clock(), "key_id": self.journal.key_id, **row}
+            if self._is_of_an_adapter(connection, entry.completion):
+                values["batch"] = OF_AN_ADAPTER
             (seq,) = connection.execute(feedback.insert().values(values)).inserted_primary_key or (None,)
             for other in dict.fromkeys(entry.rejected):
                 connection.execute(choices.insert().values(factory=self.factory, feedback=seq, rejected=other))
             return True
+
+    def _is_of_an_adapter(self, connection: Connection, completion: str) -> bool:
+        mine = (completions.c.factory == self.factory, completions.c.id == completion)
+        request = connection.scalar(sa.select(completions.c.request).where(*mine))
+        return "adapter" in json.loads(request or "{}")
 
     def _prompt_of(self, connection: Connection, completion: str, *, field: str) -> str:
         """Raises BadRequestError if no such completion was given."""
@@ -318,7 +328,7 @@ class FeedbackLog:
                 scores.c.feedback == feedback.c.seq,
                 scores.c.metric == unscored_by,
             )
-            query = query.where(~scored.exists())
+            query = query.where(~scored.exists(), feedback.c.batch.is_distinct_from(OF_AN_ADAPTER))
         with self.database.read() as connection:
             return [Correction(**row) for row in connection.execute(query.limit(limit)).mappings()]
 

@@ -174,7 +174,7 @@ feedback = Table(
     Column("score", Float, doc="0 is worst, 1 is best."),
     Column("correction", Text, doc="The answer as it should have been."),
     Column("comment", Text),
-    Column("batch", Integer, doc="The sealed batch that holds it; none yet where empty."),
+    Column("batch", Integer, doc="The sealed batch that holds it; none yet where empty; 0: an adapter's."),
     UniqueConstraint("factory", "idempotency_key", name="feedback_once"),
     ForeignKeyConstraint(["factory", "completion"], ["completions.factory", "completions.id"]),
     Index("feedback_by_batch", "factory", "batch", "seq", postgresql_where=_corrected, sqlite_where=_corrected),

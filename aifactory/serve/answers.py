@@ -23,6 +23,7 @@ from aifactory.engine.protocol import Delta, GenerationRequest, Pooling, Samplin
 from aifactory.errors import BadRequestError
 from aifactory.observe.events import logger
 from aifactory.records.feedback import Completion, FeedbackLog
+from aifactory.serve.adapters import ServedAdapter
 from aifactory.serve.admission import Admission
 from aifactory.serve.releases import Served
 from aifactory.serve.token_scores import CompletionScores, chat_scores
@@ -65,6 +66,8 @@ class Question:
     """Longest time from here to its last token, seconds."""
     behind: bool = False
     """Whether it is work in the background, which waits for all others."""
+    adapter: ServedAdapter | None = None
+    """Beside the release; None: the release as it is."""
 
     @property
     def num_choices(self) -> int:
@@ -78,14 +81,18 @@ class Question:
     def head(self, *, chunk: bool = False) -> dict[str, Any]:
         """What the body and every event begin with."""
         kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
-        release = self.served.release
         return {
             "id": self.id,
             "object": kind,
             "created": self.created,
-            "model": release.name,
-            "system_fingerprint": release.fingerprint,
+            "model": self.model,
+            "system_fingerprint": (self.adapter or self.served.release).fingerprint,
         }
+
+    @property
+    def model(self) -> str:
+        """Who answers, by name."""
+        return self.served.release.name if self.adapter is None else self.adapter.model
 
 
 @dataclass(slots=True)
@@ -149,6 +156,9 @@ class Choice:
             further["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
         if sampling.grammar is not None:
             further["grammar"] = {"kind": sampling.grammar.kind, "text": sampling.grammar.text}
+        if question.adapter is not None:
+            adapter = question.adapter
+            further["adapter"] = {"name": adapter.name, "digest": adapter.digest, "origin": adapter.origin}
         return Completion(
             id=question.answer_id(self.index),
             release=question.served.release.number,
@@ -184,6 +194,12 @@ class Answering:
     def __init__(self, log: FeedbackLog, admission: Admission) -> None:
         self._log = log
         self._admission = admission
+        self._streams: set[str] = set()
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that have begun and whose readers have not read, or left, their ends."""
+        return len(self._streams)
 
     async def answer(self, request: Request, question: Question, *, stream: bool) -> Response | dict[str, Any]:
         """The answer: its body, or a response that streams it.
@@ -195,6 +211,7 @@ class Answering:
         if stream:
             # The first delta is awaited here, so that a request that is refused gets its status, not a broken stream.
             first = await anext(deltas)
+            self._streams.add(question.id)
             return EventStream(self._stream(question, choices, first, deltas))
         scores: dict[int, list[dict[str, Any]]] = {}
         async with aclosing(deltas):
@@ -310,7 +327,11 @@ class Answering:
 
             request_id = question.id if len(question.prompts) == 1 else f"{question.id}.{number}"
             asked = GenerationRequest(
-                id=request_id, prompt_ids=prompt.ids, sampling=question.sampling, pooling=question.pooling
+                id=request_id,
+                prompt_ids=prompt.ids,
+                sampling=question.sampling,
+                pooling=question.pooling,
+                adapter=None if question.adapter is None else question.adapter.name,
             )
             try:
                 engine.submit(asked, deliver)
@@ -370,6 +391,7 @@ class Answering:
             if unfinished:
                 stop()
             entry.leave()
+            self._streams.discard(question.id)
 
     async def _keep(self, *choices: Choice) -> None:
         entries = [choice.completion() for choice in choices]

@@ -6,14 +6,23 @@ import asyncio
 import logging
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aifactory.cluster.session import app_name
+from aifactory.config.runtime import Endpoint as EndpointOptions
 from aifactory.errors import PlacementError
 from aifactory.observe.events import log_event
 from aifactory.records.books import Books
+
+_DEPLOYMENT = "replica"
+_ROOM_TO_REFUSE = 64
+"""Requests beyond those that a replica holds, so that it can say no to them, and say that it is alive."""
+_DRAIN_POLL_S = 0.1
+_LOOK_BACK_S = 30.0
+"""Over how long Serve averages what replicas have to do, seconds (Ray's default)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +42,10 @@ class Replica:
         from aifactory.serve.releases import Releases
 
         self._endpoint = books.config.runtime.endpoint
-        self._releases = Releases(books, self._load)
+        self._releases = Releases(books, self._load, replica=_replica_name())
         self._tolerance = books.config.promote.parity_tolerance
         self._releases.load_first()
-        self._gateway = Gateway(books, self._releases, books.config.serve)
+        self._gateway = Gateway(books, self._releases, books.config.serve, replica=_replica_name())
         self._follower: asyncio.Task[None] | None = None
         self._batches: asyncio.Task[None] | None = None
 
@@ -50,6 +59,13 @@ class Replica:
         if self._follower is None or self._follower.done():
             self._follow()
 
+    async def drain(self) -> tuple[str, int]:
+        """Take no more requests and no more of a batch; who this is, and how many requests it still answers."""
+        self._gateway.is_draining = True
+        if self._batches is not None:
+            self._batches.cancel()
+        return _replica_name(), self._gateway.num_open
+
     def __del__(self) -> None:
         if hasattr(self, "_releases"):
             self._releases.close(self._endpoint.drain_timeout_s)
@@ -57,7 +73,7 @@ class Replica:
     def _follow(self) -> None:
         follow = self._releases.follow(self._endpoint.poll_s, self._endpoint.drain_timeout_s)
         self._follower = asyncio.create_task(follow)
-        if self._batches is None or self._batches.done():
+        if (self._batches is None or self._batches.done()) and not self._gateway.is_draining:
             self._batches = asyncio.create_task(self._gateway.batches.run(self._endpoint.poll_s))
 
     def _load(self, folder: Path) -> Any:
@@ -100,13 +116,18 @@ def start(books: Books) -> Endpoint:
     if not is_running(config.name):
         if not _is_started():
             serve.start(http_options=HTTPOptions(host=wanted.host, port=wanted.port or _free_port(wanted.host)))
+        # The gateway bounds its queue and what is open, and says 429. Serve's own limits come after: they leave it room to
+        # say so. What finds no replica with room waits in the proxy, bounded as well.
+        most_ongoing = wanted.most_open + _ROOM_TO_REFUSE
         replica = serve.deployment(
-            name="replica",
-            num_replicas=wanted.replicas,
+            name=_DEPLOYMENT,
+            **_number_of_replicas(wanted),
             ray_actor_options={"num_cpus": wanted.cpus_per_replica, "num_gpus": wanted.gpus_per_replica},
-            # The engine bounds its queue itself and says 429; Serve's own limits must not come first.
-            max_ongoing_requests=2 * (wanted.slots + wanted.max_queued),
+            max_ongoing_requests=most_ongoing,
+            max_queued_requests=most_ongoing,
+            backpressure_config={"status_code": 429, "retry_after_s": 1},
             graceful_shutdown_timeout_s=wanted.drain_timeout_s,
+            graceful_shutdown_wait_loop_s=0.2,
             health_check_period_s=2,
             logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         )(Replica)
@@ -119,24 +140,89 @@ def start(books: Books) -> Endpoint:
     return endpoint
 
 
-def stop(factory: str) -> None:
-    """End the factory's replicas, after their last answers; other factories' stay."""
+def stop(factory: str, *, drain_timeout_s: float = 30.0) -> None:
+    """End the factory's replicas, after their last answers; other factories' stay.
+
+    While they answer what they have begun, whoever asks anew is told that the endpoint is shutting down: Serve, which takes
+    the route away first, would say that there is no such path.
+    """
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    if is_running(factory):
-        serve.delete(app_name(factory))
+    if _status(factory) is None:
+        return
+    left = _drain(factory, drain_timeout_s) if is_running(factory) else 0
+    if left:
+        log_event(
+            "warned", of=f"{left} requests had not been answered {drain_timeout_s:g} s after the end was asked for"
+        )
+    serve.delete(app_name(factory))
+
+
+def _drain(factory: str, timeout_s: float) -> int:
+    """Tell each replica to take no more, and wait for those that it has; how many are left."""
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    handle, deadline = serve.get_app_handle(app_name(factory)), time.monotonic() + timeout_s
+    # Whom a call reaches is Serve's to choose: they are asked until all have said something, and again until all have ended.
+    left: dict[str, int] = {}
+    while True:
+        try:
+            name, number = handle.drain.remote().result(timeout_s=max(1.0, deadline - time.monotonic()))
+            left[name] = number
+        except (RayError, RayServeException, TimeoutError) as error:  # it is about to end anyhow
+            log_event("warned", of=f"a replica did not answer when it was told to take no more: {error}")
+        is_told = len(left) >= _num_running(factory)
+        if (is_told and not any(left.values())) or time.monotonic() >= deadline:
+            return sum(left.values())
+        if is_told:
+            time.sleep(_DRAIN_POLL_S)
+
+
+def _num_running(factory: str) -> int:
+    from ray import serve
+
+    deployment = serve.status().applications[app_name(factory)].deployments[_DEPLOYMENT]
+    return int(deployment.replica_states.get("RUNNING", 0))
+
+
+def _number_of_replicas(wanted: EndpointOptions) -> dict[str, Any]:
+    if isinstance(wanted.replicas, int):
+        return {"num_replicas": wanted.replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": wanted.least_replicas,
+            "max_replicas": wanted.most_replicas,
+            "target_ongoing_requests": wanted.target_requests or wanted.slots,
+            "upscale_delay_s": wanted.scale_up_after_s,
+            "downscale_delay_s": wanted.scale_down_after_s,
+            # What is averaged must be no older than what is decided by it.
+            "look_back_period_s": min(_LOOK_BACK_S, max(1.0, wanted.scale_up_after_s)),
+        }
+    }
+
+
+def _replica_name() -> str:
+    from ray import serve
+
+    return str(serve.get_replica_context().replica_id.unique_id)
 
 
 def is_running(factory: str) -> bool:
     """Whether the connected cluster serves the factory."""
-    if "ray" not in sys.modules or not _is_started():
-        return False
-    from ray import serve
-    from ray.serve.schema import ApplicationStatus
+    return _status(factory) == "RUNNING"
 
-    status = serve.status().applications.get(app_name(factory))
-    return status is not None and status.status == ApplicationStatus.RUNNING
+
+def _status(factory: str) -> str | None:
+    """Serve's word for how the factory's application is; None where there is none."""
+    if "ray" not in sys.modules or not _is_started():
+        return None
+    from ray import serve
+
+    found = serve.status().applications.get(app_name(factory))
+    return None if found is None else str(found.status.value)
 
 
 def _is_started() -> bool:

@@ -83,7 +83,7 @@ class GenerationBody(ClosedBody):
     """Fields that the engine knows by the same name; what is null has the engine's default."""
 
     model: str
-    """The factory's name, or that of its release in production."""
+    """The factory's name, that of its release in production, or that of an adapter beside it."""
     max_tokens: int | None = None
     """Longest answer, tokens."""
     temperature: float | None = None
@@ -333,7 +333,7 @@ class EmbeddingBody(ClosedBody):
     """POST /v1/embeddings."""
 
     model: str
-    """The factory's name, or that of its release in production."""
+    """The factory's name, that of its release in production, or that of an adapter beside it."""
     input: Texts
     """A text, or its token ids with their bos; or several of them."""
     encoding_format: Literal["float", "base64"] | None = None

@@ -55,12 +55,15 @@ from aifactory.text.documents import chat_prompt_tokens, prompt_tokens
 
 _RETRY_AFTER_S = "1"
 _DEFAULT_COMPLETION_TOKENS = 16
+_SHOWN_NAMES = 12
 _ANY_MODEL = "/v1/models/{model}"
 _POOLING: Pooling = "mean"
 _MOST_UNREAD_BYTES = 16_000_000
 _LONGEST_UNREAD_S = 2.0
 """As far as the body of a request that was refused is read on."""
 _TIMEOUT_HEADER = "X-Request-Timeout"
+_ALWAYS = ("/healthz", "/readyz")
+"""What is answered whatever else there is to do."""
 _BEHIND = "aifactory.behind"
 """In the scope of a request in the background: the id of its answer."""
 Handler = Callable[[Request], Awaitable[Response]]
@@ -69,8 +72,13 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Gateway:
     """Answers requests with the release in production."""
 
-    def __init__(self, books: Books, releases: Releases, recipe: Serve) -> None:
+    def __init__(self, books: Books, releases: Releases, recipe: Serve, *, replica: str = "") -> None:
+        """`replica` is what /readyz calls this one, where there are several."""
         self.books = books
+        self.is_draining = False
+        """Whether it takes no more requests; those that it has go on."""
+        self._replica = replica
+        self._handling = 0
         self.releases = releases
         self.recipe = recipe
         endpoint = books.config.runtime.endpoint
@@ -97,13 +105,22 @@ class Gateway:
         }
         self.batches = Batches(books.batches, self.ask_behind, concurrency=endpoint.slots)
 
+    @property
+    def num_open(self) -> int:
+        """Requests whose answers have not been sent to their ends."""
+        return self._handling + self._answering.num_streams
+
     async def handle(self, request: Request) -> Response:
         """Answer one request; whatever is wrong with it comes back in OpenAI's envelope."""
         incoming = Incoming(request.receive)
-        response = await self._answer(Request(request.scope, incoming))
-        if response.status_code >= 400:
-            await incoming.read_on(_MOST_UNREAD_BYTES, _LONGEST_UNREAD_S)
-        return response
+        self._handling += 1
+        try:
+            response = await self._answer(Request(request.scope, incoming))
+            if response.status_code >= 400:
+                await incoming.read_on(_MOST_UNREAD_BYTES, _LONGEST_UNREAD_S)
+            return response
+        finally:
+            self._handling -= 1
 
     async def _answer(self, request: Request) -> Response:
         path = _path(request.scope)
@@ -112,6 +129,8 @@ class Gateway:
             # The server sends the head of a GET's answer alone.
             handler = self._routes.get(("GET" if request.method == "HEAD" else request.method, route))
             if handler is not None:
+                if route not in _ALWAYS:
+                    self._require_room()
                 return await handler(request)
             allowed = [method for method, known in self._routes if known == route]
             if allowed:
@@ -128,12 +147,28 @@ class Gateway:
             response.headers["Retry-After"] = _RETRY_AFTER_S
             return response
         except StatusError as error:
-            return _error(error.status, str(error), kind=error.kind, code=error.code, field=error.field)
+            response = _error(error.status, str(error), kind=error.kind, code=error.code, field=error.field)
+            if error.status == 503:
+                response.headers["Retry-After"] = _RETRY_AFTER_S
+            return response
         except ClientDisconnect:
             return Response(status_code=499)
         except Exception:
             logger.exception("failed request=%s", path)
             return _error(500, "The server failed; its log says why.", kind="server_error")
+
+    def _require_room(self) -> None:
+        """Raises StatusError while it shuts down, CapacityError where more are open than anybody could be answering."""
+        if self.is_draining:
+            raise StatusError(
+                503,
+                "The endpoint is shutting down: it ends the answers that it has begun, and takes no more. Ask again later.",
+                kind="server_error",
+                code="shutting_down",
+            )
+        most = self.books.config.runtime.endpoint.most_open
+        if self.num_open > most:
+            raise CapacityError(f"Expected at most {most} open requests, found that many. Send it again later.")
 
     async def ask_behind(self, path: str, body: bytes, identity: str) -> tuple[int, Any]:
         """Status and answer of a request that came with no connection: in the background, under an id of its own."""
@@ -166,11 +201,13 @@ class Gateway:
         return _json({"status": "ok"})
 
     async def _ready(self, _: Request) -> Response:
-        """Whether it can answer: 503 before the first release."""
+        """Whether it can answer: 503 before the first release, and while it shuts down."""
         served = self.releases.current
-        if served is None:
-            return _json({"status": "no release in production yet"}, status=503)
-        return _json({"status": "ok", "model": served.release.name})
+        name = {"replica": self._replica} if self._replica else {}
+        if served is None or self.is_draining:
+            status = "shutting down" if self.is_draining else "no release in production yet"
+            return _json({"status": status, **name}, status=503)
+        return _json({"status": "ok", "model": served.release.name, **name})
 
     async def _openapi(self, _: Request) -> Response:
         """This description, as OpenAPI 3.1."""
@@ -193,10 +230,9 @@ class Gateway:
         return describe(operations, title=self.books.config.name)
 
     async def _models(self, _: Request) -> Response:
-        """What can be asked: the factory, and its release in production."""
+        """What can be asked: the factory, its release in production, and the adapters beside it."""
         with self._served() as served:
-            names = (self.books.config.name, served.release.name)
-            return _json({"object": "list", "data": [self._model_card(name, served) for name in names]})
+            return _json({"object": "list", "data": [self._model_card(name, served) for name in served.names]})
 
     async def _model(self, request: Request) -> Response:
         """One of them."""
@@ -205,12 +241,14 @@ class Gateway:
             return _json(self._model_card(name, served))
 
     def _model_card(self, name: str, served: Served) -> dict[str, Any]:
-        return {
+        card = {
             "id": name,
             "object": "model",
             "created": int(served.release.created_at),
             "owned_by": self.books.config.name,
         }
+        # As vLLM says what an adapter stands beside.
+        return card if served.names[name] is None else card | {"parent": served.release.name}
 
     # ── answers ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -283,6 +321,7 @@ class Gateway:
             who=_who(request, body.user),
             behind=behind is not None,
             timeout_s=self._timeout(request, body.timeout),
+            adapter=served.names[body.model],
         )
 
     def _timeout(self, request: Request, asked: float | None) -> float | None:
@@ -333,6 +372,7 @@ class Gateway:
                 behind=_BEHIND in request.scope,
                 who=_who(request, body.user),
                 timeout_s=self._timeout(request, body.timeout),
+                adapter=served.names[body.model],
             )
             found = await self._answering.embed(request, question)
             tokens = sum(len(prompt.ids) for prompt in prompts)
@@ -341,7 +381,7 @@ class Gateway:
                 for index, each in enumerate(found)
             ]
             used = {"prompt_tokens": tokens, "total_tokens": tokens}
-            return _json({"object": "list", "data": data, "model": served.release.name, "usage": used})
+            return _json({"object": "list", "data": data, "model": question.model, "usage": used})
 
     # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -409,18 +449,23 @@ class Gateway:
 
     @contextmanager
     def _served(self, model: str | None = None) -> Iterator[Served]:
-        """The release that takes requests, held while the block runs. Raises StatusError if it isn't `model`."""
+        """The release that takes requests, held while the block runs. Raises StatusError if neither it nor an adapter beside
+        it is `model`."""
         with self.releases.hold() as served:
             if served is None:
                 raise StatusError(503, "Expected a release in production, found none yet.", kind="server_error")
-            if model is not None and model not in (self.books.config.name, served.release.name):
-                raise StatusError(
-                    404,
-                    f"Expected the model {self.books.config.name!r} or {served.release.name!r}, found {model!r}.",
-                    kind="invalid_request_error",
-                    code="model_not_found",
-                    field="model",
+            if model is not None and model not in served.names:
+                shown = [*served.names][:_SHOWN_NAMES]
+                known = " or ".join(map(repr, shown)) + (
+                    " or another of /v1/models" if len(served.names) > len(shown) else ""
                 )
+                message = f"Expected the model {known}, found {model!r}."
+                if model in served.refused:
+                    message = (
+                        f"Expected an adapter that fits the release {served.release.name}, found that {model!r} does "
+                    )
+                    message += "not; the journal says why. Ask another model, or mend runtime.endpoint.adapters."
+                raise StatusError(404, message, kind="invalid_request_error", code="model_not_found", field="model")
             yield served
 
     async def _read(self, request: Request) -> bytes:

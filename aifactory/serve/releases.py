@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aifactory.engine.protocol import Engine
@@ -20,6 +20,7 @@ from aifactory.observe.events import log_event
 from aifactory.records.artifacts import Model
 from aifactory.records.books import Books
 from aifactory.records.registry import Release
+from aifactory.serve.adapters import ServedAdapter, put_on
 from aifactory.text.tokenizer import TextTokenizer
 
 _FIRST_RETRY_S = 60.0
@@ -34,6 +35,18 @@ class Served:
     release: Release
     engine: Engine
     tokenizer: TextTokenizer
+    adapters: Mapping[str, ServedAdapter | None] = field(default_factory=dict)
+    """Beside it, by name; None for a name that is the release itself."""
+    refused: frozenset[str] = frozenset()
+    """Names of adapters that do not fit it."""
+
+    names: Mapping[str, ServedAdapter | None] = field(init=False)
+    """All that can be asked for as `model`, and the adapter that it stands for; None: the release itself."""
+
+    def __post_init__(self) -> None:
+        whole = {self.release.factory: None, self.release.name: None}
+        exact = {adapter.model: adapter for adapter in self.adapters.values() if adapter is not None}
+        object.__setattr__(self, "names", {**whole, **self.adapters, **exact})
 
 
 Loader = Callable[[Path], tuple[Engine, TextTokenizer]]
@@ -52,8 +65,12 @@ class Refused:
 class Releases:
     """Follows the channel `production` of the registry."""
 
-    def __init__(self, books: Books, load: Loader, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, books: Books, load: Loader, *, clock: Callable[[], float] = time.monotonic, replica: str = ""
+    ) -> None:
+        """`replica` is what the journal calls who has swapped, where there are several."""
         self.books = books
+        self._replica = replica
         self._load = load
         self._clock = clock
         self._current: Served | None = None
@@ -121,6 +138,7 @@ class Releases:
         refused = self._refused.get(release.number)
         if refused is not None and self._clock() < refused.again_at:
             return
+        begin = time.perf_counter()
         try:
             fresh = await asyncio.to_thread(self._loaded, release)
         except Exception as error:  # whatever is wrong with a release, the one before it goes on
@@ -133,7 +151,11 @@ class Releases:
             task = asyncio.create_task(self._drain(old, drain_timeout_s))
             self._draining.add(task)
             task.add_done_callback(self._draining.discard)
-        await asyncio.to_thread(self.books.journal.write, "swapped", subject=release.name)
+        seconds = time.perf_counter() - begin
+        log_event("swapped", release=release.name, seconds=round(seconds, 2), replica=self._replica)
+        detail = {"replica": self._replica}
+        write = self.books.journal.write
+        await asyncio.to_thread(write, "swapped", subject=release.name, detail=detail, seconds=seconds)
 
     def close(self, drain_timeout_s: float) -> None:
         """Take no more, and let what is in flight end."""
@@ -143,7 +165,12 @@ class Releases:
     def _loaded(self, release: Release) -> Served:
         model = self.books.artifacts.get(Model, release.model)
         engine, tokenizer = self._load(self.books.artifacts.fetch(model))
-        return Served(release=release, engine=engine, tokenizer=tokenizer)
+        try:
+            adapters, refused = put_on(engine, tokenizer, release, self.books)
+        except BaseException:
+            engine.close(0.0)
+            raise
+        return Served(release=release, engine=engine, tokenizer=tokenizer, adapters=adapters, refused=refused)
 
     def _refuse(self, release: Release, error: Exception) -> None:
         """Remember when to try again, and write the reason down where it is new."""

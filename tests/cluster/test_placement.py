@@ -58,6 +58,16 @@ def test_one_unit_must_fit_on_one_node():
     require_placement(asked, [SMALL, {"CPU": 3.0}])
 
 
+def test_the_least_replicas_need_their_place_and_the_most_are_a_wish():
+    asked = config(endpoint={"replicas": [2, 30], "cpus_per_replica": 1})
+
+    require_placement(asked_for_serving(asked), [SMALL])
+    with pytest.raises(PlacementError, match=r"30 replicas \(runtime.endpoint.replicas\)"):
+        require_placement(asked_for_serving(asked, most=True), [SMALL])
+    with pytest.raises(PlacementError, match="3 replicas"):
+        require_placement(asked_for_serving(config(endpoint={"replicas": [3, 4], "cpus_per_replica": 1})), [SMALL])
+
+
 def test_gpus_are_counted():
     asked = asked_for_training(config(workers=2, gpus_per_worker=1))
 

@@ -9,34 +9,13 @@ import random
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_adapters import write_adapter
 
 from aifactory.engine.adapters import CONFIG_NAME, WEIGHTS_NAME, load_adapter
 from aifactory.engine.engine import TorchEngine
 from aifactory.errors import BadRequestError, ConfigError, UnsafeModelError
 
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def write_adapter(folder, model, names, *, rank, alpha, seed, **config):
-    """As peft writes one, and the model into which it is merged."""
-    torch.manual_seed(seed)
-    merged, tensors = copy.deepcopy(model), {}
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    for path, module in merged.named_modules():
-        if path.rsplit(".", 1)[-1] not in names:
-            continue
-        turned = hasattr(module, "nf")
-        rows, columns = module.weight.shape[::-1] if turned else module.weight.shape
-        a, b = torch.randn(rank, columns) / columns**0.5, torch.randn(rows, rank)
-        tensors[f"base_model.model.{path}.lora_A.weight"] = a
-        tensors[f"base_model.model.{path}.lora_B.weight"] = b
-        with torch.no_grad():
-            module.weight += ((b @ a).T if turned else b @ a) * scale
-    folder.mkdir()
-    save_file(tensors, folder / WEIGHTS_NAME)
-    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none", "target_modules": list(names)}
-    (folder / CONFIG_NAME).write_text(json.dumps(settings | config))
-    return merged
 
 
 @torch.inference_mode()

@@ -353,9 +353,9 @@ def module_answering() -> Callable[..., AbstractContextManager[Endpoint]]:
 
 
 @pytest.fixture(scope="module")
-def module_factory(exported: Callable[[int], Path]) -> Callable[[Path], Factory]:
-    """Makes a factory without a release, for all tests of a module."""
-    return lambda root: Factory(root, exported)
+def module_factory(exported: Callable[[int], Path]) -> Callable[..., Factory]:
+    """Makes a factory without a release, with these options of its endpoint, for all tests of a module."""
+    return lambda root, **endpoint: Factory(root, exported, **endpoint)
 
 
 @pytest.fixture

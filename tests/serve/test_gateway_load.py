@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -152,3 +155,67 @@ def test_a_wrong_timeout_is_named(fake, path, body, seconds):
 
     assert (asked.status_code, asked.json()["error"]["param"]) == (400, "timeout")
     assert (header.status_code, header.json()["error"]["param"]) == (400, "timeout")
+
+
+# ── what is open, and the end ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_who_reads_slowly_takes_a_place_and_leaves_none_behind(
+    tmp_path, answer_on, fake_engine, make_small, wait_until
+):
+    factory = make_small(tmp_path, slots=1, max_queued=1)
+    engine = fake_engine()
+    factory.promote(factory.publish(1))
+    releases = Releases(factory.books, lambda folder: (engine, load_tokenizer(folder)))
+    releases.load_first()
+    body = json.dumps(COMPLETE | {"stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with answer_on(factory, releases) as endpoint, contextlib.ExitStack() as sockets:
+        most = factory.books.config.runtime.endpoint.most_open
+        for number in range(most):
+            slow = sockets.enter_context(socket.socket())
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect(("127.0.0.1", int(endpoint.url.rpartition(":")[2])))
+            slow.sendall(head + body)
+            # More than all buffers on its way hold.
+            engine.say("x" * 16_000_000, to=number)
+            engine.say("", "stop", to=number)
+        wait_until(lambda: endpoint.gateway.num_open == most)
+
+        refused = httpx.post(f"{endpoint.url}/v1/completions", json=COMPLETE)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        assert f"at most {most} open" in refused.json()["error"]["message"]
+        assert httpx.get(f"{endpoint.url}/readyz").status_code == 200
+        sockets.close()
+        wait_until(lambda: endpoint.gateway.num_open == 0)
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(endpoint.client.completions.create, **COMPLETE)
+            engine.say("fine", "stop", to=most)
+            assert asked.result().choices[0].text == "fine"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_while_it_shuts_down_what_has_begun_ends_and_what_comes_is_told(narrow, pool, wait_until, stream):
+    endpoint, engine = narrow
+    begun = pool.submit(endpoint.client.completions.create, **COMPLETE, stream=stream)
+    engine.say("one ")
+    waiting = [pool.submit(endpoint.client.completions.create, **COMPLETE) for _ in range(3)]
+    wait_until(lambda: endpoint.gateway.num_open == 4)
+
+    endpoint.gateway.is_draining = True
+
+    with pytest.raises(openai.InternalServerError, match="shutting down") as told:
+        endpoint.client.completions.create(**COMPLETE)
+    assert (told.value.status_code, told.value.code) == (503, "shutting_down")
+    assert told.value.response.headers["Retry-After"] == "1"
+    ready = httpx.get(f"{endpoint.url}/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (503, "shutting down")
+    assert httpx.get(f"{endpoint.url}/healthz").status_code == 200
+    engine.say("two", "stop")
+    for number in range(1, 4):
+        engine.say("waited", "stop", to=number)
+    answer = begun.result()
+    chunks = list(answer) if stream else [answer]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "one two"
+    assert [each.result().choices[0].text for each in waiting] == ["waited"] * 3
+    wait_until(lambda: endpoint.gateway.num_open == 0)

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from aifactory.engine.engine import TorchEngine
+from aifactory.engine.golden import check_golden_adapter
 from aifactory.engine.load import load_model, require_safe_folder
-from aifactory.errors import ConfigError, TrainingError
+from aifactory.errors import ConfigError, ParityError, TrainingError
 from aifactory.text.documents import document_tokens
 from aifactory.text.shards import TokenRows, shard_bytes
 from aifactory.tokens.packing import pack_preferences
@@ -231,6 +234,22 @@ def test_the_merged_folder_and_the_adapter_beside_its_base_say_the_same(runs, ba
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 8, 0.1)
     assert config["base_model_name_or_path"] is None
     assert config["target_modules"] == sorted(config["target_modules"])
+
+
+def test_an_engine_serves_the_adapter_beside_its_base_and_not_beside_what_it_is_merged_into(runs, base, alone):
+    folder = runs.folder(alone["lora"])
+    for start, fits in ((runs.folder(base), True), (folder, False)):
+        engine = TorchEngine.from_folder(start, num_slots=1, num_threads=1)
+        try:
+            engine.add_adapter("trained", folder / "adapter")
+            check = partial(check_golden_adapter, folder, engine, runs.tokenizer, adapter="trained", tolerance=1e-3)
+            if fits:
+                assert check() < 1e-4
+            else:
+                with pytest.raises(ParityError, match="other weights"):
+                    check()
+        finally:
+            engine.close(0.0)
 
 
 def test_adapters_alone_are_trained_and_kept_in_checkpoints(runs, make, alone, base, stopped):
