@@ -7,7 +7,7 @@ CONFIG ?= configs/quickstart.yaml
 LOOPS := tests/test_loop.py tests/test_clusters.py tests/test_data_faults.py tests/test_faults.py
 
 .NOTPARALLEL:
-.PHONY: quickstart test test-slow test-faults test-fuzz test-gpu check format schema peers clean
+.PHONY: quickstart test test-slow test-faults test-fuzz test-lm-eval test-gpu check format schema peers clean
 
 quickstart: $(VENV)/installed $(VENV)/kernels
 	$(BIN)/aifactory run $(CONFIG)
@@ -17,7 +17,7 @@ test: $(VENV)/installed-dev $(VENV)/kernels
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not fuzz and not gpu and not slow" $(LOOPS)
 
 # The loop in all its turns: negative controls, killed actors, two nodes, Ray jobs.
-test-slow: $(VENV)/installed-dev .peers/lm-eval/installed
+test-slow: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 # SIGKILL at random moments and at every stage boundary, for many minutes.
@@ -28,6 +28,10 @@ test-faults: $(VENV)/installed-dev
 # AIFACTORY_FUZZ_SEED: the same ones again. Without pytest's own log, which would keep all of it in memory.
 test-fuzz: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m fuzz -s -p no:logging
+
+# Scores by lm-eval over HTTP and by lm-eval on the model itself; its environment is another gigabyte.
+test-lm-eval: $(VENV)/installed-dev .peers/lm-eval/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/serve/test_lm_eval.py -s
 
 # Needs an NVIDIA GPU.
 test-gpu: $(VENV)/installed-dev

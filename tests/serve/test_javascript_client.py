@@ -47,7 +47,10 @@ def seen(endpoint, tmp_path_factory):
     for name in ("package.json", "client.mjs"):
         shutil.copy(HERE / name, folder)
     quiet = ["--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
-    run(["npm", "install", *quiet], folder)
+    try:
+        run(["npm", "install", *quiet], folder)
+    except AssertionError as error:
+        pytest.skip(f"expected npm to install OpenAI's client, found: {str(error)[-500:]}")
     return json.loads(run(["node", "client.mjs", f"{endpoint.url}/v1", "alpha"], folder))
 
 

@@ -16,7 +16,7 @@ BINARY = Path(__file__).parents[2] / ".peers" / "lm-eval" / "bin" / "python"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not BINARY.exists(), reason="expected lm-eval in an environment of its own, found none; make peers"
+        not BINARY.exists(), reason="expected lm-eval in an environment of its own, found none; make test-lm-eval"
     ),
 ]
 TOLERANCE_NATS = 1e-3
