@@ -162,8 +162,9 @@ class RunLog:
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOPs utilisation since this start; None where the operations can't be counted."""
-        if self._peak is None:
+        """Model FLOPs utilisation since this start; None where the operations can't be counted, or no step was taken: a run
+        that was killed after its last one has only its export left to do."""
+        if self._peak is None or not self._taken:
             return None
         return utilisation(self.tokens_per_s, self._flops, self._peak, workers=self._workers)
 

@@ -39,8 +39,10 @@ def events(folder):
 # ── what is kept ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_newest_figures_are_told_with_mfu_and_the_peak_that_it_is_a_share_of(runs, uninterrupted):
-    figures, last = runs.figures(uninterrupted), told(runs, uninterrupted)
+def test_the_newest_figures_are_told_with_mfu_and_the_peak_that_it_is_a_share_of(runs):
+    task = runs.work("told")
+    runs.run(task)
+    figures, last = runs.figures(task), told(runs, task)
 
     assert last["step"] == 10
     assert figures["peak_source"] == last["peak_source"] == "measured"
@@ -51,6 +53,14 @@ def test_the_newest_figures_are_told_with_mfu_and_the_peak_that_it_is_a_share_of
     assert last["mfu"] == pytest.approx(
         last["tokens_per_s"] * last["flops_per_token"] / last["peak_flops_per_s"], rel=0.2
     )
+
+
+def test_a_run_that_has_only_its_export_left_to_do_claims_no_utilisation(runs):
+    task = runs.work("exported-again")
+    runs.run(task)
+    runs.run(task)
+
+    assert runs.figures(task)["mfu"] is None
 
 
 def test_a_run_that_was_stopped_keeps_every_loss_of_one_that_was_not(runs, uninterrupted, stopped):
