@@ -47,11 +47,11 @@ from aifactory.serve.bodies import (
     TokenizeBody,
 )
 from aifactory.serve.openapi import Operation, describe, page
+from aifactory.serve.prompts import read_messages, read_prompts, require_known, tokens_of
 from aifactory.serve.releases import Releases, Served
 from aifactory.serve.tool_calls import require_tools
 from aifactory.serve.wire import ClosedBody, Incoming, StatusError, error_body, parse
-from aifactory.text.chat import chat_tokens, render_chat, takes_tools, turns_of
-from aifactory.text.documents import chat_prompt_tokens, prompt_tokens
+from aifactory.text.chat import takes_tools
 
 _RETRY_AFTER_S = "1"
 _DEFAULT_COMPLETION_TOKENS = 16
@@ -258,7 +258,7 @@ class Gateway:
         sampling = body.sampling(default=_DEFAULT_COMPLETION_TOKENS, limit=self.recipe.max_answer_tokens)
         asked = body.prompts
         with self._served(body.model) as served:
-            prompts = await asyncio.to_thread(_read_prompts, served, asked)
+            prompts = await asyncio.to_thread(read_prompts, served, asked)
             question = self._question(request, served, body, sampling, prompts)
             return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
 
@@ -277,7 +277,7 @@ class Gateway:
         with self._served(body.model) as served:
             if tools:
                 require_tools(served.tokenizer, tools)
-            prompt = await asyncio.to_thread(_read_messages, served, body.messages, fallback=fallback, tools=tools)
+            prompt = await asyncio.to_thread(read_messages, served, body.messages, fallback=fallback, tools=tools)
             question = self._question(request, served, body, sampling, [prompt], tools=tools)
             return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
 
@@ -349,7 +349,7 @@ class Gateway:
         body = parse(EmbeddingBody, await self._read(request))
         asked = body.inputs
         with self._served(body.model) as served:
-            prompts = await asyncio.to_thread(_read_prompts, served, asked, field="input")
+            prompts = await asyncio.to_thread(read_prompts, served, asked, field="input")
             longest, context = max(len(prompt.ids) for prompt in prompts), served.engine.context_length
             if longest > context:
                 raise StatusError(
@@ -395,7 +395,7 @@ class Gateway:
                 raise BadRequestError(
                     "Expected tools with messages, and with a model whose chat template writes them.", field="tools"
                 )
-            ids = await asyncio.to_thread(_tokens_of, served, body, fallback=self.recipe.chat_fallback)
+            ids = await asyncio.to_thread(tokens_of, served, body, fallback=self.recipe.chat_fallback)
             names = [served.tokenizer.name_of(token) for token in ids] if body.return_token_strs else None
             return _json(
                 {
@@ -410,7 +410,7 @@ class Gateway:
         """The text of tokens."""
         body = parse(DetokenizeBody, await self._read(request))
         with self._served(body.model) as served:
-            _require_known(served, body.tokens, "tokens")
+            require_known(served, body.tokens, "tokens")
             return _json({"prompt": await asyncio.to_thread(served.tokenizer.decode, body.tokens)})
 
     # ── feedback ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -519,69 +519,6 @@ def _vector(embedding: Sequence[float], encoding: str | None) -> list[float] | s
     if encoding == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return [float(each) for each in vector]
-
-
-def _tokens_of(served: Served, body: TokenizeBody, *, fallback: str) -> list[int]:
-    tokenizer = served.tokenizer
-    bos = [tokenizer.bos_id] if body.add_special_tokens else []
-    if body.prompt is not None:
-        return [*bos, *tokenizer.encode(body.prompt)]
-    assert body.messages is not None
-    try:
-        ids = chat_tokens(
-            tokenizer,
-            body.messages,
-            fallback=fallback,
-            tools=body.tools or (),
-            add_generation_prompt=body.add_generation_prompt,
-        )
-    except RecursionError as error:
-        raise BadRequestError("Expected plain messages, found one nested too deeply.", field="messages") from error
-    return [*bos, *ids]
-
-
-def _require_known(served: Served, ids: Sequence[int], where: str) -> None:
-    size = served.tokenizer.vocab_size
-    unknown = next((token for token in ids if not 0 <= token < size), None)
-    if unknown is not None:
-        raise BadRequestError(f"Expected token ids below {size} in {where}, found {unknown}.", field=where)
-
-
-def _read_prompts(served: Served, prompts: Sequence[str | Sequence[int]], *, field: str = "prompt") -> list[Prompt]:
-    tokenizer, read = served.tokenizer, []
-    for index, prompt in enumerate(prompts):
-        where = field if len(prompts) == 1 else f"{field}[{index}]"
-        if isinstance(prompt, str):
-            read.append(Prompt(text=prompt, ids=tuple(prompt_tokens(tokenizer, prompt))))
-            continue
-        if not prompt:
-            raise BadRequestError(f"Expected a prompt of at least one token in {where}, found none.", field=where)
-        _require_known(served, prompt, where)
-        read.append(Prompt(text=tokenizer.decode(prompt), ids=tuple(prompt)))
-    return read
-
-
-def _read_messages(
-    served: Served,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    fallback: str,
-    tools: Sequence[Mapping[str, Any]],
-) -> Prompt:
-    tokenizer = served.tokenizer
-    try:
-        ids = chat_prompt_tokens(tokenizer, messages, fallback=fallback, tools=tools)
-        text = render_chat(
-            messages,
-            template=tokenizer.chat_template,
-            fallback=fallback,
-            eos_token=tokenizer.eos_token,
-            tools=tools,
-        )
-    except RecursionError as error:
-        raise BadRequestError("Expected plain messages, found one nested too deeply.", field="messages") from error
-    # A correction becomes a row, and rows know of no tools.
-    return Prompt(text=text, ids=tuple(ids), messages="" if tools else turns_of(messages))
 
 
 def _path(scope: Scope) -> str:

@@ -50,6 +50,8 @@ def seen(endpoint, tmp_path_factory):
     try:
         run(["npm", "install", *quiet], folder)
     except AssertionError as error:
+        if "AIFACTORY_REQUIRE_NPM" in os.environ:
+            raise
         pytest.skip(f"expected npm to install OpenAI's client, found: {str(error)[-500:]}")
     return json.loads(run(["node", "client.mjs", f"{endpoint.url}/v1", "alpha"], folder))
 
