@@ -55,7 +55,7 @@ def test_the_loop_closes_over_two_nodes_and_postgresql(tmp_path: Path, postgres_
         env=ENVIRONMENT,
     )
 
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["nodes"] == 2
     assert [cycle["state"] for cycle in found["report"]["cycles"]] == ["promoted", "promoted"]

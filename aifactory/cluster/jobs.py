@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aifactory.config import Config
+from aifactory.errors import PlacementError
 from aifactory.observe.events import log_event
 from aifactory.records.journal import Cycle
 
@@ -15,6 +16,7 @@ CONFIG_VARIABLE = "AIFACTORY_CONFIG"
 """Environment variable with a whole configuration as JSON; the config argument `-` reads it."""
 _PASSED_ON = ("working_dir", "py_modules")
 """Packages that Ray keeps for as long as the cluster lives."""
+_NO_AGENT = "No available agent to submit job"
 
 
 def job_server() -> Any | None:
@@ -48,17 +50,30 @@ class JobLauncher:
         return any(self._is_active(job_id(cycle, attempt)) for attempt in (cycle.attempt, cycle.attempt + 1))
 
     def turn(self, cycle: Cycle) -> None:
+        """Submit the next attempt.
+
+        Raises   PlacementError if no node's agent can start a job, as where the agent's port was taken.
+        """
         submission_id = job_id(cycle, cycle.attempt + 1)
         if self._status(submission_id) is not None:
             # It was submitted and ended before it could claim the cycle; an id is never used twice.
             self._server.delete_job(submission_id)
-        self._server.submit_job(
-            entrypoint=shlex.join([sys.executable, "-m", "aifactory", "run", "-", "--cycle", cycle.trigger]),
-            submission_id=submission_id,
-            entrypoint_num_cpus=0,
-            runtime_env=self._environment,
-            metadata={"factory": self._config.name, "cycle": cycle.trigger},
-        )
+        try:
+            self._server.submit_job(
+                entrypoint=shlex.join([sys.executable, "-m", "aifactory", "run", "-", "--cycle", cycle.trigger]),
+                submission_id=submission_id,
+                entrypoint_num_cpus=0,
+                runtime_env=self._environment,
+                metadata={"factory": self._config.name, "cycle": cycle.trigger},
+            )
+        except RuntimeError as error:
+            # Ray 2.60 says in the text alone that it refused the job before it knew of it.
+            if _NO_AGENT not in str(error):
+                raise
+            raise PlacementError(
+                f"expected an agent of the cluster that starts the job {submission_id}, found none: {error} See to it that "
+                "--dashboard-agent-listen-port is free on the cluster's nodes."
+            ) from error
         log_event("submitted", job=submission_id)
 
     def ending(self, cycle: Cycle) -> str:

@@ -29,7 +29,7 @@ _SCORED_AT_ONCE = 64
 _COMPARED_CHARS = 200
 _TRY_AGAIN_AFTER_S = 30.0
 """Rest of a release that could not be scored."""
-_LONGEST_ERROR = 2000
+LONGEST_ERROR = 2000
 """Characters of an error that are kept in the journal: its end, where the cause stands."""
 
 ScoreTasks = Callable[[ArtifactStore, Model, Sequence[Task]], list[float]]
@@ -203,7 +203,7 @@ class Evaluation:
         """How each attempt ended that was seen at work and is no more. One that ended with its actor is not among them."""
         journal = self.books.journal
         if cycle.trigger in self._at_work:
-            error = self._launcher.ending(cycle)[-_LONGEST_ERROR:] or "it ended without a word"
+            error = self._launcher.ending(cycle)[-LONGEST_ERROR:] or "it ended without a word"
             journal.write("attempt_failed", cycle=cycle.trigger, attempt=cycle.attempt, detail={"error": error})
             self._at_work.remove(cycle.trigger)
             log_event("attempt_failed", cycle=cycle.number, attempt=cycle.attempt, error=error)

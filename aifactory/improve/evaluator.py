@@ -1,7 +1,7 @@
 """Improve: completions and feedback -> the next cycle. The rim that knows Ray: the evaluation actor.
 
 The actor is named and detached, and holds nothing that is not in the books: it may be killed at any time, Ray starts it
-again, and it goes on. A retrain is a Ray job where there is a job server, else a task in the same cluster.
+again, and it goes on. A retrain is a Ray job where a job server takes it, else a task in the same cluster.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from aifactory.cluster.session import namespace
 from aifactory.config import Config
-from aifactory.improve.evaluation import Evaluation, Launcher, ScoreTasks
+from aifactory.errors import PlacementError
+from aifactory.improve.evaluation import LONGEST_ERROR, Evaluation, Launcher, ScoreTasks
 from aifactory.observe.events import log_event, log_to_stderr
 from aifactory.records.books import Books
-from aifactory.records.journal import Cycle
+from aifactory.records.journal import TICK_FAILED, Cycle
 
 ACTOR_NAME = "evaluator"
 Turn = Callable[[Config, str], None]
@@ -52,7 +54,10 @@ class Evaluator:
                 text = f"{type(error).__name__}: {error}"
                 if text != said:
                     said = text
-                    log_event("ticked", error=text)
+                    log_event("tick_failed", error=text)
+                    # For who waits for the loop; no event where it is the books that are away.
+                    with suppress(Exception):
+                        self._books.journal.write(TICK_FAILED, detail={"error": text[-LONGEST_ERROR:]})
 
 
 class TaskLauncher:
@@ -89,6 +94,27 @@ class TaskLauncher:
 
     def ending(self, cycle: Cycle) -> str:
         return self._endings.pop(cycle.trigger, "")
+
+
+class JobOrTaskLauncher:
+    """Turns cycles as Ray jobs, and those as tasks that no agent of the cluster could start."""
+
+    def __init__(self, jobs: Launcher, tasks: Launcher) -> None:
+        self._jobs = jobs
+        self._tasks = tasks
+
+    def is_turning(self, cycle: Cycle) -> bool:
+        return self._tasks.is_turning(cycle) or self._jobs.is_turning(cycle)
+
+    def turn(self, cycle: Cycle) -> None:
+        try:
+            self._jobs.turn(cycle)
+        except PlacementError as error:
+            log_event("warned", of=f"the cycle {cycle.trigger} is a task, not a job: {error}")
+            self._tasks.turn(cycle)
+
+    def ending(self, cycle: Cycle) -> str:
+        return self._tasks.ending(cycle) or self._jobs.ending(cycle)
 
 
 def start(books: Books, *, score: ScoreTasks, turn: Turn) -> Any:
@@ -137,7 +163,8 @@ def _launcher(config: Config, turn: Turn) -> Launcher:
 
     from aifactory.cluster.jobs import JobLauncher, job_server
 
+    tasks = TaskLauncher(config, turn)
     server = job_server()
     if server is None:
-        return TaskLauncher(config, turn)
-    return JobLauncher(server, config, environment=ray.get_runtime_context().runtime_env)
+        return tasks
+    return JobOrTaskLauncher(JobLauncher(server, config, environment=ray.get_runtime_context().runtime_env), tasks)

@@ -22,6 +22,8 @@ from aifactory.records.tables import audit, cycles, journal
 
 CycleState = Literal["running", "promoted", "rejected", "failed"]
 ANONYMOUS = "anonymous"
+TICK_FAILED = "tick_failed"
+"""Event: what stops the evaluation actor for now, in the detail's `error`; its next tick tries again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from aifactory.observe.events import log_event
 from aifactory.observe.progress import progress
 from aifactory.records.books import Books
 from aifactory.records.identity import hash_parts
-from aifactory.records.journal import Cycle
+from aifactory.records.journal import TICK_FAILED, Cycle
 from aifactory.traffic.users import Asked, Seen, ask_and_correct, questions, steady_requests
 
 REHEARSAL_BEGUN = "rehearsal_begun"
@@ -100,7 +100,7 @@ def _wait_for_the_loop(books: Books, loop: Loop, begun_after: int, seen: Seen, s
     """
     traffic = books.config.traffic
     assert traffic is not None
-    deadline = time.monotonic() + traffic.timeout_s
+    deadline, started = time.monotonic() + traffic.timeout_s, books.journal.clock()
     said = "asking"
     while time.monotonic() < deadline:
         time.sleep(_POLL_S)
@@ -122,9 +122,11 @@ def _wait_for_the_loop(books: Books, loop: Loop, begun_after: int, seen: Seen, s
         elif cycle.state != "running":
             return cycle
     failed = seen.failed + steady.failed
+    stopped = [event for event in books.journal.events(event=TICK_FAILED) if event.at >= started]
     raise AIFactoryError(
         f"expected the loop to close within traffic.timeout_s = {traffic.timeout_s:g} s, found it at {said!r}"
         + (f" with {len(failed)} failed requests, the first: {failed[0]}" if failed else "")
+        + (f"; the evaluation actor was stopped by: {stopped[-1].detail['error']}" if stopped else "")
         + "; the same command goes on from there. `aifactory status` says more."
     )
 

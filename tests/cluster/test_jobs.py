@@ -12,6 +12,8 @@ import pytest
 
 from aifactory.cluster.jobs import CONFIG_VARIABLE, JobLauncher, job_id
 from aifactory.config import Config
+from aifactory.errors import PlacementError
+from aifactory.improve.evaluator import JobOrTaskLauncher
 from aifactory.records.journal import Bound, Cycle
 
 
@@ -34,9 +36,14 @@ class FakeServer:
         self.jobs: dict[str, Job] = {}
         self.submitted: list[str] = []
         self.trouble: str | None = None
+        self.has_agent = True
 
     def submit_job(self, **values: Any) -> str:
         name = str(values["submission_id"])
+        if not self.has_agent:  # the text of Ray 2.60
+            raise RuntimeError(
+                "Request failed with status code 500: No available agent to submit job, please try again later.."
+            )
         if name in self.jobs:
             raise RuntimeError("Request failed with status code 500: already used.")
         self.jobs[name] = Job(values)
@@ -147,6 +154,50 @@ def test_the_ending_of_a_job_is_told_in_its_own_words(config: Config, server: Fa
     told = "the job drift-ab-a1 is FAILED: no such module"
     assert launcher.ending(cycle(0)) == told
     assert launcher.ending(cycle(1)) == told
+
+
+class Tasks:
+    """Cycles as tasks, which end when told."""
+
+    def __init__(self) -> None:
+        self.turned: list[str] = []
+        self.ended = ""
+
+    def is_turning(self, cycle: Cycle) -> bool:
+        return cycle.trigger in self.turned and not self.ended
+
+    def turn(self, cycle: Cycle) -> None:
+        self.turned.append(cycle.trigger)
+
+    def ending(self, cycle: Cycle) -> str:
+        return self.ended
+
+
+def test_what_no_agent_can_start_as_a_job_is_turned_as_a_task_and_the_next_as_a_job_again(
+    config: Config, server: FakeServer
+) -> None:
+    tasks = Tasks()
+    launcher = JobOrTaskLauncher(JobLauncher(server, config, environment={}), tasks)
+    server.has_agent = False
+
+    launcher.turn(cycle(0))
+    assert (server.submitted, tasks.turned) == ([], ["drift-ab"])
+    assert launcher.is_turning(cycle(1))
+    tasks.ended = "OSError: full"
+    assert not launcher.is_turning(cycle(1))
+    assert launcher.ending(cycle(1)) == "OSError: full"
+
+    server.has_agent, tasks.ended = True, ""
+    tasks.turned.clear()
+    launcher.turn(cycle(1))
+    assert (server.submitted, tasks.turned) == (["drift-ab-a2"], [])
+    assert launcher.is_turning(cycle(1))
+
+
+def test_a_job_that_no_agent_can_start_says_what_to_look_at(config: Config, server: FakeServer) -> None:
+    server.has_agent = False
+    with pytest.raises(PlacementError, match=r"drift-ab-a1.*No available agent.*dashboard-agent-listen-port"):
+        JobLauncher(server, config, environment={}).turn(cycle(0))
 
 
 def test_a_server_in_trouble_is_not_taken_for_one_without_the_job(config: Config, server: FakeServer) -> None:

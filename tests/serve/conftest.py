@@ -295,12 +295,11 @@ def load() -> Callable[[Path], tuple[TorchEngine, TextTokenizer]]:
 
 
 @pytest.fixture(scope="session")
-def says(exported: Callable[[int], Path]) -> Callable[[int, str, int], str]:
-    """What the model of a seed says by `model.generate`, greedily."""
+def generated() -> Callable[[Path, str, int], str]:
+    """What the model of a folder says by `model.generate`, greedily."""
 
-    def generate(seed: int, prompt: str, max_tokens: int) -> str:
-        model = load_model(exported(seed), device="cpu", dtype=torch.float32)
-        tokenizer = load_tokenizer(exported(seed))
+    def generate(folder: Path, prompt: str, max_tokens: int) -> str:
+        model, tokenizer = load_model(folder, device="cpu", dtype=torch.float32), load_tokenizer(folder)
         ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
         with torch.inference_mode():
             output = model.generate(
@@ -309,6 +308,12 @@ def says(exported: Callable[[int], Path]) -> Callable[[int, str, int], str]:
         return tokenizer.decode([token for token in output[0, len(ids) :].tolist() if token != 0])
 
     return generate
+
+
+@pytest.fixture(scope="session")
+def says(exported: Callable[[int], Path], generated: Callable[[Path, str, int], str]) -> Callable[[int, str, int], str]:
+    """`generated` by the model of a seed."""
+    return lambda seed, prompt, max_tokens: generated(exported(seed), prompt, max_tokens)
 
 
 @pytest.fixture

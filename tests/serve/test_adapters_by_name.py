@@ -40,19 +40,9 @@ def trained(tmp_path_factory, exported):
 
 
 @pytest.fixture(scope="module")
-def merged_says(trained):
-    """What the merged model of a name says by `model.generate`, greedily."""
-
-    def generate(name, prompt, max_tokens):
-        model, tokenizer = load_model(trained[name], device="cpu", dtype=torch.float32), load_tokenizer(trained[name])
-        ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-        with torch.inference_mode():
-            output = model.generate(
-                torch.tensor([ids]), do_sample=False, max_new_tokens=max_tokens, pad_token_id=0, eos_token_id=0
-            )
-        return tokenizer.decode([token for token in output[0, len(ids) :].tolist() if token != 0])
-
-    return generate
+def merged_says(trained, generated):
+    """`generated` by the merged model of a name."""
+    return lambda name, prompt, max_tokens: generated(trained[name], prompt, max_tokens)
 
 
 @pytest.fixture
@@ -245,6 +235,7 @@ def test_names_are_checked_and_their_number_is_bounded(adapters, match):
 
 def test_a_relative_folder_is_found_from_any_other(serve, trained, monkeypatch):
     monkeypatch.chdir(trained["legal"].parent)
-    factory, _ = serve({"legal": "legal"})
-    assert factory.books.resolved_config().runtime.endpoint.adapters == {"legal": str(trained["legal"])}
-    factory.books.close()
+    factory, starting = serve({"legal": "legal"})
+    with starting as endpoint:
+        assert endpoint.client.models.retrieve("legal").parent == "alpha-r1"
+        assert factory.books.resolved_config().runtime.endpoint.adapters == {"legal": str(trained["legal"])}
