@@ -26,7 +26,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from aifactory.errors import TrainingError
+from aifactory.train.exchange import exchange_directly
 from aifactory.train.step import Precision
+
+# Where all CPUs compute, nothing is won by sums that run beside a backward pass, and each begin costs.
+_BUCKET_MB_OF_GLOO = 100
 
 
 class Alone:
@@ -78,6 +82,10 @@ class Ddp(Alone):
             gradient_as_bucket_view=True,
             # Rotary frequencies are the only buffers and never change.
             broadcast_buffers=False,
+            bucket_cap_mb=None if device.type == "cuda" else _BUCKET_MB_OF_GLOO,
+            # After its first step torch orders the buckets anew, unless it looks for unused parameters. Of more than two
+            # workers a sum's order depends on its place in a bucket: a run that was begun again would have other bits.
+            find_unused_parameters=distributed.get_world_size() > 2,
         )
         if gradients == "bf16":
             # Without annotations: torch compares them as objects, and here they are texts.
@@ -140,11 +148,18 @@ class Fsdp(Alone):
         self._sharded: FSDPModule = self._shard(model)
 
     def _shard(self, model: nn.Module) -> Any:
-        blocks = set(getattr(model, "_no_split_modules", None) or ())
-        for module in list(model.modules()):
-            if type(module).__name__ in blocks:
-                fully_shard(module, **self._options)
-        return fully_shard(model, **self._options)
+        names = set(getattr(model, "_no_split_modules", None) or ())
+        blocks: list[Any] = [module for module in model.modules() if type(module).__name__ in names]
+        for block in blocks:
+            fully_shard(block, **self._options)
+        sharded: Any = fully_shard(model, **self._options)
+        if self._device.type == "cpu":
+            for module in (sharded, *blocks):
+                exchange_directly(module)
+            # On CUDA the host runs ahead; here each block is asked for while the one before it computes.
+            for module, following in zip((sharded, *blocks), blocks, strict=False):
+                module.set_modules_to_forward_prefetch([following])
+        return sharded
 
     def frozen(self, model: nn.Module) -> nn.Module:
         sharded: nn.Module = self._shard(model)

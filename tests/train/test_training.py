@@ -131,6 +131,8 @@ def test_no_checkpoint_is_step_zero(runs, uninterrupted):
 
 
 FSDP = {"parallel": "fsdp", "micro_batch_rows": 1}
+# A sum of three depends on its order.
+SIX = {"global_batch_rows": 6}
 ACROSS = {"reproducible": "across_workers", "micro_batch_rows": 1, "threads": 1}
 
 
@@ -148,6 +150,12 @@ def gang(runs, tmp_path_factory):
         "two-dropped": (runs.work("two-dropped", changes=one_row), 2, None),
         "uneven-2": (runs.work("uneven-2", dropout=0.0, global_batch_rows=5), 2, None),
         "uneven-3": (runs.work("uneven-3", dropout=0.0, global_batch_rows=5), 3, None),
+        "three": (runs.work("three", **SIX), 3, None),
+        "three-killed": (runs.work("three-killed", **SIX), 3, 7),
+        "three-again": (runs.work("three-killed", **SIX), 3, None),
+        "fsdp-3": (runs.work("fsdp-3", changes=FSDP, **SIX), 3, None),
+        "fsdp-3-killed": (runs.work("fsdp-3-killed", changes=FSDP, **SIX), 3, 7),
+        "fsdp-3-again": (runs.work("fsdp-3-killed", changes=FSDP, **SIX), 3, None),
         "bf16": (runs.work("bf16-2", dropout=0.0, precision="bf16"), 2, None),
         "fsdp": (runs.work("fsdp", changes=FSDP), 2, None),
         "fsdp-killed": (runs.work("fsdp-killed", changes=FSDP), 2, 7),
@@ -251,6 +259,18 @@ def test_a_run_of_fsdp_that_was_killed_ends_with_the_same_bytes(runs, gang):
     assert runs.figures(tasks["fsdp-again"])["resumed_from"] in (3, 6)
     assert runs.files(tasks["fsdp-again"]) == runs.files(tasks["fsdp"])
     assert losses(runs, tasks["fsdp-again"]) == losses(runs, tasks["fsdp"])
+
+
+@pytest.mark.parametrize("how", ["three", "fsdp-3"])
+def test_a_run_of_three_that_was_killed_ends_with_the_same_bytes(runs, gang, how):
+    tasks, codes, errors = gang
+
+    assert codes[how] == [0, 0, 0], errors
+    assert codes[f"{how}-killed"][0] == -9
+    assert codes[f"{how}-again"] == [0, 0, 0], errors
+    assert runs.figures(tasks[f"{how}-again"])["resumed_from"] in (3, 6)
+    assert runs.files(tasks[f"{how}-again"]) == runs.files(tasks[how])
+    assert losses(runs, tasks[f"{how}-again"]) == losses(runs, tasks[how])
 
 
 def test_what_fsdp_began_one_worker_can_end(runs, gang, largest_difference):
