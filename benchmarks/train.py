@@ -7,6 +7,8 @@ Keys     ray_over_bare             tokens/s of the whole path on Ray over that o
          over_lightning            over lightning's `Trainer`
          ddp2_over_1               two workers of one thread over one worker of one thread, DDP
          fsdp2_over_ddp2           two workers, FSDP2 over DDP
+         bare2_over_1              the limit of those two: two bare loops at once that share nothing, over one
+         ddp2_over_bare2           what of that limit DDP reaches
          data_wait_share           share of a run in which the step waits for rows
          checkpoint_stall_share    how long the loop stands still for a checkpoint, over the 100 steps that it protects
          fit_to_first_step_s       from the call that begins a run to its first finished step
@@ -40,6 +42,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,8 @@ _FIGURES = (
     "over_lightning",
     "ddp2_over_1",
     "fsdp2_over_ddp2",
+    "bare2_over_1",
+    "ddp2_over_bare2",
     "data_wait_share",
     "checkpoint_stall_share",
     "fit_to_first_step_s",
@@ -109,7 +114,7 @@ FULL = Sizes(
     min_steps=3,
     max_steps=60,
     peers=True,
-    workers=("ddp2", "fsdp2", "tree2"),
+    workers=("bare2", "ddp2", "fsdp2", "tree2"),
     peer_timeout_s=180.0,
 )
 # The same path, for the proof that it runs.
@@ -122,7 +127,7 @@ QUICK = Sizes(
     min_steps=6,
     max_steps=20,
     peers=False,
-    workers=("ddp2",),
+    workers=("bare2", "ddp2"),
     peer_timeout_s=20.0,
 )
 
@@ -261,7 +266,11 @@ class _Bench:
                         contenders[peer] = lambda q=peer, n=name, p=precision, c=count: self._peer(q, n, p, c)  # type: ignore[misc]
                 if (name, precision) == next(iter(steps)):
                     for how in sizes.workers:
-                        contenders[how] = lambda h=how, n=name, p=precision, c=count: self._ray(n, p, c, how=h)  # type: ignore[misc]
+                        contenders[how] = (
+                            (lambda n=name, p=precision, c=count: self._two_bare(n, p, c))  # type: ignore[misc]
+                            if how == "bare2"
+                            else (lambda h=how, n=name, p=precision, c=count: self._ray(n, p, c, how=h))  # type: ignore[misc]
+                        )
                 self._round(f"{name}_{precision}", contenders, backwards=number % 2 == 1)
 
     def _round(
@@ -286,6 +295,8 @@ class _Bench:
             ("over_lightning", "ray", "lightning"),
             ("ddp2_over_1", "ddp2", "ray"),
             ("fsdp2_over_ddp2", "fsdp2", "ddp2"),
+            ("bare2_over_1", "bare2", "bare"),
+            ("ddp2_over_bare2", "ddp2", "bare2"),
         ):
             if over in rates and under in rates:
                 self._ratios[key][cell].append(rates[over] / rates[under])
@@ -333,13 +344,24 @@ class _Bench:
 
     # ── contenders ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _arguments(self, name: str, precision: str, steps: int) -> list[str]:
-        data = ["--data", str(self._folder / name), "--steps", str(steps), "--batch-rows", "2", "--micro-rows", "1"]
-        return [*data, "--precision", precision, "--learning-rate", str(_LEARNING_RATE)]
+    def _arguments(self, name: str, precision: str, steps: int, *, batch_rows: int = 2) -> list[str]:
+        data = ["--data", str(self._folder / name), "--steps", str(steps), "--batch-rows", str(batch_rows)]
+        return [*data, "--micro-rows", "1", "--precision", precision, "--learning-rate", str(_LEARNING_RATE)]
 
-    def _bare(self, name: str, precision: str, steps: int) -> dict[str, Any]:
-        command = [sys.executable, str(_HERE / "peers" / "bare_train.py"), *self._arguments(name, precision, steps)]
-        return _json_of(command, timeout=600)
+    def _bare(self, name: str, precision: str, steps: int, *, batch_rows: int = 2) -> dict[str, Any]:
+        arguments = self._arguments(name, precision, steps, batch_rows=batch_rows)
+        return _json_of([sys.executable, str(_HERE / "peers" / "bare_train.py"), *arguments], timeout=600)
+
+    def _two_bare(self, name: str, precision: str, steps: int) -> dict[str, Any]:
+        """Two bare loops that begin together, each with the one row of a step that a worker has."""
+        with ThreadPoolExecutor(2) as both:
+            begun = [both.submit(self._bare, name, precision, steps, batch_rows=1) for _ in range(2)]
+            found = [each.result() for each in begun]
+        return {
+            "seconds": max(each["seconds"] for each in found),
+            "tokens": sum(each["tokens"] for each in found),
+            "losses": found[0]["losses"],
+        }
 
     def _peer(self, peer: str, name: str, precision: str, steps: int) -> dict[str, Any] | None:
         """What a peer prints; None where it isn't installed or takes too long."""
