@@ -61,6 +61,10 @@ peers: .peers/datatrove/installed .peers/datasets/installed .peers/trl/installed
 .peers/lightning/installed: PEERS = $(TRAIN_PEERS) lightning==2.6.6
 # Not beside the others: transformers imports scipy wherever it finds it.
 .peers/lm-eval/installed: PEERS = $(TRAIN_PEERS) accelerate==1.15.0 datasets==5.2.0 'lm-eval[api]==0.4.13'
+# Built from source for this very processor, which takes about 20 minutes once; pip keeps what it built.
+.peers/llamacpp/installed: PEERS = numpy==2.4.6 safetensors==0.8.0 gguf==0.19.0 llama-cpp-python==0.3.36 --no-binary=llama-cpp-python
+.peers/llamacpp/installed: export CMAKE_ARGS = -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF
+.peers/llamacpp/installed: export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 .peers/%/installed: Makefile
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)

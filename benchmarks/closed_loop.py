@@ -1,17 +1,13 @@
-"""ClosedLoop: a client that keeps so many requests going in an engine, and what it saw of their tokens. Needs no Ray.
-
-Legend   c requests at once.
-"""
+"""ClosedLoop: a client that keeps so many requests going in an engine of its own process. Needs no Ray."""
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
+from moments import Seen
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -20,35 +16,13 @@ from aifactory.engine.protocol import Delta, GenerationRequest, Sampling
 from aifactory.text.tokenizer import END_OF_TEXT, TextTokenizer
 
 
-@dataclass(slots=True)
-class Seen:
-    """The moments, in seconds, of one run."""
-
-    first: list[float] = field(default_factory=list)
-    """From sending a request to its first token."""
-    between: list[float] = field(default_factory=list)
-    """From each token of an answer to its next."""
-    num_tokens: int = 0
-    seconds: float = 0.0
-    """From the first request to the last token."""
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Of answers, all requests together."""
-        return self.num_tokens / self.seconds
-
-
-def closed_loop(
-    engine: TorchEngine, *, concurrency: int, num_requests: int, prompt_tokens: int, answer_tokens: int, seed: int
-) -> Seen:
-    """Send the next request when one ends, `concurrency` of them at once; greedy, all prompts different.
+def closed_loop(engine: TorchEngine, prompts: Sequence[Sequence[int]], *, concurrency: int, answer_tokens: int) -> Seen:
+    """Send the next prompt when a request ends, `concurrency` of them at once; greedy.
 
     Raises  RuntimeError if an answer ends by anything but its length or the model's end token.
     """
-    rng, seen, done = random.Random(seed), Seen(), threading.Event()
-    lock, failures = threading.Lock(), []
-    # Token ids that the tokenizer has no text for answer without text, and a delta comes only with text: these have some.
-    prompts = [tuple(rng.randrange(1, 256) for _ in range(prompt_tokens)) for _ in range(num_requests)]
+    seen, done = Seen(), threading.Event()
+    lock, failures, num_requests = threading.Lock(), [], len(prompts)
     sampling = Sampling(max_tokens=answer_tokens, temperature=0.0, logprobs=None)
     started, sent, ended = time.perf_counter(), 0, 0
 
@@ -65,11 +39,9 @@ def closed_loop(
             now = time.perf_counter()
             count = len(delta.token_ids)
             if count:
-                (seen.first if last[1] == 0 else seen.between).append(now - last[0])
-                # What was held back came with this one: no time passed between them that a client could see.
-                seen.between.extend([0.0] * (count - 1))
+                seen.add(count, seconds=now - last[0], first=last[1] == 0)
+                seen.answers.setdefault(index, []).extend(delta.token_ids)
                 last[:] = now, last[1] + count
-                seen.num_tokens += count
             if delta.finish_reason is not None:
                 if delta.finish_reason not in ("length", "stop"):
                     failures.append(delta.error or delta.finish_reason)
@@ -79,7 +51,8 @@ def closed_loop(
                 else:
                     send()
 
-        engine.submit(GenerationRequest(id=f"{seed}-{index}", prompt_ids=prompts[index], sampling=sampling), on_delta)
+        request = GenerationRequest(id=f"{started}-{index}", prompt_ids=tuple(prompts[index]), sampling=sampling)
+        engine.submit(request, on_delta)
 
     for _ in range(concurrency):
         send()
@@ -88,12 +61,6 @@ def closed_loop(
     if failures:
         raise RuntimeError(f"expected answers, found {failures[:3]}")
     return seen
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of them don't exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, -(-int(share * 100) * len(ordered) // 100) - 1)]
 
 
 def random_llama(config: LlamaConfig, dtype: torch.dtype, device: str) -> LlamaForCausalLM:

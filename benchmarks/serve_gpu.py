@@ -17,7 +17,8 @@ import statistics
 from dataclasses import dataclass
 
 import torch
-from closed_loop import bandwidth_gb_s, byte_tokenizer, closed_loop, percentile, random_llama
+from closed_loop import bandwidth_gb_s, byte_tokenizer, closed_loop, random_llama
+from moments import percentile, random_prompts
 from runner import Measured, main
 from transformers import LlamaConfig
 
@@ -93,11 +94,9 @@ def measure(quick: bool, rounds: int | None) -> Measured:
             for batch in sizes.batches:
                 seen = closed_loop(
                     engine,
+                    random_prompts(batch, sizes.prompt_tokens, seed=1000 * round_number + batch),
                     concurrency=batch,
-                    num_requests=batch,
-                    prompt_tokens=sizes.prompt_tokens,
                     answer_tokens=sizes.answer_tokens,
-                    seed=1000 * round_number + batch,
                 )
                 # The first round warms up: kernels are chosen, memory is taken.
                 if round_number == 0:
