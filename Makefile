@@ -53,7 +53,8 @@ schema: $(VENV)/installed
 # What the benchmarks are compared with, each in an environment of its own.
 DATA_PEERS := pyarrow==26.0.1 tokenizers==0.23.3 numpy==2.4.6
 TRAIN_PEERS := torch==2.13.0 transformers==5.23.0 safetensors==0.8.0 numpy==2.4.6
-peers: .peers/datatrove/installed .peers/datasets/installed .peers/trl/installed .peers/lightning/installed
+peers: .peers/datatrove/installed .peers/datasets/installed .peers/trl/installed .peers/lightning/installed \
+       .peers/vllm/installed .peers/llamacpp/installed
 
 .peers/datatrove/installed: PEERS = $(DATA_PEERS) datatrove==0.10.1 regex==2026.11.15 xxhash==3.8.2
 .peers/datasets/installed: PEERS = $(DATA_PEERS) datasets==5.2.0

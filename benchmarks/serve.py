@@ -236,7 +236,8 @@ class Bench:
         environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": f"0-{_THREADS - 1}"}
         self.peers[name] = {"command": ["vllm", "serve", "MODEL", *options], "environment": environment}
         self.targets[name] = Target(url=f"http://127.0.0.1:{port}", model="bench", extra={"ignore_eos": True})
-        command = [_PEERS / "vllm" / "bin" / "vllm", "serve", self.folders[0], *options]
+        # By the name of its interpreter: the script names the one with which it was installed, which may be elsewhere.
+        command = [_PEERS / "vllm/bin/python", _PEERS / "vllm/bin/vllm", "serve", self.folders[0], *options]
         return Contender(command, environment={**_ENVIRONMENT, **environment}, talks=False)
 
     # ── what is done ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -88,7 +88,7 @@ def test_an_answer_has_the_same_bits_alone_in_a_crowd_in_other_chunks_and_with_o
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 8), (8, 8), (13, 24), (64, 200), (37, 1024)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 8), (8, 8), (13, 24), (64, 200), (37, 1024), (301, 520)])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
 def test_a_product_is_that_of_the_weights_as_they_are_kept(kind, rows, columns):
     torch.manual_seed(6)
@@ -107,7 +107,7 @@ def test_a_product_is_that_of_the_weights_as_they_are_kept(kind, rows, columns):
     for num_threads in (1, 2):
         team = ThreadTeam(num_threads)
         packed = PackedLinear(matrix, team)
-        for count in (1, 2, 3, 4, 7):
+        for count in (1, 2, 3, 4, 7, 12, 29):
             x = torch.randn(count, columns)
             expected = torch.nn.functional.linear(x.double(), weight.double(), linear.bias.double())
             found = packed(x)
