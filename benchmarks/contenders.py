@@ -1,7 +1,7 @@
 """Contenders: programs that are measured beside each other. Each is a process with its descendants, which stays up while
 another has its turn.
 
-A child speaks JSON by lines: it writes {"ready": …} when it is there, and then an answer to each question. What it logs goes
+A child speaks JSON by lines: it writes {"answer": …} when it is there, and then to each question. What it logs goes
 to a file. A server that speaks HTTP alone is asked for a path until it answers.
 """
 
@@ -48,7 +48,7 @@ class Contender:
 
     def ready(self) -> Any:
         """What a child says when it is there."""
-        return self._read()["ready"]
+        return self._read()
 
     def ask(self, **question: Any) -> Any:
         """A child's answer to a question."""
@@ -61,9 +61,9 @@ class Contender:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             # What libraries print goes between.
-            if line.startswith(b"{"):
+            if line.startswith(b'{"answer"'):
                 self.start_s = self.start_s or time.perf_counter() - self._started
-                return json.loads(line)
+                return json.loads(line)["answer"]
         raise RuntimeError(f"expected an answer of {self.process.args}, found its end: {self.last_words()}")
 
     def wait_for(self, target: Target, path: str, *, timeout_s: float) -> None:
@@ -150,6 +150,6 @@ def serve_lines(answer: Any, *, ready: Any) -> None:
     """What a child does: say that it is there, and answer each line until there is none."""
     import sys
 
-    print(json.dumps({"ready": ready}), flush=True)
+    print(json.dumps({"answer": ready}), flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(**json.loads(line))), flush=True)
+        print(json.dumps({"answer": answer(**json.loads(line))}), flush=True)

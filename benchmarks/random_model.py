@@ -40,7 +40,7 @@ def main(
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     (folder / GOLDEN_NAME).write_bytes(golden_answers(model, tokenizer))
-    print(json.dumps({"ready": None}), flush=True)
+    print(json.dumps({"answer": None}), flush=True)
 
 
 if __name__ == "__main__":

@@ -164,10 +164,10 @@ def main(folder: Path, scratch: Path, options: dict[str, Any]) -> None:
     file = scratch / f"{kind}.gguf"
     write_gguf(folder, file, kind)
     engine = Engine(file, **options)
-    print(json.dumps({"ready": {"weights": llama_cpp.llama_model_size(engine.model)}}), flush=True)
+    print(json.dumps({"answer": {"weights": llama_cpp.llama_model_size(engine.model)}}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        print(json.dumps(engine.closed_loop(asked.pop("prompts"), **asked)), flush=True)
+        print(json.dumps({"answer": engine.closed_loop(asked.pop("prompts"), **asked)}), flush=True)
 
 
 if __name__ == "__main__":
