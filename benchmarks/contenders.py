@@ -39,7 +39,7 @@ class Contender:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if talks else self.log,
             stderr=self.log,
-            env={**os.environ, **(environment or {})},
+            env={**_own_environment(), **(environment or {})},
             start_new_session=True,
         )
         self._started = time.perf_counter()
@@ -144,6 +144,15 @@ class Contender:
         for process in self.tree:
             with suppress(psutil.Error):
                 process.send_signal(number)
+
+
+def _own_environment() -> dict[str, str]:
+    """Ours, without what was set for our own threads and modules: each contender has its own defaults."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OMP_", "GOMP_", "KMP_", "PYTHONPATH"))
+    }
 
 
 def serve_lines(answer: Any, *, ready: Any) -> None:
