@@ -76,12 +76,12 @@ def _size(data: Any) -> int:
     return 4 if element == _F32 else int(element.width) // 8
 
 
-def _prefetch(builder: Any, data: Any, at: Any, *, level: int = 3) -> None:
+def _prefetch(builder: Any, data: Any, at: Any) -> None:
     address = builder.bitcast(builder.gep(data, [at]), ir.IntType(8).as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    # To read, to all levels (3) or to all but the first (2), data.
-    builder.call(function, [address, ir.Constant(_I32, 0), ir.Constant(_I32, level), ir.Constant(_I32, 1)])
+    # To read, to all levels, data.
+    builder.call(function, [address, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
 
 
 def _sum_lanes(builder: Any, vector: Any) -> Any:
@@ -94,36 +94,25 @@ def _sum_lanes(builder: Any, vector: Any) -> Any:
     return builder.extract_element(vector, ir.Constant(_I32, 0))
 
 
-def _store_four(builder: Any, vectors: list[Any], address: Any) -> None:
-    """The sums of the lanes of four vectors, each in the order of `_sum_lanes`, one after the other."""
+def _tile(num_rows: int, num_columns: int, *, ahead: bool = False) -> Any:
+    """The dot products of so many rows of a matrix with so many vectors: `tile(w, at, x, x_step, length, y, y_step)`.
 
-    def shuffled(a: Any, b: Any, *places: int) -> Any:
-        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(places)), places))
-
-    halves = [builder.fadd(shuffled(v, v, 0, 1, 2, 3), shuffled(v, v, 4, 5, 6, 7)) for v in vectors]
-    pairs = [builder.fadd(shuffled(a, b, 0, 1, 4, 5), shuffled(a, b, 2, 3, 6, 7)) for a, b in (halves[:2], halves[2:])]
-    four = builder.fadd(shuffled(*pairs, 0, 2, 4, 6), shuffled(*pairs, 1, 3, 5, 7))
-    builder.store(four, builder.bitcast(address, four.type.as_pointer()), align=4)
-
-
-def _tile(num_rows: int, *, ahead: bool = False) -> Any:
-    """The dot products of so many rows of a matrix, one or a multiple of four, with a vector: `tile(w, at, x, length, y)`.
-
-    w, at   an array of weights, and where in it the first row begins; the rows lie `length` apart
-    ahead   whether to ask for the rows after these in the meantime. They lie one after the other, and a processor that
-            is to find out by itself falls behind: it gave bfloat16 7 GB/s for 9, int8 5 for 8, where a sum had 11 and 13
-    x, y    float32 arrays that begin with the vector and with the results
+    w, at      an array of weights, and where in it the first row begins; the rows lie `length` apart
+    ahead      whether to ask for the rows after these in the meantime. They lie one after the other, and a processor that
+               is to find out by itself falls behind: it gave bfloat16 7 GB/s for 9, int8 5 for 8, where a sum had 11 and 13
+    x, x_step  a float32 array that begins with the vectors, and how far apart they lie; y, y_step likewise the results
     """
 
     @intrinsic
-    def tile(typing: Any, w: Any, at: Any, x: Any, length: Any, y: Any) -> Any:
+    def tile(typing: Any, w: Any, at: Any, x: Any, x_step: Any, length: Any, y: Any, y_step: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            data = [context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 4)]
-            at_value, length_value = args[1], args[3]
+            data = [context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 5)]
+            at_value, x_step_value, length_value, y_step_value = args[1], args[3], args[4], args[6]
             zero = ir.Constant(_VEC, None)
-            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(num_rows)]
+            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(num_columns)] for _ in range(num_rows)]
             starts = [builder.add(at_value, builder.mul(length_value, ir.Constant(_I64, r))) for r in range(num_rows)]
             skipped = builder.mul(length_value, ir.Constant(_I64, num_rows))
+            columns = [builder.mul(x_step_value, ir.Constant(_I64, c)) for c in range(num_columns)]
             unrolled = 4 if ahead else 1
             whole = builder.mul(
                 builder.udiv(length_value, ir.Constant(_I64, unrolled * LANES)), ir.Constant(_I64, unrolled * LANES)
@@ -134,162 +123,35 @@ def _tile(num_rows: int, *, ahead: bool = False) -> Any:
                 with cgutils.for_range_slice(builder, begin, end, step, intp=_I64) as (first, _):
                     for u in range(count):
                         k = builder.add(first, ir.Constant(_I64, u * LANES))
-                        values = _load(builder, data[1], k)
+                        xs = [_load(builder, data[1], builder.add(column, k)) for column in columns]
                         for r in range(num_rows):
                             weights = _load(builder, data[0], builder.add(starts[r], k))
-                            builder.store(_multiply_add(builder, weights, values, builder.load(sums[r])), sums[r])
+                            for c in range(num_columns):
+                                total = _multiply_add(builder, weights, xs[c], builder.load(sums[r][c]))
+                                builder.store(total, sums[r][c])
                     for line in range(0, count * LANES if ahead else 0, _LINE // _size(data[0])):
                         for r in range(num_rows):
                             place = builder.add(builder.add(starts[r], skipped), first)
                             _prefetch(builder, data[0], builder.add(place, ir.Constant(_I64, line)))
                 begin = whole
-            totals = [builder.load(each) for each in sums]
-            if num_rows == 1:
-                builder.store(_sum_lanes(builder, totals[0]), data[2])
-            for r in range(0, num_rows - 3, 4):
-                _store_four(builder, totals[r : r + 4], builder.gep(data[2], [ir.Constant(_I64, r)]))
+            for r in range(num_rows):
+                for c in range(num_columns):
+                    place = builder.add(builder.mul(y_step_value, ir.Constant(_I64, c)), ir.Constant(_I64, r))
+                    builder.store(_sum_lanes(builder, builder.load(sums[r][c])), builder.gep(data[2], [place]))
             return context.get_dummy_value()
 
         i = types.int64
-        return types.void(w, i, x, i, y), generate
+        return types.void(w, i, x, i, i, y, i), generate
 
     return tile
 
 
-_tile_8 = _tile(8)
-_tile_8_ahead = _tile(8, ahead=True)
-_tile_1 = _tile(1)
-
-
-def _panel_tile(num_vectors: int) -> Any:
-    """Go on with the dot products of four rows of a panel with so many vectors, whose lanes `sums` keeps.
-
-    w, x       float32, from w_at and x_at on; the rows lie `length` apart, and so do the vectors
-    sums       from sums_at on (vectors, 4, LANES)
-    ask        an array of weights of which some are asked for in the meantime, ask_step for each LANES of length
-    """
-
-    @intrinsic
-    def tile(
-        typing: Any,
-        w: Any,
-        w_at: Any,
-        x: Any,
-        x_at: Any,
-        length: Any,
-        sums: Any,
-        sums_at: Any,
-        ask: Any,
-        ask_at: Any,
-        ask_step: Any,
-    ) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            data = [context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 5, 7)]
-            w_begin, x_begin, length_value, sums_begin, ask_begin, ask_by = (args[i] for i in (1, 3, 4, 6, 8, 9))
-            rows = [builder.add(w_begin, builder.mul(length_value, ir.Constant(_I64, r))) for r in range(4)]
-            vectors = [
-                builder.add(x_begin, builder.mul(length_value, ir.Constant(_I64, v))) for v in range(num_vectors)
-            ]
-            kept = [
-                [
-                    builder.bitcast(
-                        builder.gep(data[2], [builder.add(sums_begin, ir.Constant(_I64, (4 * v + r) * LANES))]),
-                        _VEC.as_pointer(),
-                    )
-                    for r in range(4)
-                ]
-                for v in range(num_vectors)
-            ]
-            totals = [[cgutils.alloca_once_value(builder, builder.load(at, align=4)) for at in each] for each in kept]
-            asked = cgutils.alloca_once_value(builder, ask_begin)
-            step = ir.Constant(_I64, LANES)
-            with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), length_value, step, intp=_I64) as (k, _):
-                xs = [_load(builder, data[1], builder.add(vector, k)) for vector in vectors]
-                for r in range(4):
-                    weights = _load(builder, data[0], builder.add(rows[r], k))
-                    for v in range(num_vectors):
-                        builder.store(_multiply_add(builder, weights, xs[v], builder.load(totals[v][r])), totals[v][r])
-                place = builder.load(asked)
-                for line in (0, _LINE // _size(data[3])):
-                    _prefetch(builder, data[3], builder.add(place, ir.Constant(_I64, line)), level=2)
-                builder.store(builder.add(place, ask_by), asked)
-            for v in range(num_vectors):
-                for r in range(4):
-                    builder.store(builder.load(totals[v][r]), kept[v][r], align=4)
-            return context.get_dummy_value()
-
-        i = types.int64
-        return types.void(w, i, x, i, i, sums, i, ask, i, i), generate
-
-    return tile
-
-
-_panel_tile_1 = _panel_tile(1)
-_panel_tile_2 = _panel_tile(2)
-_panel_tile_3 = _panel_tile(3)
-
-
-@intrinsic
-def _sum_four(typing: Any, sums: Any, sums_at: Any, y: Any, y_at: Any) -> Any:
-    """Add up the lanes of four sums to four elements of y."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kept, result = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
-        places = [builder.add(args[1], ir.Constant(_I64, r * LANES)) for r in range(4)]
-        _store_four(builder, [_load(builder, kept, place) for place in places], builder.gep(result, [args[3]]))
-        return context.get_dummy_value()
-
-    return types.void(sums, types.int64, y, types.int64), generate
-
-
-@intrinsic
-def _widen(typing: Any, w: Any, at: Any, panel: Any, panel_at: Any, length: Any) -> Any:
-    """Copy `length` elements, a multiple of LANES, as float32."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
-        step = ir.Constant(_I64, LANES)
-        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[4], step, intp=_I64) as (k, _):
-            address = builder.bitcast(builder.gep(target, [builder.add(args[3], k)]), _VEC.as_pointer())
-            builder.store(_load(builder, source, builder.add(args[1], k)), address, align=4)
-        return context.get_dummy_value()
-
-    i = types.int64
-    return types.void(w, i, panel, i, i), generate
-
-
-def _mix(num_vectors: int) -> Any:
-    """A weighted sum of rows: so many times LANES of its elements, from `at` on, of values whose rows lie `step` apart."""
-
-    @intrinsic
-    def mix(typing: Any, shares: Any, values: Any, at: Any, step: Any, length: Any, y: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            data = [context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 1, 5)]
-            places = [builder.add(args[2], ir.Constant(_I64, v * LANES)) for v in range(num_vectors)]
-            sums = [cgutils.alloca_once_value(builder, ir.Constant(_VEC, None)) for _ in places]
-            one = ir.Constant(_I64, 1)
-            with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[4], one, intp=_I64) as (t, _):
-                row = builder.mul(t, args[3])
-                single = builder.insert_element(
-                    ir.Constant(_VEC, ir.Undefined), builder.load(builder.gep(data[0], [t])), ir.Constant(_I32, 0)
-                )
-                share = builder.shuffle_vector(single, single, ir.Constant(_VEC_I32, [0] * LANES))
-                for place, total in zip(places, sums, strict=True):
-                    vector = _load(builder, data[1], builder.add(row, place))
-                    builder.store(_multiply_add(builder, share, vector, builder.load(total)), total)
-            for place, total in zip(places, sums, strict=True):
-                address = builder.bitcast(builder.gep(data[2], [place]), _VEC.as_pointer())
-                builder.store(builder.load(total), address, align=4)
-            return context.get_dummy_value()
-
-        i = types.int64
-        return types.void(shares, values, i, i, i, y), generate
-
-    return mix
-
-
-_mix_8 = _mix(8)
-_mix_1 = _mix(1)
+_tile_8x1 = _tile(8, 1)
+_tile_8x1_ahead = _tile(8, 1, ahead=True)
+_tile_4x1 = _tile(4, 1)
+_tile_4x2 = _tile(4, 2)
+_tile_4x3 = _tile(4, 3)
+_tile_1x1 = _tile(1, 1)
 
 
 @intrinsic
@@ -376,81 +238,41 @@ def _part(size: int, thread: int, num_threads: int) -> tuple[int, int]:
     return min(size, 8 * (blocks * thread // num_threads)), min(size, 8 * (blocks * (thread + 1) // num_threads))
 
 
-_PANEL = 32 * 1024
-"""Weights of a panel, in float32 128 KB: it stays in a processor's second cache while all vectors pass by."""
-_VECTORS = 12
-_PIECE = 4 * 1024
-"""So many vectors and so many of their elements, 16 KB, stay in its first cache while the rows of a panel pass by."""
+_BLOCK = 48
+"""So many vectors stay in a processor's own cache while a matrix passes by."""
 
 
 @numba.njit(cache=True, nogil=True)
 def _product(w_NK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
     """Columns [begin, end) of y = x @ w.T for the first `num_rows` rows, without scales."""
-    if num_rows > 1:
-        _product_by_panels(w_NK, x_BK, y_BN, num_rows, begin, end)
-        return
-    length, n = w_NK.shape[1], begin
-    while n + 8 <= end:
-        _tile_8_ahead(w_NK, n * length, x_BK, length, y_BN[0, n:])
-        n += 8
-    while n < end:
-        _tile_1(w_NK, n * length, x_BK, length, y_BN[0, n:])
-        n += 1
+    for first in range(0, num_rows, _BLOCK):
+        _product_block(w_NK, x_BK[first:], y_BN[first:], min(_BLOCK, num_rows - first), begin, end)
 
 
 @numba.njit(cache=True, nogil=True)
-def _product_by_panels(w_NK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
-    """The blocking of Goto and van de Geijn (2008, doi:10.1145/1356052.1356053), with dot products in place of outer ones."""
-    width = w_NK.shape[1]
+def _product_block(w_NK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
+    length = w_NK.shape[1]
     x_step, y_step = x_BK.strides[0] // 4, y_BN.strides[0] // 4
-    most_rows = max(8, min(128, _PANEL // width // 8 * 8))
-    most_vectors = min(num_rows, _VECTORS)
-    num_pieces = (width * most_vectors + _PIECE - 1) // _PIECE
-    piece = ((width + num_pieces - 1) // num_pieces + LANES - 1) // LANES * LANES
-    panel = np.empty(most_rows * width, np.float32)
-    vectors = np.empty(most_vectors * piece, np.float32)
-    sums = np.empty(most_rows * most_vectors * LANES, np.float32)
-    four = np.empty(4, np.float32)
-    for first in range(begin, end, most_rows):
-        count = min(most_rows, end - first)
-        rows = (count + 3) // 4 * 4
-        for k in range(0, width, piece):
-            length = min(piece, width - k)
-            for n in range(rows):
-                # What comes after the last row is computed like it, and not kept.
-                _widen(w_NK, (first + min(n, count - 1)) * width + k, panel, k * rows + n * length, length)
-        for b in range(0, num_rows, most_vectors):
-            num = min(most_vectors, num_rows - b)
-            ask_step = 4 * LANES // ((num + 2) // 3)
-            sums[: rows * num * LANES] = np.float32(0.0)
-            for k in range(0, width, piece):
-                length = min(piece, width - k)
-                for v in range(num):
-                    _widen(x_BK, (b + v) * x_step + k, vectors, v * length, length)
-                for n in range(0, rows, 4):
-                    at = k * rows + n * length
-                    # The same place in the next panel.
-                    ask = (first + rows) * width + at
-                    v = 0
-                    while v + 3 <= num:
-                        place = (n * num + 4 * v) * LANES
-                        _panel_tile_3(panel, at, vectors, v * length, length, sums, place, w_NK, ask, ask_step)
-                        ask += length // LANES * ask_step
-                        v += 3
-                    place = (n * num + 4 * v) * LANES
-                    if v + 2 == num:
-                        _panel_tile_2(panel, at, vectors, v * length, length, sums, place, w_NK, ask, ask_step)
-                    elif v + 1 == num:
-                        _panel_tile_1(panel, at, vectors, v * length, length, sums, place, w_NK, ask, ask_step)
-            for n in range(0, rows, 4):
-                for v in range(num):
-                    place = (n * num + 4 * v) * LANES
-                    if n + 4 <= count:
-                        _sum_four(sums, place, y_BN, (b + v) * y_step + first + n)
-                    else:
-                        _sum_four(sums, place, four, 0)
-                        for r in range(count - n):
-                            y_BN[b + v, first + n + r] = four[r]
+    n = begin
+    if num_rows == 1:
+        while n + 8 <= end:
+            _tile_8x1_ahead(w_NK, n * length, x_BK, x_step, length, y_BN[0, n:], y_step)
+            n += 8
+    else:
+        while n + 4 <= end:
+            b = 0
+            while b + 3 <= num_rows:
+                _tile_4x3(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
+                b += 3
+            if b + 2 == num_rows:
+                _tile_4x2(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
+            elif b + 1 == num_rows:
+                _tile_4x1(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
+            n += 4
+    while n < end:
+        for b in range(num_rows):
+            _tile_1x1(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
+        n += 1
 
 
 @numba.njit(cache=True, nogil=True)
@@ -484,7 +306,7 @@ def _reduce(thread: int, num_threads: int, a_XLPK: Any, layer: int, x_BK: Any, a
         if adapter_B[b] >= 0:
             a_PK = a_XLPK[adapter_B[b], layer]
             for p in range(0, a_PK.shape[0], 8):
-                _tile_8(a_PK, p * a_PK.shape[1], x_BK[b:], a_PK.shape[1], t_BP[b, p:])
+                _tile_8x1(a_PK, p * a_PK.shape[1], x_BK[b:], 0, a_PK.shape[1], t_BP[b, p:], 0)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -499,7 +321,7 @@ def _expand(
             rank = b_NR.shape[1]
             for n in range(begin, end):
                 part = (1 if n >= second else 0) + (1 if n >= third else 0)
-                _tile_1(b_NR, n * rank, t_BP[b, part * rank :], rank, change)
+                _tile_1x1(b_NR, n * rank, t_BP[b, part * rank :], 0, rank, change, 0)
                 y_BN[b, n] += change[0]
 
 
@@ -511,7 +333,7 @@ def _normalise(x_H: Any, weight_H: Any, epsilon: float, y_H: Any) -> None:
     """RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467); y may be x, and must not hold less."""
     width = len(weight_H)
     total = np.empty(1, np.float32)
-    _tile_1(x_H, 0, x_H, width, total)
+    _tile_1x1(x_H, 0, x_H, 0, width, total, 0)
     factor = np.float32(1.0) / np.sqrt(total[0] / np.float32(width) + np.float32(epsilon))
     for h in range(len(weight_H)):
         y_H[h] = weight_H[h] * (x_H[h] * factor)
@@ -533,10 +355,10 @@ def _attend(q_D: Any, keys_TD: Any, values_TD: Any, length: int, scaling: float,
     width = len(q_D)
     t = 0
     while t + 8 <= length:
-        _tile_8(keys_TD, t * width, q_D, width, scores_T[t:])
+        _tile_8x1(keys_TD, t * width, q_D, 0, width, scores_T[t:], 0)
         t += 8
     while t < length:
-        _tile_1(keys_TD, t * width, q_D, width, scores_T[t:])
+        _tile_1x1(keys_TD, t * width, q_D, 0, width, scores_T[t:], 0)
         t += 1
     largest = scores_T[0]
     for t in range(length):
@@ -547,15 +369,12 @@ def _attend(q_D: Any, keys_TD: Any, values_TD: Any, length: int, scaling: float,
     total = np.float32(0.0)
     for t in range(length):
         total += scores_T[t]
+    for d in range(width):
+        out_D[d] = np.float32(0.0)
     for t in range(length):
-        scores_T[t] /= total
-    d = 0
-    while d + 8 * LANES <= width:
-        _mix_8(scores_T, values_TD, d, width, length, out_D)
-        d += 8 * LANES
-    while d < width:
-        _mix_1(scores_T, values_TD, d, width, length, out_D)
-        d += LANES
+        share = scores_T[t] / total
+        for d in range(width):
+            out_D[d] += share * values_TD[t, d]
 
 
 @numba.njit(cache=True, nogil=True)
