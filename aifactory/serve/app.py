@@ -16,7 +16,9 @@ from aifactory.config.runtime import Endpoint as EndpointOptions
 from aifactory.errors import PlacementError
 from aifactory.observe.events import log_event
 from aifactory.records.books import Books
+from aifactory.serve.proxy import CALLBACK
 
+_PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _DEPLOYMENT = "replica"
 _ROOM_TO_REFUSE = 64
 """Requests beyond those that a replica holds, so that it can say no to them, and say that it is alive."""
@@ -115,7 +117,11 @@ def start(books: Books) -> Endpoint:
     name = app_name(config.name)
     if not is_running(config.name):
         if not _is_started():
-            serve.start(http_options=HTTPOptions(host=wanted.host, port=wanted.port or _free_port(wanted.host)))
+            serve.start(
+                http_options=HTTPOptions(host=wanted.host, port=wanted.port or _free_port(wanted.host)),
+                # The controller's environment is that of the proxies, which it starts.
+                controller_options={"runtime_env": {"env_vars": {_PROXY_CALLBACK: CALLBACK}}},
+            )
         # The gateway bounds its queue and what is open, and says 429. Serve's own limits come after: they leave it room to
         # say so. What finds no replica with room waits in the proxy, bounded as well.
         most_ongoing = wanted.most_open + _ROOM_TO_REFUSE
