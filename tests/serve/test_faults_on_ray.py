@@ -119,3 +119,41 @@ def test_direct_says_of_each_answer_that_its_replica_died(serve, says, wait_unti
     # Another replica takes its place.
     wait_until(lambda: replicas() not in ([], [replica]), timeout_s=120)
     assert served.ask().choices[0].text == expected
+
+
+def test_resilient_ends_every_answer_as_if_no_replica_had_been_killed(serve, says, wait_until):
+    served = serve(replicas=2, slots=4, mode="resilient", max_queued=200)
+    expected = says(1, PROMPT, TOKENS)
+    seeded = {"temperature": 1.1, "seed": 3, "stop": ["quick fox"], "presence_penalty": 0.4}
+    wait_until(lambda: len(replicas()) == 2 and len(replicas("front")) == 2, timeout_s=120)
+    wait_until(lambda: served.ask(max_tokens=1) is not None, timeout_s=60)
+    uncut = served.ask(**seeded).choices[0].text
+    requests = [{"stream": number % 2 == 0, **(seeded if number % 4 < 2 else {})} for number in range(48)]
+    killed, others = replicas()
+
+    answers = served.ask_many(requests, when_begun=lambda: kill(killed))
+
+    assert [error for _, error in answers] == [None] * len(requests)
+    for (text, _), request in zip(answers, requests, strict=True):
+        assert text == (uncut if "seed" in request else expected)
+    assert others in replicas()
+    counts = served.factory.books.feedback.counts()
+    assert counts["completions"] == len(requests) + 2
+    wait_until(lambda: len(replicas()) == 2, timeout_s=120)
+    assert served.ask().choices[0].text == expected
+
+
+def test_resilient_tells_what_is_new_at_its_end_and_answers_what_has_begun(serve, says, wait_until):
+    from aifactory.serve.app import is_running, stop
+
+    served = serve(replicas=1, slots=2, mode="resilient", fronts=1)
+    expected = says(1, PROMPT, TOKENS)
+    wait_until(lambda: served.ask(max_tokens=1) is not None, timeout_s=60)
+    requests = [{"stream": number % 2 == 0} for number in range(12)]
+    ending = threading.Thread(target=stop, args=("alpha",), kwargs={"drain_timeout_s": 60.0})
+
+    answers = served.ask_many(requests, when_begun=ending.start)
+    ending.join(120)
+
+    assert answers == [(expected, None)] * len(requests)
+    assert not is_running("alpha")
