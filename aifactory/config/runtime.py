@@ -26,6 +26,13 @@ class Endpoint(Section):
     replicas: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
     """Replicas of the engine; `[least, most]`: more of them while each has more than `target_requests`, fewer again after.
     The least must have their place at the start. Default: 1."""
+    mode: Literal["direct", "resilient"] = "direct"
+    """What becomes of answers whose replica is lost. direct: they end with an error that says so. resilient: a front before the
+    replicas has others answer what had sent nothing, and go on with streams from the token at which they broke off, by the
+    same release; each request takes another hop. Default: direct."""
+    fronts: PositiveInt = 2
+    """Of resilient: fronts, which hold no model and ask Ray for no CPU; what one of them was answering is lost with it.
+    Default: 2."""
     target_requests: float | None = Field(default=None, gt=0)
     """Of `[least, most]`: open requests for each replica, on average. Default: `slots`."""
     scale_up_after_s: float = Field(default=30.0, ge=0)
@@ -68,6 +75,12 @@ class Endpoint(Section):
     def most_open(self) -> int:
         """Requests that a replica has open at most: those that are answered or wait, and as many whose readers are slow."""
         return 2 * (self.slots + self.max_queued)
+
+    @model_validator(mode="after")
+    def _only_resilient_has_fronts(self) -> Endpoint:
+        if self.mode == "direct" and self.fronts != Endpoint.model_fields["fronts"].default:
+            raise ValueError("expected fronts beside mode: resilient alone, found mode: direct; delete it")
+        return self
 
     @model_validator(mode="after")
     def _scales_within_bounds(self) -> Endpoint:

@@ -1,7 +1,8 @@
 """Answer: the tokens of one request -> deltas, ended by an end token, a stop string or the length. Knows no torch.
 
-Law      no delta ever holds a part of a stop string, nor half a character; their texts add up to the text before
-         the first stop string.
+Laws     no delta ever holds a part of a stop string, nor half a character; their texts add up to the text before
+         the first stop string;
+         an answer that goes on from its first k tokens adds what the whole one adds after them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aifactory.engine.protocol import Delta, FinishReason, GenerationRequest, OnDelta, TokenScore
+from aifactory.errors import BadRequestError
 from aifactory.text.tokenizer import IncrementalDecoder, TextTokenizer
 
 if TYPE_CHECKING:
@@ -73,12 +75,13 @@ class Answer:
         index: int = 0,
         matcher: Matcher | None = None,
     ) -> None:
+        """Raises BadRequestError if it can't have begun as the request says."""
         self.request = request
         self.index = index
         self.matcher = matcher
         """Where it stands in its grammar, if it has one."""
         self.token_ids: list[int] = []
-        """Tokens sampled so far."""
+        """Tokens so far, those with which it began first."""
         self.cancelled = False
         """Set from any thread; the engine's thread ends the answer when it next looks."""
         self.finished = False
@@ -89,6 +92,29 @@ class Answer:
         self._pending_ids: list[int] = []
         self._pending_scores: list[TokenScore] = []
         self._prompt_scores: tuple[TokenScore, ...] = ()
+        self.begun = request.begun_of(index)
+        """Tokens that it had before it came here."""
+        self.read_ids = request.prompt_ids + self.begun
+        """What the model reads before the first token that is drawn here."""
+        self.ended_before: FinishReason | None = None
+        """Why it had ended when it came here; None: it goes on."""
+        self._take_up()
+
+    def _take_up(self) -> None:
+        for place, token_id in enumerate(self.begun, start=1):
+            delta = self.push(token_id)
+            if delta is not None and delta.finish_reason is not None:
+                if delta.error is not None or place < len(self.begun):
+                    why = f": {delta.error}" if delta.error else ""
+                    raise BadRequestError(
+                        f"Expected in begun the beginning of an answer to this request, found that it ends at token {place} "
+                        f"of {len(self.begun)}{why}.",
+                        field="begun",
+                    )
+                self.ended_before = delta.finish_reason
+        # They were told of before.
+        self._pending_ids.clear()
+        self.finished = False
 
     def push(self, token_id: int, score: TokenScore | None = None) -> Delta | None:
         """Take the next token; returns what it adds, None while that is held back."""
@@ -123,9 +149,8 @@ class Answer:
     @property
     def scores_prompt(self) -> bool:
         """Whether the log-probabilities of the prompt's tokens are wanted."""
-        return (
-            self.request.pooling is None and self.request.sampling.echo and self.request.sampling.logprobs is not None
-        )
+        sampling = self.request.sampling
+        return self.request.pooling is None and sampling.echo and sampling.logprobs is not None and not self.begun
 
     def take_prompt_scores(self, scores: tuple[TokenScore, ...]) -> None:
         """Keep what the prompt's tokens scored for the first delta."""

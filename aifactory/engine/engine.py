@@ -171,6 +171,8 @@ class TorchEngine:
         # Guards everything below; notified when there is work, when a request ends, and at close.
         self._changed = threading.Condition()
         self._waiting: deque[Answer] = deque()
+        self._ended: list[Answer] = []
+        """Those that had ended before they came."""
         self._unfinished: dict[str, list[Answer]] = {}
         self._cancels_waiting = False
         self._closing = False
@@ -297,7 +299,8 @@ class TorchEngine:
                     f"{len(self._waiting)} waiting. Send it again later."
                 )
             self._unfinished[request.id] = answers
-            self._waiting.extend(answers)
+            self._waiting.extend(answer for answer in answers if answer.ended_before is None)
+            self._ended.extend(answer for answer in answers if answer.ended_before is not None)
             self._changed.notify_all()
 
     def cancel(self, request_id: str) -> None:
@@ -377,6 +380,11 @@ class TorchEngine:
                 f"{max(request.prompt_ids)}.",
                 field="prompt_ids",
             )
+        unknown = next((each for ids in request.begun for each in ids if not 0 <= each < self._vocab_size), None)
+        if unknown is not None:
+            raise BadRequestError(
+                f"Expected token ids from 0 to {self._vocab_size - 1} in begun, found {unknown}.", field="begun"
+            )
 
     def _run(self) -> None:
         if self._num_threads is not None:
@@ -402,7 +410,7 @@ class TorchEngine:
         """Wait for work and put waiting requests into free slots; False when the engine has stopped."""
         cancelled: list[Answer] = []
         with self._changed:
-            while scheduler.is_idle and not self._waiting and not self._new_adapters:
+            while scheduler.is_idle and not self._waiting and not self._ended and not self._new_adapters:
                 if self._stopping:
                     return False
                 self._changed.wait()
@@ -414,6 +422,7 @@ class TorchEngine:
             while self._waiting and scheduler.has_room_for(self._waiting[0]):
                 scheduler.add(self._waiting.popleft())
             new_adapters, self._new_adapters = self._new_adapters, deque()
+            ended, self._ended = self._ended, []
         # Outside the lock: a callback may submit.
         for adapter, added in new_adapters:
             try:
@@ -425,6 +434,9 @@ class TorchEngine:
         for answer in cancelled:
             self._forget(answer)
             answer.deliver(answer.end("cancelled"))
+        for answer in ended:
+            self._forget(answer)
+            answer.deliver(answer.end(answer.ended_before or "stop"))
         return True
 
     def _forget(self, answer: Answer) -> None:

@@ -7,6 +7,7 @@ deltas     that belong to one index may be joined by `Delta.then`.
 pooling    asks for the text's embedding in place of an answer: one delta, with `Delta.embedding`.
 adapter    is a name that the engine knows; requests with and without one share a batch.
 echo       puts the prompt's text before each answer's and, with logprobs, `Delta.prompt_scores` on its first delta.
+begun      goes on with answers of which a part is known already: their deltas hold what follows that part.
 """
 
 from __future__ import annotations
@@ -162,11 +163,26 @@ class GenerationRequest:
     pooling: Pooling | None = None
     """Not None: no answer is wanted but the text's embedding, the model's last hidden states (after its last norm), of
     all tokens in the mean or of the last one. `sampling` plays no part then."""
+    begun: tuple[tuple[int, ...], ...] = ()
+    """By index, the tokens that each answer has already; none for those that are missing. They count as if they had been
+    drawn here, by the same seed: for penalties, stop strings, grammar and max_tokens, and the next draw is the one after
+    theirs. With echo, an answer that has begun has no prompt before it any more."""
 
     def __post_init__(self) -> None:
         """Raises BadRequestError."""
         if self.pooling not in (None, "mean", "last"):
             raise BadRequestError(f"Expected a pooling of mean or last, found {self.pooling!r}.", field="pooling")
+        if len(self.begun) > self.num_answers or (self.begun and self.pooling is not None):
+            raise BadRequestError(
+                f"Expected begun for at most {self.num_answers} answers without pooling, found {len(self.begun)}.",
+                field="begun",
+            )
+        longest = max(map(len, self.begun), default=0)
+        if longest > self.sampling.max_tokens:
+            raise BadRequestError(
+                f"Expected begun within max_tokens of {self.sampling.max_tokens}, found {longest} tokens.",
+                field="begun",
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -177,6 +193,10 @@ class GenerationRequest:
     def num_answers(self) -> int:
         """How many come under its id."""
         return self.sampling.n if self.pooling is None else 1
+
+    def begun_of(self, index: int) -> tuple[int, ...]:
+        """The tokens that an answer has already."""
+        return self.begun[index] if index < len(self.begun) else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +284,7 @@ class Engine(Protocol):
         """Accept a request and return; its deltas follow.
 
         Raises  BadRequestError if it can never be served (prompt_ids, max_tokens, n, grammar, adapter, a token id, id
-                in use),
+                in use, begun),
                 CapacityError if the queue is full or the engine is closing.
         """
         ...

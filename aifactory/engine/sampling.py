@@ -26,9 +26,11 @@ NOT_FINITE = -1
 class Draws:
     """The uniform numbers of one answer, in their order; of a request's first answer they depend on its seed alone."""
 
-    def __init__(self, seed: int | None, index: int = 0) -> None:
+    def __init__(self, seed: int | None, index: int = 0, *, num_drawn: int = 0) -> None:
+        """`num_drawn` numbers have been taken already, wherever that was."""
         key = (secrets.randbits(64) if seed is None else seed % 2**64) + (index << 64)
         self._stream = np.random.Generator(np.random.Philox(key=key))
+        self._stream.random(num_drawn)
 
     def next(self) -> float:
         """The next number, in [0, 1)."""

@@ -45,7 +45,7 @@ class _Slot:
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.adapter = answer.request.adapter
-        self.draws = Draws(answer.request.sampling.seed, answer.index)
+        self.draws = Draws(answer.request.sampling.seed, answer.index, num_drawn=len(answer.begun))
         self.prompt_scores: list[TokenScore] = []
         self.pooled_H: Tensor | None = None
         """Of a request for an embedding: the sum of the hidden states so far, or the last one."""
@@ -162,11 +162,11 @@ class Scheduler:
             if slot.row < 0:
                 # Nothing joins the decoding rows before this one does, so the row after them stays free for it.
                 slot.row = len(self._decoding)
-            prompt_ids = slot.answer.request.prompt_ids
+            read_ids = slot.answer.read_ids
             try:
                 if slot.length == 0 and not slot.answer.reads_whole_prompt:
-                    slot.length = self.prefixes.restore(self._cache, slot.row, prompt_ids, slot.adapter)
-                begin, end = slot.length, min(slot.length + self._chunk_of(slot, budget), len(prompt_ids))
+                    slot.length = self.prefixes.restore(self._cache, slot.row, read_ids, slot.adapter)
+                begin, end = slot.length, min(slot.length + self._chunk_of(slot, budget), len(read_ids))
                 first = self._prefill_chunk_of(slot, begin, end)
             except Exception as error:
                 _log.exception("prefill failed request=%s", slot.answer.request.id)
@@ -177,7 +177,7 @@ class Scheduler:
                 continue
             slot.length = end
             budget -= end - begin
-            if end == len(prompt_ids):
+            if end == len(read_ids):
                 self._prefilling.popleft()
                 slot.answer.take_prompt_scores(tuple(slot.prompt_scores))
                 if slot.pooled_H is not None:
@@ -187,7 +187,7 @@ class Scheduler:
                 else:
                     self._take(slot, *first)
                 if slot.is_sound:
-                    self.prefixes.keep(self._cache, slot.row, prompt_ids, slot.adapter)
+                    self.prefixes.keep(self._cache, slot.row, read_ids, slot.adapter)
                 if slot.answer.finished:
                     self._release(slot.row)
                 else:
@@ -200,20 +200,20 @@ class Scheduler:
         return budget
 
     def _prefill_chunk_of(self, slot: _Slot, begin: int, end: int) -> tuple[int, TokenScore | None] | None:
-        """Read the tokens [begin, end) of a prompt; after the last of them, the first token of the answer, if any."""
-        request = slot.answer.request
-        ids_1Q = torch.tensor([request.prompt_ids[begin:end]], device=self._device)
+        """Read the tokens [begin, end) of a prompt and of what an answer has already; after the last, the next token, if any."""
+        request, read_ids = slot.answer.request, slot.answer.read_ids
+        ids_1Q = torch.tensor([read_ids[begin:end]], device=self._device)
         if request.pooling is not None:
             self._pool(slot, ids_1Q, begin, end)
             return None
         logits_QV = self._read(slot, ids_1Q, begin, end, last_only=not slot.answer.scores_prompt)
         if slot.answer.scores_prompt:
             if begin == 0:
-                slot.prompt_scores.append(TokenScore(token_id=request.prompt_ids[0], logprob=None))
-            following = request.prompt_ids[begin + 1 : end + 1]
+                slot.prompt_scores.append(TokenScore(token_id=read_ids[0], logprob=None))
+            following = read_ids[begin + 1 : end + 1]
             num_top = [request.sampling.logprobs or 0] * len(following)
             slot.prompt_scores += score_tokens(logits_QV[: len(following)], following, num_top) if following else []
-        if end < len(request.prompt_ids) or request.sampling.max_tokens == 0:
+        if end < len(read_ids) or request.sampling.max_tokens == 0:
             return None
         choice = Choice([slot.answer], [slot.draws], vocab_size=self._vocab_size, device=self._device)
         _, (token_id,), (score,) = choice.choose(logits_QV[-1:])

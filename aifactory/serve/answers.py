@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from aifactory.engine.protocol import Delta, GenerationRequest, Pooling, Sampling
 from aifactory.errors import BadRequestError
@@ -25,6 +24,8 @@ from aifactory.observe.events import logger
 from aifactory.records.feedback import Completion, FeedbackLog
 from aifactory.serve.adapters import ServedAdapter
 from aifactory.serve.admission import Admission
+from aifactory.serve.event_stream import DONE, EventStream, watch_client
+from aifactory.serve.progress import Progress, Told, begun_with
 from aifactory.serve.releases import Served
 from aifactory.serve.token_scores import CompletionScores, chat_scores
 from aifactory.serve.tool_calls import MessageReader
@@ -68,6 +69,8 @@ class Question:
     """Whether it is work in the background, which waits for all others."""
     adapter: ServedAdapter | None = None
     """Beside the release; None: the release as it is."""
+    progress: Progress | None = None
+    """How far another replica has come with it; None: nobody could go on with it but this one."""
 
     @property
     def num_choices(self) -> int:
@@ -86,8 +89,30 @@ class Question:
             "object": kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": (self.adapter or self.served.release).fingerprint,
+            "system_fingerprint": self.fingerprint,
         }
+
+    @property
+    def fingerprint(self) -> str:
+        """Of who answers."""
+        return (self.adapter or self.served.release).fingerprint
+
+    def request_of(self, number: int) -> GenerationRequest:
+        """What the engine is asked for a prompt."""
+        sampling, begun = self.sampling, tuple[tuple[int, ...], ...]()
+        if self.progress is not None:
+            if sampling.seed is None:
+                # Prompts that are alike are not answered alike, unless that is asked for.
+                sampling = replace(sampling, seed=(self.progress.seed + number) % 2**63)
+            begun = begun_with(self.progress.told, range(number * sampling.n, (number + 1) * sampling.n))
+        return GenerationRequest(
+            id=self.id if len(self.prompts) == 1 else f"{self.id}.{number}",
+            prompt_ids=self.prompts[number].ids,
+            sampling=sampling,
+            pooling=self.pooling,
+            adapter=None if self.adapter is None else self.adapter.name,
+            begun=begun,
+        )
 
     @property
     def model(self) -> str:
@@ -103,10 +128,15 @@ class Choice:
     index: int
     text: str = ""
     """With echo, the prompt's text and the answer's."""
-    num_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     reader: MessageReader | None = None
+    opened: bool = False
+    """Of a chat that is streamed: whether its role was sent."""
+    ended: bool = False
+    """Whether it was kept and, of a stream, its reason sent."""
     _scores: CompletionScores | None = None
+    _goes_on: bool = False
 
     def __post_init__(self) -> None:
         tokenizer = self.question.served.tokenizer
@@ -114,16 +144,39 @@ class Choice:
             self.reader = MessageReader(tokenizer, prompt=self.prompt.text, tools=self.question.tools)
         if not self.question.chat and self.question.sampling.logprobs is not None:
             self._scores = CompletionScores(tokenizer, echo=self.question.sampling.echo)
+        progress = self.question.progress
+        if progress is not None and self.index in progress.told:
+            self._take_up(progress.told[self.index])
+
+    def _take_up(self, told: Told) -> None:
+        """Be where the client has come to."""
+        self.text, self.token_ids, self.opened, self.ended = told.text, list(told.token_ids), told.opened, told.ended
+        self._goes_on = bool(told.text or told.token_ids)
+        if self.reader is not None:
+            self.reader.feed(told.token_ids)
+        if self._scores is not None and told.text and self.question.sampling.echo:
+            self._scores.pass_over(self.prompt.ids)
+        if self._scores is not None:
+            self._scores.pass_over(told.token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.token_ids)
 
     @property
     def prompt(self) -> Prompt:
         """What it answers."""
         return self.question.prompts[self.index // self.question.sampling.n]
 
+    def was_told(self, delta: Delta) -> bool:
+        """Whether nothing of it but the reason is new to a client who has a part of the answer already."""
+        return self._goes_on and not delta.token_ids
+
     def take(self, delta: Delta) -> dict[str, Any] | None:
         """Go on by a delta; its scores in the form of the interface."""
         self.text += delta.text
-        self.num_tokens += len(delta.token_ids)
+        self.token_ids += delta.token_ids
         self.finish_reason = delta.finish_reason or self.finish_reason
         scores = (*delta.prompt_scores, *delta.scores)
         if self.question.sampling.logprobs is None or not scores:
@@ -212,7 +265,7 @@ class Answering:
             # The first delta is awaited here, so that a request that is refused gets its status, not a broken stream.
             first = await anext(deltas)
             self._streams.add(question.id)
-            return EventStream(self._stream(question, choices, first, deltas))
+            return EventStream(self._stream(question, choices, first, deltas), question, choices)
         scores: dict[int, list[dict[str, Any]]] = {}
         async with aclosing(deltas):
             async for index, delta in deltas:
@@ -270,19 +323,28 @@ class Answering:
             try:
                 if question.chat:
                     for choice in choices:
+                        if choice.opened:
+                            continue
+                        choice.opened = True
                         yield chunk(choice.index, {"delta": {"role": "assistant", "content": "", "refusal": None}})
                 following: tuple[int, Delta] | None = first
                 while following is not None:
                     index, delta = following
                     choice = choices[index]
+                    told_before = choice.was_told(delta)
+                    if told_before:
+                        delta = replace(delta, text="", prompt_scores=())
                     logprobs = choice.take(delta)
                     if choice.reader is not None:
                         parts = choice.reader.feed(delta.token_ids)
                         parts += choice.reader.finish() if delta.finish_reason is not None else []
                         # Calls come where they end: scores belong to tokens, which come as they come.
-                        for part in parts or ([{}] if logprobs is not None else []):
-                            yield chunk(index, {"delta": part}, logprobs=logprobs)
-                            logprobs = None
+                        parts = parts or ([{}] if logprobs is not None else [])
+                        if parts and not told_before:
+                            # At once: what was told of these tokens is told as a whole.
+                            scores = [logprobs, *[None] * (len(parts) - 1)]
+                            pairs = zip(parts, scores, strict=True)
+                            yield b"".join(chunk(index, {"delta": part}, logprobs=each) for part, each in pairs)
                     elif logprobs is not None:
                         yield chunk(index, said(delta.text), logprobs=logprobs)
                     elif delta.text:
@@ -290,14 +352,16 @@ class Answering:
                             frames[index] = chunk(index, said("\0")).split(json.dumps("\0").encode())
                         before, after = frames[index]
                         yield before + json.dumps(delta.text).encode() + after
-                    if delta.finish_reason is not None:
+                    if delta.finish_reason is not None and not choice.ended:
                         await self._keep(choice)
+                        choice.ended = True
                         # Alone, as OpenAI's: there are clients that read no text where they read a reason.
                         yield chunk(index, {"delta": {}} if question.chat else {"text": ""}, choice.said_reason)
                     following = await anext(deltas, None)
+                end = DONE
                 if question.include_usage:
-                    yield event(head | {"choices": [], "usage": _usage(question, choices)})
-                yield event("[DONE]")
+                    end = event(head | {"choices": [], "usage": _usage(question, choices)}) + DONE
+                yield end
             except StatusError as error:
                 yield event(error_body(str(error), kind=error.kind, code=error.code))
             except BadRequestError as error:
@@ -321,25 +385,18 @@ class Answering:
                 entry.free()
             arrived.put_nowait((index, delta))
 
-        def submit(number: int, prompt: Prompt) -> None:
+        def submit(number: int) -> None:
             def deliver(delta: Delta) -> None:
                 loop.call_soon_threadsafe(arrive, number * num_answers + delta.index, delta)
 
-            request_id = question.id if len(question.prompts) == 1 else f"{question.id}.{number}"
-            asked = GenerationRequest(
-                id=request_id,
-                prompt_ids=prompt.ids,
-                sampling=question.sampling,
-                pooling=question.pooling,
-                adapter=None if question.adapter is None else question.adapter.name,
-            )
+            asked = question.request_of(number)
             try:
                 engine.submit(asked, deliver)
             except BadRequestError as error:
                 raise _renamed(error, question.fields) from error
-            submitted.append(request_id)
+            submitted.append(asked.id)
             if stopped:  # while its grammar was compiled
-                engine.cancel(request_id)
+                engine.cancel(asked.id)
 
         def stop(why: Exception | None = None) -> None:
             nonlocal stopped
@@ -354,16 +411,16 @@ class Answering:
             late = True
             stop(_too_late(question.timeout_s))
 
-        watch = asyncio.create_task(_watch(request, stop))
+        watch = asyncio.create_task(watch_client(request, stop))
         alarm = None if question.timeout_s is None else loop.call_later(question.timeout_s, expire)
         unfinished = question.num_choices
         try:
             await entry.admitted
-            for number, prompt in enumerate(question.prompts):
+            for number in range(len(question.prompts)):
                 if question.sampling.grammar is None:
-                    submit(number, prompt)
+                    submit(number)
                 else:  # compiled there, which may take a while
-                    await asyncio.to_thread(submit, number, prompt)
+                    await asyncio.to_thread(submit, number)
             while unfinished:
                 together = dict([await arrived.get()])
                 # What came while the reader was behind goes on together: each message has its price.
@@ -395,34 +452,9 @@ class Answering:
 
     async def _keep(self, *choices: Choice) -> None:
         entries = [choice.completion() for choice in choices]
-        again = choices[0].question.behind
+        question = choices[0].question
+        again = question.behind or (question.progress is not None and question.progress.attempt > 0)
         await asyncio.to_thread(self._log.log_completion, *entries, again=again)
-
-
-class EventStream(Response):
-    """Server-sent events. Unlike Starlette's own, it closes where they come from however it ends."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        del self.headers["Content-Length"]
-        self.events = events
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self.events) as events:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for data in events:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _watch(request: Request, stop: Callable[[Exception | None], None]) -> None:
-    """Stop the engine when the client goes away: servers say so here, and end no one's work themselves."""
-    with suppress(Exception):  # a connection that can't be read is gone too
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-    stop(ClientDisconnect())
 
 
 def _too_late(seconds: float | None) -> StatusError:

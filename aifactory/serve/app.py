@@ -1,4 +1,8 @@
-"""Serve: Release -> OpenAI-compatible HTTP. The rim that knows Ray Serve: one hop, the engine is in the replica."""
+"""Serve: Release -> OpenAI-compatible HTTP. The rim that knows Ray Serve.
+
+direct      proxy ─▶ Replica             one hop: the engine is in it
+resilient   proxy ─▶ FrontReplica ─▶ Replica    the front, front.py, loses no answer with a replica
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,24 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aifactory.cluster.session import app_name
+from aifactory.config import Config
 from aifactory.config.runtime import Endpoint as EndpointOptions
 from aifactory.errors import PlacementError
 from aifactory.observe.events import log_event
 from aifactory.records.books import Books
+from aifactory.serve.progress import Call, Part
+from aifactory.serve.proxy import CALLBACK
 
-_DEPLOYMENT = "replica"
+_PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+_REPLICA = "replica"
+_FRONT = "front"
 _ROOM_TO_REFUSE = 64
 """Requests beyond those that a replica holds, so that it can say no to them, and say that it is alive."""
 _DRAIN_POLL_S = 0.1
@@ -53,6 +64,16 @@ class Replica:
         if self._follower is None:
             self._follow()
         return await self._gateway.handle(request)
+
+    async def relay(self, call: Call) -> AsyncGenerator[Part, None]:
+        """Answer what a front hands on."""
+        from aifactory.serve.relay import relay
+
+        if self._follower is None:
+            self._follow()
+        async with aclosing(relay(self._gateway, call)) as parts:
+            async for part in parts:
+                yield part
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; also what starts the watch on a replica that nobody asks anything."""
@@ -100,6 +121,43 @@ class Replica:
         return engine, tokenizer
 
 
+class FrontReplica:
+    """The front: it has replicas answer, by a handle of Serve's."""
+
+    def __init__(self, config: Config, replica: Any) -> None:
+        from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
+
+        from aifactory.serve.front import Front
+
+        # Serve's own router looks for another replica; it does not ask again what it has handed on.
+        self._replica = replica.options(stream=True, method_name="relay")
+        self._front = Front(config, self._ask, lost=(RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError))
+
+    async def __call__(self, request: Any) -> Any:
+        return await self._front.handle(request)
+
+    async def drain(self) -> tuple[str, int]:
+        """Take no more requests; who this is, and how many it still has answered."""
+        self._front.is_draining = True
+        return _replica_name(), self._front.num_open
+
+    async def _ask(self, call: Call) -> AsyncGenerator[Part, None]:
+        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+        from aifactory.serve.wire import StatusError
+
+        answer = self._replica.remote(call)
+        try:
+            async for part in answer:
+                yield part
+        except BackPressureError as error:
+            raise StatusError(429, str(error), kind="rate_limit_error", code="queue_full") from error
+        except DeploymentUnavailableError as error:
+            raise StatusError(503, str(error), kind="server_error") from error
+        finally:
+            answer.cancel()
+
+
 def start(books: Books) -> Endpoint:
     """Serve the factory on the connected cluster; returns when the first replica answers.
 
@@ -115,12 +173,16 @@ def start(books: Books) -> Endpoint:
     name = app_name(config.name)
     if not is_running(config.name):
         if not _is_started():
-            serve.start(http_options=HTTPOptions(host=wanted.host, port=wanted.port or _free_port(wanted.host)))
+            serve.start(
+                http_options=HTTPOptions(host=wanted.host, port=wanted.port or _free_port(wanted.host)),
+                # The controller's environment is that of the proxies, which it starts.
+                controller_options={"runtime_env": {"env_vars": {_PROXY_CALLBACK: CALLBACK}}},
+            )
         # The gateway bounds its queue and what is open, and says 429. Serve's own limits come after: they leave it room to
         # say so. What finds no replica with room waits in the proxy, bounded as well.
         most_ongoing = wanted.most_open + _ROOM_TO_REFUSE
         replica = serve.deployment(
-            name=_DEPLOYMENT,
+            name=_REPLICA,
             **_number_of_replicas(wanted),
             ray_actor_options={"num_cpus": wanted.cpus_per_replica, "num_gpus": wanted.gpus_per_replica},
             max_ongoing_requests=most_ongoing,
@@ -131,8 +193,24 @@ def start(books: Books) -> Endpoint:
             health_check_period_s=2,
             logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         )(Replica)
+        app = replica.bind(books)
+        if wanted.mode == "resilient":
+            most_open = wanted.most_open * wanted.most_replicas + _ROOM_TO_REFUSE
+            front = serve.deployment(
+                name=_FRONT,
+                num_replicas=wanted.fronts,
+                ray_actor_options={"num_cpus": 0},
+                max_ongoing_requests=most_open,
+                max_queued_requests=most_open,
+                backpressure_config={"status_code": 429, "retry_after_s": 1},
+                graceful_shutdown_timeout_s=wanted.drain_timeout_s,
+                graceful_shutdown_wait_loop_s=0.2,
+                health_check_period_s=2,
+                logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+            )(FrontReplica)
+            app = front.bind(config, app)
         try:
-            serve.run(replica.bind(books), name=name, route_prefix=wanted.route_prefix)
+            serve.run(app, name=name, route_prefix=wanted.route_prefix)
         except (RuntimeError, ValueError) as error:
             raise PlacementError(f"expected the factory {config.name} to be served, found: {error}") from error
     endpoint = Endpoint(url=_url(wanted.route_prefix), model=config.name)
@@ -151,7 +229,10 @@ def stop(factory: str, *, drain_timeout_s: float = 30.0) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if _status(factory) is None:
         return
-    left = _drain(factory, drain_timeout_s) if is_running(factory) else 0
+    left, deadline = 0, time.monotonic() + drain_timeout_s
+    if is_running(factory):
+        # The replicas last: they answer what the fronts have begun.
+        left = max(_drain(factory, name, deadline) for name in (_FRONT, _REPLICA) if name in _deployments(factory))
     if left:
         log_event(
             "warned", of=f"{left} requests had not been answered {drain_timeout_s:g} s after the end was asked for"
@@ -159,13 +240,13 @@ def stop(factory: str, *, drain_timeout_s: float = 30.0) -> None:
     serve.delete(app_name(factory))
 
 
-def _drain(factory: str, timeout_s: float) -> int:
+def _drain(factory: str, deployment: str, deadline: float) -> int:
     """Tell each replica to take no more, and wait for those that it has; how many are left."""
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
-    handle, deadline = serve.get_app_handle(app_name(factory)), time.monotonic() + timeout_s
+    handle = serve.get_deployment_handle(deployment, app_name(factory))
     # Whom a call reaches is Serve's to choose: they are asked until all have said something, and again until all have ended.
     left: dict[str, int] = {}
     while True:
@@ -174,18 +255,19 @@ def _drain(factory: str, timeout_s: float) -> int:
             left[name] = number
         except (RayError, RayServeException, TimeoutError) as error:  # it is about to end anyhow
             log_event("warned", of=f"a replica did not answer when it was told to take no more: {error}")
-        is_told = len(left) >= _num_running(factory)
+        is_told = len(left) >= int(_deployments(factory)[deployment].replica_states.get("RUNNING", 0))
         if (is_told and not any(left.values())) or time.monotonic() >= deadline:
             return sum(left.values())
         if is_told:
             time.sleep(_DRAIN_POLL_S)
 
 
-def _num_running(factory: str) -> int:
+def _deployments(factory: str) -> Mapping[str, Any]:
+    """How Serve says that each of them is."""
     from ray import serve
 
-    deployment = serve.status().applications[app_name(factory)].deployments[_DEPLOYMENT]
-    return int(deployment.replica_states.get("RUNNING", 0))
+    found: Mapping[str, Any] = serve.status().applications[app_name(factory)].deployments
+    return found
 
 
 def _number_of_replicas(wanted: EndpointOptions) -> dict[str, Any]:

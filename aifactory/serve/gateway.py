@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Scope
 
 from aifactory.config import Serve
 from aifactory.engine.protocol import MAX_ANSWERS, Pooling, Sampling
@@ -47,10 +46,12 @@ from aifactory.serve.bodies import (
     TokenizeBody,
 )
 from aifactory.serve.openapi import Operation, describe, page
+from aifactory.serve.progress import PROGRESS, Progress
 from aifactory.serve.prompts import read_messages, read_prompts, require_known, tokens_of
+from aifactory.serve.proxy import LOST
 from aifactory.serve.releases import Releases, Served
 from aifactory.serve.tool_calls import require_tools
-from aifactory.serve.wire import ClosedBody, Incoming, StatusError, error_body, parse
+from aifactory.serve.wire import ALWAYS, ClosedBody, Incoming, StatusError, error_body, parse, path_of, shutting_down
 from aifactory.text.chat import takes_tools
 
 _RETRY_AFTER_S = "1"
@@ -58,12 +59,9 @@ _DEFAULT_COMPLETION_TOKENS = 16
 _SHOWN_NAMES = 12
 _ANY_MODEL = "/v1/models/{model}"
 _POOLING: Pooling = "mean"
-_MOST_UNREAD_BYTES = 16_000_000
-_LONGEST_UNREAD_S = 2.0
-"""As far as the body of a request that was refused is read on."""
+_LONGEST_BEHIND_S = 30.0
+"""How long a replica that has not loaded a new release yet is waited for, where another one has answered by it."""
 _TIMEOUT_HEADER = "X-Request-Timeout"
-_ALWAYS = ("/healthz", "/readyz")
-"""What is answered whatever else there is to do."""
 _BEHIND = "aifactory.behind"
 """In the scope of a request in the background: the id of its answer."""
 Handler = Callable[[Request], Awaitable[Response]]
@@ -117,19 +115,19 @@ class Gateway:
         try:
             response = await self._answer(Request(request.scope, incoming))
             if response.status_code >= 400:
-                await incoming.read_on(_MOST_UNREAD_BYTES, _LONGEST_UNREAD_S)
+                await incoming.read_on()
             return response
         finally:
             self._handling -= 1
 
     async def _answer(self, request: Request) -> Response:
-        path = _path(request.scope)
+        path = path_of(request.scope)
         route = self._route_of(path)
         try:
             # The server sends the head of a GET's answer alone.
             handler = self._routes.get(("GET" if request.method == "HEAD" else request.method, route))
             if handler is not None:
-                if route not in _ALWAYS:
+                if route not in ALWAYS:
                     self._require_room()
                 return await handler(request)
             allowed = [method for method, known in self._routes if known == route]
@@ -160,12 +158,7 @@ class Gateway:
     def _require_room(self) -> None:
         """Raises StatusError while it shuts down, CapacityError where more are open than anybody could be answering."""
         if self.is_draining:
-            raise StatusError(
-                503,
-                "The endpoint is shutting down: it ends the answers that it has begun, and takes no more. Ask again later.",
-                kind="server_error",
-                code="shutting_down",
-            )
+            raise shutting_down()
         most = self.books.config.runtime.endpoint.most_open
         if self.num_open > most:
             raise CapacityError(f"Expected at most {most} open requests, found that many. Send it again later.")
@@ -236,7 +229,7 @@ class Gateway:
 
     async def _model(self, request: Request) -> Response:
         """One of them."""
-        name = _path(request.scope).removeprefix("/v1/models/")
+        name = path_of(request.scope).removeprefix("/v1/models/")
         with self._served(name) as served:
             return _json(self._model_card(name, served))
 
@@ -257,7 +250,8 @@ class Gateway:
         body = parse(CompletionBody, await self._read(request))
         sampling = body.sampling(default=_DEFAULT_COMPLETION_TOKENS, limit=self.recipe.max_answer_tokens)
         asked = body.prompts
-        with self._served(body.model) as served:
+        await self._come_to(request)
+        with self._served(body.model, request) as served:
             prompts = await asyncio.to_thread(read_prompts, served, asked)
             question = self._question(request, served, body, sampling, prompts)
             return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
@@ -274,7 +268,8 @@ class Gateway:
                 f"Expected {body.grammar_field} without tools: an answer that matches it calls none.",
                 field=body.grammar_field,
             )
-        with self._served(body.model) as served:
+        await self._come_to(request)
+        with self._served(body.model, request) as served:
             if tools:
                 require_tools(served.tokenizer, tools)
             prompt = await asyncio.to_thread(read_messages, served, body.messages, fallback=fallback, tools=tools)
@@ -307,9 +302,11 @@ class Gateway:
                 field=body.length_field if room >= 1 else "messages" if chat else "prompt",
             )
         behind = request.scope.get(_BEHIND)
-        return Question(
-            id=("chatcmpl-" if chat else "cmpl-") + (behind or secrets.token_hex(12)),
-            created=int(time.time()),
+        progress: Progress | None = request.scope.get(PROGRESS)
+        identity = behind or (secrets.token_hex(12) if progress is None else progress.identity)
+        question = Question(
+            id=("chatcmpl-" if chat else "cmpl-") + identity,
+            created=int(time.time() if progress is None else progress.created),
             served=served,
             prompts=prompts,
             sampling=replace(sampling, max_tokens=min(sampling.max_tokens, room)),
@@ -322,7 +319,11 @@ class Gateway:
             behind=behind is not None,
             timeout_s=self._timeout(request, body.timeout),
             adapter=served.names[body.model],
+            progress=progress,
         )
+        if progress is not None and progress.release is not None and progress.fingerprint != question.fingerprint:
+            raise _gone(question.model)
+        return question
 
     def _timeout(self, request: Request, asked: float | None) -> float | None:
         """How long a request may take: what it asks for, in its body or its header, and the endpoint's at most.
@@ -342,7 +343,11 @@ class Gateway:
                     f"Expected a number of seconds up to {MOST_SECONDS:g} in {_TIMEOUT_HEADER}, found {header[:40]!r}.",
                     field="timeout",
                 )
-        return min((each for each in (asked, self._longest_s) if each is not None), default=None)
+        allowed = min((each for each in (asked, self._longest_s) if each is not None), default=None)
+        progress: Progress | None = request.scope.get(PROGRESS)
+        if allowed is None or progress is None:
+            return allowed
+        return max(0.0, allowed - progress.spent_s)
 
     async def _embed(self, request: Request) -> Response:
         """The embeddings of texts: vectors of length 1, of which the dot product is the cosine."""
@@ -447,11 +452,21 @@ class Gateway:
 
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    async def _come_to(self, request: Request) -> None:
+        """Wait for the release by which the client has been told a part of its answer, where this replica is behind."""
+        progress: Progress | None = request.scope.get(PROGRESS)
+        if progress is not None and progress.release is not None:
+            await self.releases.come_to(progress.release, _LONGEST_BEHIND_S)
+
     @contextmanager
-    def _served(self, model: str | None = None) -> Iterator[Served]:
-        """The release that takes requests, held while the block runs. Raises StatusError if neither it nor an adapter beside
-        it is `model`."""
-        with self.releases.hold() as served:
+    def _served(self, model: str | None = None, request: Request | None = None) -> Iterator[Served]:
+        """The release that takes requests, or the one by which an answer was begun, held while the block runs. Raises
+        StatusError if neither it nor an adapter beside it is `model`."""
+        progress: Progress | None = None if request is None else request.scope.get(PROGRESS)
+        number = None if progress is None else progress.release
+        with self.releases.hold(number) as served:
+            if served is None and number is not None:
+                raise _gone(f"release {number}")
             if served is None:
                 raise StatusError(503, "Expected a release in production, found none yet.", kind="server_error")
             if model is not None and model not in served.names:
@@ -491,6 +506,16 @@ _BODIES: Mapping[str, type[ClosedBody]] = {
 """What is posted where."""
 
 
+def _gone(model: str) -> StatusError:
+    return StatusError(
+        503,
+        f"The replica that answered was lost, and {model}, by which it had begun, is served no longer. What was said so far "
+        "is all there is of it. Ask again.",
+        kind="server_error",
+        code=LOST,
+    )
+
+
 def _who(request: Request, user: str | None) -> tuple[str, str]:
     """The key, which is kept nowhere, and the user."""
     return hash_text(request.headers.get("authorization", "")), user or ""
@@ -519,14 +544,6 @@ def _vector(embedding: Sequence[float], encoding: str | None) -> list[float] | s
     if encoding == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return [float(each) for each in vector]
-
-
-def _path(scope: Scope) -> str:
-    """The path below where the gateway is mounted."""
-    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
-    if path == root or path.startswith(root + "/"):
-        path = path[len(root) :]
-    return path.rstrip("/") or "/"
 
 
 def _response(answer: Response | Mapping[str, Any]) -> Response:

@@ -26,6 +26,7 @@ from aifactory.text.tokenizer import TextTokenizer
 _FIRST_RETRY_S = 60.0
 _LONGEST_RETRY_S = 3_600.0
 _DRAIN_POLL_S = 0.05
+_COMING_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,6 +78,8 @@ class Releases:
         self._holds: Counter[Served] = Counter()
         self._refused: dict[int, Refused] = {}
         self._draining: set[asyncio.Task[None]] = set()
+        self._warm: list[Served] = []
+        """Those that others have taken the place of, until they are closed."""
 
     @property
     def current(self) -> Served | None:
@@ -84,9 +87,12 @@ class Releases:
         return self._current
 
     @contextmanager
-    def hold(self) -> Iterator[Served | None]:
-        """What takes requests now, not closed while the block runs: a request that is still being read has begun."""
-        served = self._current
+    def hold(self, number: int | None = None) -> Iterator[Served | None]:
+        """What takes requests now, not closed while the block runs: a request that is still being read has begun.
+
+        number   the release by which a request began elsewhere; None is held if it is not here, or no more.
+        """
+        served = self._current if number is None else self._find(number)
         if served is None:
             yield None
             return
@@ -97,6 +103,19 @@ class Releases:
             self._holds[served] -= 1
             if not self._holds[served]:
                 del self._holds[served]
+
+    async def come_to(self, number: int, longest_s: float) -> None:
+        """Wait until a release that is in production has been loaded here too; at most so long."""
+        deadline = time.monotonic() + longest_s
+        while self._find(number) is None and time.monotonic() < deadline:
+            wanted = await asyncio.to_thread(self.books.registry.production)
+            if wanted is None or wanted.number != number:
+                return
+            await asyncio.sleep(_COMING_POLL_S)
+
+    def _find(self, number: int) -> Served | None:
+        here = [*self._warm, *([] if self._current is None else [self._current])]
+        return next((served for served in reversed(here) if served.release.number == number), None)
 
     def load_first(self) -> None:
         """Load the release in production before the first request; if it doesn't load, what served before it.
@@ -148,6 +167,7 @@ class Releases:
         # No await from here to the end of the swap: a request sees the old release or the new one.
         old, self._current = self._current, fresh
         if old is not None:
+            self._warm.append(old)
             task = asyncio.create_task(self._drain(old, drain_timeout_s))
             self._draining.add(task)
             task.add_done_callback(self._draining.discard)
@@ -189,4 +209,5 @@ class Releases:
         deadline = time.monotonic() + drain_timeout_s
         while (old in self._holds or old.engine.num_unfinished) and time.monotonic() < deadline:
             await asyncio.sleep(_DRAIN_POLL_S)
+        self._warm.remove(old)
         await asyncio.to_thread(old.engine.close, 0.0)

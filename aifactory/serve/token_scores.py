@@ -27,6 +27,11 @@ class CompletionScores:
         self._decoder = IncrementalDecoder(tokenizer, continues=not echo)
         self._offset = 0
 
+    def pass_over(self, token_ids: Iterable[int]) -> None:
+        """Begin after these tokens, whose columns were sent before."""
+        for token_id in token_ids:
+            self._offset += len(self._decoder.feed(token_id))
+
     def columns(self, scores: Sequence[TokenScore]) -> dict[str, Any]:
         """The next tokens. Offsets are characters of the choice's text, where a token begins."""
         offsets = []

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope
 
 from aifactory.errors import BadRequestError
 
@@ -34,6 +34,11 @@ _ASKS_NOTHING: Mapping[str, Sequence[Any]] = {
     "web_search_options": (None,),
 }
 """OpenAI's options that are not supported, and their values that change no answer."""
+ALWAYS = ("/healthz", "/readyz")
+"""What is answered whatever else there is to do."""
+_MOST_UNREAD_BYTES = 16_000_000
+_LONGEST_UNREAD_S = 2.0
+"""As far as the body of a request that was refused is read on."""
 
 
 class ClosedBody(BaseModel):
@@ -78,13 +83,14 @@ class Incoming:
         self._ended = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
-    async def read_on(self, most_bytes: int, most_s: float) -> None:
+    async def read_on(self) -> None:
         """Drop the rest of the body, as far as it comes.
 
         A server that closes a connection of which something is unread resets it, and the client may never see the answer.
         """
+        most_bytes = _MOST_UNREAD_BYTES
         with suppress(TimeoutError):
-            async with asyncio.timeout(most_s):
+            async with asyncio.timeout(_LONGEST_UNREAD_S):
                 while not self._ended and most_bytes > 0:
                     most_bytes -= len((await self()).get("body", b""))
 
@@ -97,6 +103,24 @@ class StatusError(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.kind, self.code, self.field = status, kind, code, field
+
+
+def shutting_down() -> StatusError:
+    """What comes while the endpoint ends is told."""
+    return StatusError(
+        503,
+        "The endpoint is shutting down: it ends the answers that it has begun, and takes no more. Ask again later.",
+        kind="server_error",
+        code="shutting_down",
+    )
+
+
+def path_of(scope: Scope) -> str:
+    """The path below where the gateway is mounted."""
+    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    if path == root or path.startswith(root + "/"):
+        path = path[len(root) :]
+    return path.rstrip("/") or "/"
 
 
 def error_body(message: str, *, kind: str, field: str | None = None, code: str | None = None) -> dict[str, Any]:

@@ -1,0 +1,50 @@
+"""Event streams: answers that go out as they come, and clients that go away meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from aifactory.serve.wire import event
+
+if TYPE_CHECKING:
+    from aifactory.serve.answers import Choice, Question
+
+DONE = event("[DONE]")
+"""The end of a stream that is whole."""
+
+
+class EventStream(Response):
+    """Server-sent events. Unlike Starlette's own, it closes where they come from however it ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], question: Question | None = None, choices: Sequence[Choice] = ()
+    ) -> None:
+        """`choices` are as far as the last event tells."""
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["Content-Length"]
+        self.events = events
+        self.question = question
+        self.choices = choices
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self.events) as events:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for data in events:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def watch_client(request: Request, stop: Callable[[Exception | None], None]) -> None:
+    """Stop the engine when the client goes away: servers say so here, and end no one's work themselves."""
+    with suppress(Exception):  # a connection that can't be read is gone too
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+    stop(ClientDisconnect())

@@ -1,0 +1,159 @@
+"""Laws of the endpoint on Ray when something is killed: who asked is told, or notices nothing, by the mode that was chosen."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+PROMPT = "the quick "
+TOKENS = 100
+
+
+class Served:
+    """A factory that is served by Ray, and clients of it."""
+
+    def __init__(self, factory, url):
+        self.factory = factory
+        self.url = url
+        self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300)
+
+    def ask(self, **options):
+        return self.client.completions.create(**body_of(options))
+
+    def ask_many(self, requests, *, when_begun):
+        """Ask all at once; `when_begun` is called when a text has come. What each came to: its text and its error."""
+        begun = threading.Event()
+
+        def ask(options):
+            text, ended = "", False
+            try:
+                answer = self.ask(**options)
+                if not options.get("stream"):
+                    begun.set()
+                    return answer.choices[0].text, None
+                for chunk in answer:
+                    if chunk.choices:
+                        text += chunk.choices[0].text
+                        ended = ended or chunk.choices[0].finish_reason is not None
+                    begun.set()
+            except openai.APIError as error:
+                return text, error
+            return text, None if ended else "without an end"
+
+        with ThreadPoolExecutor(len(requests)) as pool:
+            asked = [pool.submit(ask, options) for options in requests]
+            assert begun.wait(120)
+            when_begun()
+            return [one.result() for one in asked]
+
+
+def body_of(options):
+    return {"model": "alpha", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, **options}
+
+
+def replicas(deployment="replica"):
+    """The processes of a deployment's replicas."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if f"ServeReplica:aifactory-alpha:{deployment}" in " ".join(process.cmdline()):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill(pid):
+    """SIGKILL, after a moment in which nothing more can come: what had been sent has arrived."""
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def serve(ray_session, module_factory, tmp_path):
+    """Serve the model of seed 1 on Ray, with these options of the endpoint."""
+    from aifactory.serve.app import start, stop
+
+    made = []
+
+    def begin(**options):
+        factory = module_factory(tmp_path, port=0, poll_s=0.2, **options)
+        factory.promote(factory.publish(1))
+        made.append(factory)
+        return Served(factory, start(factory.books).url)
+
+    yield begin
+    for factory in made:
+        stop(factory.books.config.name, drain_timeout_s=0.0)
+        factory.books.close()
+
+
+def test_direct_says_of_each_answer_that_its_replica_died(serve, says, wait_until):
+    served = serve(replicas=1, slots=4)
+    expected = says(1, PROMPT, TOKENS)
+    requests = [{"stream": number % 2 == 0} for number in range(24)]
+    wait_until(lambda: served.ask(max_tokens=1) is not None, timeout_s=60)
+    (replica,) = replicas()
+
+    answers = served.ask_many(requests, when_begun=lambda: kill(replica))
+
+    whole = [text for text, error in answers if error is None]
+    lost = [(text, error) for text, error in answers if error is not None]
+    streams = [text for (text, error), request in zip(answers, requests, strict=True) if error and request["stream"]]
+    assert set(whole) <= {expected}
+    assert {type(error) for _, error in lost} <= {openai.APIError, openai.InternalServerError}
+    assert {error.code for _, error in lost} == {"replica_lost"}
+    assert {error.status_code for _, error in lost if isinstance(error, openai.APIStatusError)} == {502}
+    assert all(expected.startswith(text) for text, _ in lost)
+    assert any(streams), "a stream was cut"
+    assert any(isinstance(error, openai.APIStatusError) for _, error in lost), "one had sent nothing"
+    # Another replica takes its place.
+    wait_until(lambda: replicas() not in ([], [replica]), timeout_s=120)
+    assert served.ask().choices[0].text == expected
+
+
+def test_resilient_ends_every_answer_as_if_no_replica_had_been_killed(serve, says, wait_until):
+    served = serve(replicas=2, slots=4, mode="resilient", max_queued=200)
+    expected = says(1, PROMPT, TOKENS)
+    seeded = {"temperature": 1.1, "seed": 3, "stop": ["quick fox"], "presence_penalty": 0.4}
+    wait_until(lambda: len(replicas()) == 2 and len(replicas("front")) == 2, timeout_s=120)
+    wait_until(lambda: served.ask(max_tokens=1) is not None, timeout_s=60)
+    uncut = served.ask(**seeded).choices[0].text
+    requests = [{"stream": number % 2 == 0, **(seeded if number % 4 < 2 else {})} for number in range(48)]
+    killed, others = replicas()
+
+    answers = served.ask_many(requests, when_begun=lambda: kill(killed))
+
+    assert [error for _, error in answers] == [None] * len(requests)
+    for (text, _), request in zip(answers, requests, strict=True):
+        assert text == (uncut if "seed" in request else expected)
+    assert others in replicas()
+    counts = served.factory.books.feedback.counts()
+    assert counts["completions"] == len(requests) + 2
+    wait_until(lambda: len(replicas()) == 2, timeout_s=120)
+    assert served.ask().choices[0].text == expected
+
+
+def test_resilient_tells_what_is_new_at_its_end_and_answers_what_has_begun(serve, says, wait_until):
+    from aifactory.serve.app import is_running, stop
+
+    served = serve(replicas=1, slots=2, mode="resilient", fronts=1)
+    expected = says(1, PROMPT, TOKENS)
+    wait_until(lambda: served.ask(max_tokens=1) is not None, timeout_s=60)
+    requests = [{"stream": number % 2 == 0} for number in range(12)]
+    ending = threading.Thread(target=stop, args=("alpha",), kwargs={"drain_timeout_s": 60.0})
+
+    answers = served.ask_many(requests, when_begun=ending.start)
+    ending.join(120)
+
+    assert answers == [(expected, None)] * len(requests)
+    assert not is_running("alpha")
