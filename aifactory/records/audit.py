@@ -132,7 +132,7 @@ def read_chain(connection: Connection, factory: str, *, expect: str | None = Non
     """
     # The promotions first: one that is written meanwhile has its line then, and not the other way round.
     query = sa.select(promotions).where(promotions.c.factory == factory).order_by(promotions.c.at, promotions.c.number)
-    pointed = connection.execute(query).mappings().all()
+    pointed = [dict(row) for row in connection.execute(query).mappings()]
     rows = connection.execute(sa.select(audit).where(audit.c.factory == factory).order_by(audit.c.seq)).mappings().all()
     stands, inserted = _in_chain([dict(row) for row in rows])
     faults = [*_foreign(inserted), *_changed(stands), *_broken(stands), *_moved(stands), *_untold(stands, pointed)]
