@@ -1,7 +1,7 @@
 """The command: one verb for each method of `Factory`.
 
-Results go to standard output, logs to standard error. Exit status: 0 done, 1 the work failed, 2 the configuration or the
-arguments are wrong. Nothing heavy is imported before the arguments are read.
+Results go to standard output, logs to standard error. Exit status: 0 done, 1 the work failed or what was looked
+through does not hold, 2 the configuration or the arguments are wrong. Nothing heavy is imported before the arguments are read.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ VERBS = {
     "restore": "bring rows back in the next cycle that a rule has rejected",
     "trace": "the training rows that share the longest spans with a text or an answer: what resembles it",
     "lineage": "what an answer, a release or an artifact was made from",
+    "verify": "rebuild a release from its record in a clean place and compare digests",
+    "explain": "a cycle: what came in, was rejected, trained, found, decided and spent; also as a page",
+    "diff": "two releases side by side: data, recipe, scores, answers",
+    "audit": "who or what did what, in a chain of lines in which a changed one is found",
 }
 
 
@@ -67,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with redirect_stdout(sys.stderr), Factory(config) as factory:
             result = _run_verb(factory, arguments, results)
         _print(result, results, as_json=arguments.json)
-        return 0
+        return int(getattr(result, "holds", True) is False)
     except ConfigError as error:
         return _fail(error, 2)
     except AIFactoryError as error:
@@ -89,13 +93,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="aifactory",
         description="Data in, models out that get better with use.",
-        epilog="Exit status: 0 done, 1 the work failed, 2 the configuration or the arguments are wrong.",
+        epilog="Exit status: 0 done, 1 the work failed or a proof does not hold, 2 the configuration or the arguments are wrong.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, description in VERBS.items():
         sub = verbs.add_parser(verb, help=description, description=f"{verb}: {description}.")
         if verb == "lineage":
             sub.add_argument("subject", help="id of an answer or an artifact, or the name of a release")
+        if verb == "explain":
+            sub.add_argument(
+                "cycle", metavar="CYCLE", help="its number or trigger, or the name of the release that it made"
+            )
+        if verb == "diff":
+            sub.add_argument("first", metavar="RELEASE", help="name or number of a release, or production")
+            sub.add_argument("second", metavar="RELEASE", help="the one that it is compared with")
         sub.add_argument(
             "config_file", nargs="?", metavar="CONFIG", help="configuration file; - reads AIFACTORY_CONFIG"
         )
@@ -123,6 +134,35 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--release", metavar="NAME", help="whose training rows; the one in production by default")
             sub.add_argument(
                 "--limit", type=int, default=10, metavar="N", help="most rows that are shown; 10 by default"
+            )
+        if verb == "verify":
+            sub.add_argument(
+                "--from-scratch",
+                action="store_true",
+                help="rebuild what earlier cycles made, too, in place of taking it",
+            )
+        if verb == "explain":
+            sub.add_argument("--html", metavar="FILE", help="write it as a page with pictures, too")
+        if verb == "diff":
+            sub.add_argument(
+                "--prompts",
+                metavar="FILE",
+                help="JSON lines or a prompt in each line; rows that are held out by default",
+            )
+            sub.add_argument("--limit", type=int, default=8, metavar="N", help="most prompts; 8 by default, 0 for none")
+            sub.add_argument(
+                "--max-tokens", type=int, default=48, metavar="N", help="of each answer at most; 48 by default"
+            )
+        if verb == "audit":
+            sub.add_argument("--subject", help="lines about this one alone")
+            sub.add_argument("--action", help="lines of this action alone, such as rollback")
+            sub.add_argument("--since", metavar="TIME", help="from then on; ISO 8601, UTC where it names no offset")
+            sub.add_argument("--until", metavar="TIME", help="before then")
+            sub.add_argument(
+                "--expect", metavar="HEAD", help="a hash that was printed before: is it still in the chain?"
+            )
+            sub.add_argument(
+                "--limit", type=int, default=20, metavar="N", help="most lines that are shown; 20 by default"
             )
         if verb == "improve":
             sub.add_argument("--once", action="store_true", help="say what would be decided now, and change nothing")
@@ -166,6 +206,27 @@ def _run_verb(factory: Factory, arguments: argparse.Namespace, results: TextIO) 
     if verb == "trace":
         return factory.trace(
             arguments.text, completion=arguments.completion, release=arguments.release, limit=arguments.limit
+        )
+    if verb == "verify":
+        return factory.verify(arguments.release, from_scratch=arguments.from_scratch)
+    if verb == "explain":
+        return factory.explain(arguments.cycle, html=arguments.html)
+    if verb == "diff":
+        return factory.diff(
+            arguments.first,
+            arguments.second,
+            prompts=arguments.prompts,
+            limit=arguments.limit,
+            max_tokens=arguments.max_tokens,
+        )
+    if verb == "audit":
+        return factory.audit(
+            subject=arguments.subject,
+            action=arguments.action,
+            since=arguments.since,
+            until=arguments.until,
+            expect=arguments.expect,
+            limit=arguments.limit,
         )
     if verb == "restore":
         return factory.restore(arguments.rule, corpus=arguments.corpus)

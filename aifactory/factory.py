@@ -52,6 +52,10 @@ from aifactory.workshop.token_sets import TokenSets
 if TYPE_CHECKING:
     from aifactory.improve.decision import Decision
     from aifactory.ledger import LedgerReport, Restored
+    from aifactory.proof.audit import AuditReport
+    from aifactory.proof.diff import ReleaseDiff
+    from aifactory.proof.explain import CycleStory
+    from aifactory.proof.verify import Verification
     from aifactory.records.lineage import LineageNode
     from aifactory.report import Report
     from aifactory.serve.app import Endpoint
@@ -263,6 +267,43 @@ class Factory:
         from aifactory.trace import trace_text
 
         return trace_text(self.books, text=text, completion=completion, release=release, limit=limit)
+
+    def audit(
+        self,
+        *,
+        subject: str | None = None,
+        action: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        expect: str | None = None,
+        limit: int = 20,
+    ) -> AuditReport:
+        """Who or what did what, and whether every line of that stands as it was written."""
+        from aifactory.proof.audit import read_audit
+
+        return read_audit(
+            self.books, subject=subject, action=action, since=since, until=until, expect=expect, limit=limit
+        )
+
+    def diff(
+        self, first: str, second: str, *, prompts: str | None = None, limit: int = 8, max_tokens: int = 48
+    ) -> ReleaseDiff:
+        """Two releases side by side: data, recipe, scores, and what they answer to prompts of a file or of the holdout."""
+        from aifactory.proof.diff import diff_releases
+
+        return diff_releases(self.books, first, second, prompts=prompts, limit=limit, max_tokens=max_tokens)
+
+    def explain(self, cycle: str, *, html: str | None = None) -> CycleStory:
+        """What came in, was rejected, trained, found, decided and spent in a cycle; also as a page with pictures."""
+        from aifactory.proof.explain import explain_cycle
+
+        return explain_cycle(self.books, cycle, html=html)
+
+    def verify(self, release: str, *, from_scratch: bool = False) -> Verification:
+        """A release made again from its record in a clean place, compared with what it was, artifact by artifact."""
+        from aifactory.proof.verify import verify_release
+
+        return verify_release(self.books, release, run_tasks=self._run_tasks, from_scratch=from_scratch)
 
     # ── cycles ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -128,7 +128,7 @@ def restore_rejected(books: Books, *, rule: str, corpus_id: str | None) -> Resto
             "in their source."
         )
     detail = {"corpus": corpus.id, "rule": rule, "rows": restorable}
-    with books.database.write() as connection:
+    with books.database.write(serialize=True) as connection:
         books.journal.write_within(connection, "restored", subject=corpus.id, detail=detail)
         books.journal.audit_within(connection, "restore", subject=corpus.id, detail=detail)
     return Restored(corpus=corpus.id, rule=rule, rows=restorable)

@@ -181,6 +181,11 @@ def _token_sets(books: Books, release: Release | None) -> list[TokenSet]:
                 f"expected a token set of the factory {books.config.name}, found none; run: aifactory tokenize CONFIG."
             )
         return [books.artifacts.get(TokenSet, made[-1])]
+    return token_sets_of(books, release)
+
+
+def token_sets_of(books: Books, release: Release) -> list[TokenSet]:
+    """What the model of a release was trained on, and what its ancestors were."""
     found: dict[str, None] = {}
     models = [release.model]
     for model_id in models:

@@ -249,14 +249,14 @@ def test_who_brought_rows_back_is_in_the_audit_and_what_failed_is_not(
 ) -> None:
     command("restore", "--rule", "lenght")
     command("restore", "--rule", "wrong_type")
-    assert factory.books.journal.audited() == []
+    assert factory.books.journal.audited().lines == []
 
     command("restore", "--rule", "length")
 
-    (entry,) = factory.books.journal.audited()
+    (entry,) = factory.books.journal.audited().lines
     detail = {"corpus": ingested.id, "rule": "length", "rows": SHORT + 1}
-    assert (entry["action"], entry["subject"], entry["detail"]) == ("restore", ingested.id, detail)
-    assert entry["key_id"] == factory.books.journal.key_id
+    assert (entry.action, entry.subject, entry.detail) == ("restore", ingested.id, detail)
+    assert entry.key_id == factory.books.journal.key_id
     assert [event.detail for event in factory.books.journal.events(event="restored")] == [detail]
 
 

@@ -53,7 +53,7 @@ EXAMPLES_SCHEMA = pa.schema(
         ("beginning_mispaired", pa.float64()),
     ]
 )
-_EXAMPLES = "examples.parquet"
+EXAMPLES_FILE = "examples.parquet"
 _CHUNK_TASKS = 150
 _BEGINNING_BYTES = 32
 """Measured on the quickstart's target: 0.087 [0.059, 0.122] bits per byte at 32, 0.008 [0.005, 0.012] on whole answers."""
@@ -103,9 +103,9 @@ def evaluate_model(
     chat_fallback   names the template of chats for a tokenizer that has none (`aifactory.text.chat`)
     """
     storage = store.storage
-    holdout = _tasks_of([sources], "holdout", "holdout", recipe, storage, leave_out)
-    known = _tasks_of([sources], "known", "train", recipe, storage, leave_out)
-    wanted = _tasks_of(feedback, "target", "holdout", recipe, storage, leave_out)
+    holdout = tasks_of([sources], "holdout", "holdout", recipe, storage, leave_out)
+    known = tasks_of([sources], "known", "train", recipe, storage, leave_out)
+    wanted = tasks_of(feedback, "target", "holdout", recipe, storage, leave_out)
     if not holdout or (feedback and not wanted):
         which = "sources" if not holdout else "feedback"
         raise EmptyCorpusError(
@@ -163,7 +163,7 @@ def evaluate_model(
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     files = [
-        storage.write_bytes(sink.getvalue(), *target, _EXAMPLES),
+        storage.write_bytes(sink.getvalue(), *target, EXAMPLES_FILE),
         storage.write_bytes(json.dumps(figures, indent=1).encode(), *target, "evidence.json"),
     ]
     return Evaluated(files=files, evidence=evidence, figures=figures)
@@ -186,9 +186,11 @@ def evidence_of_best(storage: Storage, scorecard: Scorecard, recipe: Evaluate, *
     evidence = evidence_of(scorecard.figures)
     if of == 1:
         return evidence
-    data = storage.read_bytes(scorecard.kind, scorecard.fingerprint[:16], _EXAMPLES)
+    data = storage.read_bytes(scorecard.kind, scorecard.fingerprint[:16], EXAMPLES_FILE)
     if data is None:
-        raise StorageError(f"expected {scorecard.uri}/{_EXAMPLES}, found no such file; evaluate again in another root.")
+        raise StorageError(
+            f"expected {scorecard.uri}/{EXAMPLES_FILE}, found no such file; evaluate again in another root."
+        )
     table = pq.read_table(pa.BufferReader(data))
     confidence = 1 - (1 - recipe.confidence) / of
     # Ten resamples beyond each end, or there is nothing to read the end from.
@@ -211,7 +213,7 @@ def score_tasks(store: ArtifactStore, model: Model, tasks: Sequence[Task], chat_
 # ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _tasks_of(
+def tasks_of(
     corpora: Sequence[Corpus], name: str, side: str, recipe: Evaluate, storage: Storage, leave_out: frozenset[str]
 ) -> list[Example]:
     """At most `max_tasks` tasks of the rows on one side, those with the lowest hash of their ids."""

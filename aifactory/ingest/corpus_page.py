@@ -18,7 +18,7 @@ from aifactory.ingest.rule_words import DECISION_RULES, rule_words
 from aifactory.ingest.stages import Stage, stages
 
 REPORT_FILE = "report.html"
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _COUNTED_BY_ALL = frozenset({"step", "rows_in", "rows_kept", "rows_rejected", "changed", "agreement"})
 _MOST_BARS = 12
 _MOST_RULES = 5
@@ -48,7 +48,7 @@ def corpus_report(name: str, figures: Mapping[str, Any]) -> bytes:
     title = f"Corpus of {escaped(name)}"
     page = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(filter(None, sections)) + "\n</body>\n</html>\n"

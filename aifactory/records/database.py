@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 
 from aifactory.errors import ConfigError, StateError
 
-SCHEMA_HEAD = "0004"
+SCHEMA_HEAD = "0005"
 """The newest migration; a test holds it against `migrations/versions`."""
 
 # Any number that other programs are unlikely to lock by; PostgreSQL's advisory locks are per database.
@@ -86,9 +86,14 @@ class Database:
         with self._explained(), self.engine.connect() as connection:
             connection = connection.execution_options(immediate=True)
             with connection.begin():
-                if serialize and not self.is_sqlite:
-                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+                if serialize:
+                    self.serialize(connection)
                 yield connection
+
+    def serialize(self, connection: Connection) -> None:
+        """From here on to the end of this transaction no other runs that asks for the same; it may be asked for again."""
+        if not self.is_sqlite:
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
 
     def close(self) -> None:
         """Close the connections; the next use opens new ones."""
@@ -167,8 +172,7 @@ class Database:
         with engine.connect() as connection:
             connection = connection.execution_options(immediate=True)
             with connection.begin():
-                if not self.is_sqlite:
-                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+                self.serialize(connection)
                 config.attributes["connection"] = connection
                 try:
                     command.upgrade(config, "head")

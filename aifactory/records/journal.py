@@ -16,9 +16,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from aifactory.errors import FencedError, StateError
+from aifactory.records.audit import AuditChain, append_line, read_chain
 from aifactory.records.database import Database, now
 from aifactory.records.identity import canonical_json
-from aifactory.records.tables import audit, cycles, journal
+from aifactory.records.tables import cycles, journal
 
 CycleState = Literal["running", "promoted", "rejected", "failed"]
 ANONYMOUS = "anonymous"
@@ -221,23 +222,22 @@ class Journal:
         )
 
     def audit_within(self, connection: Connection, action: str, *, subject: str, detail: Mapping[str, Any]) -> None:
-        """Write who did what, as a part of the transaction that does it."""
-        connection.execute(
-            audit.insert().values(
-                factory=self.factory,
-                at=self.clock(),
-                key_id=self.key_id,
-                action=action,
-                subject=subject,
-                detail=canonical_json(dict(detail)),
-            )
+        """Write who did what, as a part of the transaction that does it; other writers of lines wait for that to end."""
+        self.database.serialize(connection)
+        append_line(
+            connection,
+            factory=self.factory,
+            at=self.clock(),
+            key_id=self.key_id,
+            action=action,
+            subject=subject,
+            detail=detail,
         )
 
-    def audited(self) -> list[Mapping[str, Any]]:
-        """The audit, oldest first."""
+    def audited(self, *, expect: str | None = None) -> AuditChain:
+        """The audit, oldest first, and whatever in it is not as it was written (see `records.audit`)."""
         with self.database.read() as connection:
-            query = sa.select(audit).where(audit.c.factory == self.factory).order_by(audit.c.seq)
-            return [{**row, "detail": json.loads(row["detail"])} for row in connection.execute(query).mappings()]
+            return read_chain(connection, self.factory, expect=expect)
 
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -78,7 +78,30 @@ class Registry:
 
         Raises   StateError for a release that is not there.
         """
-        return [(name, self._named(name).model) for name in names if name.startswith(REFERENCE)]
+        return [(name, self.named(name).model) for name in names if name.startswith(REFERENCE)]
+
+    def named(self, name: str) -> Release:
+        """The release of this name or number, or the one in `production`; `registry:` may stand before it.
+
+        Raises   StateError if there is none.
+        """
+        wanted = name.removeprefix(REFERENCE)
+        if wanted == PRODUCTION:
+            current = self.production()
+            if current is None:
+                raise StateError(
+                    f"expected a release of the factory {self.factory} in production for {name}, found none yet; run a cycle "
+                    "without the steps that ask for it first, or name a folder."
+                )
+            return current
+        known = self.releases()
+        for release in known:
+            if wanted in (release.name, str(release.number)):
+                return release
+        raise StateError(
+            f"expected a release of the factory {self.factory} for {name}, found "
+            f"{', '.join(release.name for release in known) or 'none'}; name one of them, by its number or its name."
+        )
 
     def promotions(self, channel: str = PRODUCTION) -> list[Mapping[str, Any]]:
         """The channel's history, oldest first."""
@@ -164,25 +187,6 @@ class Registry:
             return release
 
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _named(self, name: str) -> Release:
-        wanted = name.removeprefix(REFERENCE)
-        if wanted == PRODUCTION:
-            current = self.production()
-            if current is None:
-                raise StateError(
-                    f"expected a release of the factory {self.factory} in production for {name}, found none yet; run a cycle "
-                    "without the steps that ask for it first, or name a folder."
-                )
-            return current
-        known = self.releases()
-        for release in known:
-            if wanted in (release.name, str(release.number)):
-                return release
-        raise StateError(
-            f"expected a release of the factory {self.factory} for {name}, found "
-            f"{', '.join(release.name for release in known) or 'none'}; name one of them, by its number or its name."
-        )
 
     def _point(
         self,

@@ -73,6 +73,10 @@ audit = Table(
     Column("action", String(32), nullable=False),
     Column("subject", String(128), nullable=False),
     Column("detail", Text, nullable=False),
+    Column("number", Integer, nullable=False, server_default="0", doc="Place in the factory's chain, from 1."),
+    Column("previous", String(64), nullable=False, server_default="", doc="Hash of the line before it."),
+    Column("hash", String(64), nullable=False, server_default="", doc="Of that and all the rest of the line."),
+    Index("audit_number", "factory", "number", unique=True),
 )
 
 artifacts = Table(

@@ -49,7 +49,7 @@ def test_a_promotion_makes_a_release_and_serves_it(registry: Registry, begin: Be
     assert registry.releases() == [release]
     assert registry.release(2) is None
     assert [e.event for e in registry.journal.events()] == ["cycle_begun", "cycle_ended", "promoted"]
-    assert [(a["action"], a["subject"], a["key_id"]) for a in registry.journal.audited()] == [
+    assert [(a.action, a.subject, a.key_id) for a in registry.journal.audited().lines] == [
         ("promote", "alpha-r1", "key-1")
     ]
 
@@ -190,9 +190,9 @@ def test_a_rollback_is_a_new_promotion_and_is_audited(registry: Registry, begin:
         (2, 2, 1, "promote"),
         (3, 1, 2, "rollback"),
     ]
-    audited = registry.journal.audited()[-1]
-    assert (audited["action"], audited["subject"]) == ("rollback", "alpha-r1")
-    assert audited["detail"] == {"channel": "production", "reason": "it swears"}
+    audited = registry.journal.audited().lines[-1]
+    assert (audited.action, audited.subject) == ("rollback", "alpha-r1")
+    assert audited.detail == {"channel": "production", "reason": "it swears"}
     assert registry.journal.events(event="rolled_back")[0].subject == "alpha-r1"
 
 
