@@ -112,7 +112,9 @@ def append_line(
 def chain_old_lines(connection: Connection, *, at: float) -> None:
     """Number and chain the lines of before there was a chain, and say so in a line behind them; for the migration."""
     heads: dict[str, tuple[int, str]] = {}
-    for row in connection.execute(sa.select(audit).order_by(audit.c.seq)).mappings().all():
+    # By name: columns that a later migration adds are not there yet.
+    old = sa.select(audit.c.seq, *(audit.c[name] for name in _HASHED)).order_by(audit.c.seq)
+    for row in connection.execute(old).mappings().all():
         number, previous = heads.get(row["factory"], (0, GENESIS))
         line = dict(row) | {"number": number + 1, "previous": previous}
         heads[row["factory"]] = number + 1, hash_line(line)
