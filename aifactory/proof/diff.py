@@ -139,13 +139,13 @@ class ReleaseDiff:
         lines.append(
             f"Answers to {len(self.answers)} prompts, greedy, at most {self.max_tokens} tokens: {equal} are equal."
         )
-        for pair in self.answers:
-            lines += ["", f"  prompt      {_end(pair.prompt)}"]
-            if pair.error is not None:
-                lines.append(f"  no answer   {pair.error}")
+        for answer in self.answers:
+            lines += ["", f"  prompt      {_end(answer.prompt)}"]
+            if answer.error is not None:
+                lines.append(f"  no answer   {answer.error}")
                 continue
             width = max(11, len(first), len(second))
-            said = [("expected", pair.expected), (first, pair.first), (second, pair.second)]
+            said = [("expected", answer.expected), (first, answer.first), (second, answer.second)]
             lines += [f"  {who:<{width}} {_begin(text)}" for who, text in said if text is not None]
         return lines
 
@@ -359,7 +359,7 @@ def _read_prompts(file: Path, limit: int) -> list[_Prompt]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"expected a file of prompts at {file}, found: {error}.") from error
-    prompts = []
+    prompts: list[_Prompt] = []
     for number, line in enumerate(lines, start=1):
         if len(prompts) == limit:
             break
