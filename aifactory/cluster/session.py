@@ -25,10 +25,6 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Serve's access log costs as much as a short answer.
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    # A request, and each token of a stream, would cross from thread to thread in the proxy and in the replica, whose code
-    # is asynchronous and blocks neither: 190 requests for next to nothing a second with both, 360 without (Ray 2.60).
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     # A process that asks whether a node is about to be taken away: ours is not.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
