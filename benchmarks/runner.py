@@ -39,7 +39,7 @@ class Measured:
 def main(name: str, measure: Callable[..., Measured], *, parts: Sequence[str] = ()) -> None:
     """Run one benchmark as a program: `measure(quick, rounds)`, or with `parts` `measure(quick, rounds, those asked for)`."""
     parser = argparse.ArgumentParser(description=f"The benchmark of {name}.")
-    parser.add_argument("--quick", action="store_true", help="prove that it runs, in under 60 s; writes no result")
+    parser.add_argument("--quick", action="store_true", help="prove that it runs, in a minute or two; writes no result")
     parser.add_argument("--rounds", type=int, metavar="N", help="so many rounds, where a machine is too slow for all")
     if parts:
         text = "measure nothing else; writes no result"
