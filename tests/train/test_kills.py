@@ -137,7 +137,7 @@ def test_a_node_that_is_replaced_changes_no_bit(runs, whole, tmp_path, how, seed
 @pytest.mark.parametrize(
     ("how", "seed"),
     [
-        pytest.param("ddp", 8, marks=pytest.mark.slow),
+        pytest.param("ddp", 8, marks=pytest.mark.faults),
         pytest.param("ddp", 9, marks=pytest.mark.faults),
         pytest.param("fsdp", 10, marks=pytest.mark.faults),
     ],
