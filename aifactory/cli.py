@@ -100,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = verbs.add_parser(verb, help=description, description=f"{verb}: {description}.")
         if verb == "lineage":
             sub.add_argument("subject", help="id of an answer or an artifact, or the name of a release")
+        if verb == "verify":
+            sub.add_argument("release", metavar="RELEASE", help="name or number of a release, or production")
         if verb == "explain":
             sub.add_argument(
                 "cycle", metavar="CYCLE", help="its number or trigger, or the name of the release that it made"
