@@ -45,13 +45,17 @@ def corpus_report(name: str, figures: Mapping[str, Any]) -> bytes:
         _personal(figures),
         _how_to_go_on(figures),
     )
-    title = f"Corpus of {escaped(name)}"
+    return page_of(f"Corpus of {escaped(name)}", sections)
+
+
+def page_of(title: str, sections: Iterable[str | None], *, style: str = STYLE) -> bytes:
+    """A page that stands alone, asks for nothing and runs nothing, as UTF-8; the title is escaped, what is empty left out."""
     page = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(filter(None, sections)) + "\n</body>\n</html>\n"
+        f"<style>{style}</style>\n</head>\n<body>\n" + "\n".join(filter(None, sections)) + "\n</body>\n</html>\n"
     )
     return page.encode()
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from aifactory.ingest.charts import Series, horizontal_bars, share_bar
-from aifactory.ingest.corpus_page import POLICY
+from aifactory.ingest.corpus_page import page_of
 from aifactory.ingest.page_style import STYLE
 from aifactory.ingest.page_text import count, counted, cut, escaped, share, shown
 from aifactory.ingest.rule_words import rule_words, step_of
@@ -58,17 +58,7 @@ def cycle_page(story: CycleStory) -> bytes:
         _cost(story),
         _how_to_go_on(story),
     )
-    title = f"Cycle {story.number} of {escaped(story.factory)}"
-    page = (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
-        f"<style>{STYLE}{_MORE_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(filter(None, sections))
-        + "\n</body>\n</html>\n"
-    )
-    return page.encode()
+    return page_of(f"Cycle {story.number} of {escaped(story.factory)}", sections, style=f"{STYLE}{_MORE_STYLE}")
 
 
 # ── the first screen ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -181,17 +181,20 @@ def start(books: Books) -> Endpoint:
         # The gateway bounds its queue and what is open, and says 429. Serve's own limits come after: they leave it room to
         # say so. What finds no replica with room waits in the proxy, bounded as well.
         most_ongoing = wanted.most_open + _ROOM_TO_REFUSE
+        of_both: dict[str, Any] = {
+            "backpressure_config": {"status_code": 429, "retry_after_s": 1},
+            "graceful_shutdown_timeout_s": wanted.drain_timeout_s,
+            "graceful_shutdown_wait_loop_s": 0.2,
+            "health_check_period_s": 2,
+            "logging_config": LoggingConfig(enable_access_log=False, log_level="WARNING"),
+        }
         replica = serve.deployment(
             name=_REPLICA,
             **_number_of_replicas(wanted),
             ray_actor_options={"num_cpus": wanted.cpus_per_replica, "num_gpus": wanted.gpus_per_replica},
             max_ongoing_requests=most_ongoing,
             max_queued_requests=most_ongoing,
-            backpressure_config={"status_code": 429, "retry_after_s": 1},
-            graceful_shutdown_timeout_s=wanted.drain_timeout_s,
-            graceful_shutdown_wait_loop_s=0.2,
-            health_check_period_s=2,
-            logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+            **of_both,
         )(Replica)
         app = replica.bind(books)
         if wanted.mode == "resilient":
@@ -202,11 +205,7 @@ def start(books: Books) -> Endpoint:
                 ray_actor_options={"num_cpus": 0},
                 max_ongoing_requests=most_open,
                 max_queued_requests=most_open,
-                backpressure_config={"status_code": 429, "retry_after_s": 1},
-                graceful_shutdown_timeout_s=wanted.drain_timeout_s,
-                graceful_shutdown_wait_loop_s=0.2,
-                health_check_period_s=2,
-                logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+                **of_both,
             )(FrontReplica)
             app = front.bind(config, app)
         try:

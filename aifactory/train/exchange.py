@@ -1,7 +1,8 @@
 """Exchange: how the workers of FSDP2 pass shards on over gloo: each to each, without a copy between.
 
-torch's gloo copies what it gathers, and sums all of what it scatters: for 68 MB between two workers it took 148 and 155 ms
-where this takes 40 and 50 (torch 2.13, two CPUs). A sum is taken in the order of the workers, wherever it lies in memory.
+torch's gloo copies what it gathers, and sums all of what it scatters: for 17 million numbers between two workers it took 180 and
+187 ms, where sending half of them while the other half is taken took 40 (torch 2.13, two CPUs; benchmarks/train_exchange.py).
+A sum is taken in the order of the workers, wherever it lies in memory.
 
 Legend   W workers, S numbers of one worker's shard.
 """
