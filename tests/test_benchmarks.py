@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import documents
 import pyarrow.parquet as pq
 import pytest
+from documents import Planted, write_documents
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-sys.path.insert(0, str(FOLDER))
 
 
 def benchmark(name: str) -> Any:
@@ -20,9 +21,6 @@ def benchmark(name: str) -> Any:
     spec.loader.exec_module(module)
     return module
 
-
-import documents  # noqa: E402
-from documents import Planted, write_documents  # noqa: E402
 
 ingest = benchmark("ingest")
 

@@ -142,3 +142,21 @@ def test_there_is_no_drawer_without_a_name() -> None:
         if isinstance(n, ast.ClassDef)
     ]
     assert not [name for name in classes if name.endswith(("Manager", "Helper"))]
+
+
+def test_no_module_that_tests_import_hides_another():
+    """tests/ and benchmarks/ are both on pytest's path (pyproject.toml): one name, one file, whatever is collected first."""
+    root = PACKAGE.parent
+    tests = {file.stem for file in (root / "tests").glob("*.py")}
+    benchmarks = {file.stem for file in (root / "benchmarks").glob("*.py")}
+
+    assert not tests & benchmarks
+    imported = {
+        name
+        for file in (root / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module
+        for name in [node.module.split(".")[0]]
+    }
+    folders = {folder.name for folder in (root / "tests").iterdir() if folder.is_dir()}
+    assert not imported & folders, "a folder of tests is no package: what several tests use lies in tests/ itself"

@@ -11,17 +11,15 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import http_load
+import lengths
 import pytest
+import serve
+from http_load import FIRST_LETTER, Arrival, Target
+from moments import Seen, percentile, random_prompts
+from serve_figures import figures, gaps_of
 
 ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import http_load  # noqa: E402
-import lengths  # noqa: E402
-import serve  # noqa: E402
-from http_load import FIRST_LETTER, Arrival, Target  # noqa: E402
-from moments import Seen, percentile, random_prompts  # noqa: E402
-from serve_figures import figures, gaps_of  # noqa: E402
 
 LOADS = serve.FULL.loads
 

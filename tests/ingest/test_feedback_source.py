@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
-from pydantic import TypeAdapter
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where postgres.py lies
-
 from postgres import postgres_server, postgres_url  # noqa: F401
+from pydantic import TypeAdapter
 
 from aifactory.config.sources import Source
 from aifactory.ingest.listing import list_pieces

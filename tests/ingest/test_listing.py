@@ -13,8 +13,8 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ingest.servers import s3, s3_server, web  # noqa: F401 - fixtures
 from pydantic import TypeAdapter
+from servers import s3, s3_server, web  # noqa: F401 - fixtures
 
 from aifactory.config.sources import Source
 from aifactory.errors import ConfigError

@@ -11,7 +11,7 @@ import socket
 
 import pyarrow as pa
 import pytest
-from ingest.servers import web  # noqa: F401 - a fixture
+from servers import web  # noqa: F401 - a fixture
 
 from aifactory.errors import ConfigError
 from aifactory.ingest.reach import (

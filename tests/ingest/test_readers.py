@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
-from ingest.servers import s3, s3_server, web  # noqa: F401 - fixtures
 from postgres import postgres_server, postgres_url  # noqa: F401 - fixtures
 from pydantic import TypeAdapter
+from servers import s3, s3_server, web  # noqa: F401 - fixtures
 
 from aifactory.config.sources import Source
 from aifactory.errors import ConfigError, StorageError

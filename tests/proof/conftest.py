@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where chromium.py and here_loops.py lie
-
 from chromium import chromium  # noqa: F401
 from here_loops import here, tiny_config, turned
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where postgres.py lies
-
 from postgres import postgres_server, postgres_url  # noqa: F401
 
 from aifactory.records.database import Database

@@ -7,19 +7,14 @@ Tolerance: 1e-5 of a loss, and 1e-4 of the norm of each gradient, in fp32; what 
 from __future__ import annotations
 
 import copy
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from preferences import packed, padded, random_answers
 from small_models import write_small_model
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from aifactory.config import Lora, Train
 from aifactory.train.lora import adapters_off, with_adapters

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import copy
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from preferences import packed, random_answers
-from test_step import VOCABULARY, make_model
+from small_models import VOCABULARY, make_model
+from torch.nn import functional
 
 from aifactory.config import Train
 from aifactory.train.objectives import MarkedRows, document_marks, mismatched, objective_of, token_log_probs

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_models import VOCABULARY, make_model
 from torch.nn import functional
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from aifactory.config import Train
 from aifactory.train.step import clip_gradients, dropout_seed, make_optimizer, resolve_precision, summed_loss, update
 
 LENGTHS = [5, 9, 3, 7]
-VOCABULARY = 60
-
-
-def make_model(kind):
-    torch.manual_seed(5)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    ids = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3}
-    if kind == "llama":
-        return LlamaForCausalLM(LlamaConfig(**sizes, **ids)).eval()
-    if kind == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**sizes, **ids, num_key_value_heads=2)).eval()
-    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **ids)).eval()
 
 
 @pytest.fixture(scope="module")
