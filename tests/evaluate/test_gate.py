@@ -125,6 +125,51 @@ def test_an_equal_model_is_hardly_ever_promoted(num_clusters):
     assert promoted / 400 < 0.05
 
 
+def simulated(generator, points, number, *, seed, discordant=0.15):
+    """Errors of a candidate less those of production on as many tasks, of users with one to five each: the candidate is right
+    in `points` per cent more of them, and the two differ in 15 % of them (FACTS.md, "Statistics of a promotion gate")."""
+    users = np.repeat(np.arange(number), generator.integers(1, 6, number))[:number]
+    gain = points / 100
+    chances = [(discordant + gain) / 2, (discordant - gain) / 2, 1 - discordant]
+    # Half of the tasks of a user go as the user's first does: tasks of one user resemble one another.
+    own, of_user = (generator.choice([-1.0, 1.0, 0.0], number, p=chances) for _ in range(2))
+    differences = np.where(generator.random(number) < 0.5, of_user[users], own)
+    return ratio_interval(differences, np.ones(number), users.astype(str), confidence=0.95, samples=400, seed=seed)
+
+
+def share_promoted(target, fixed, *, tasks, fixed_tasks, rounds):
+    generator = np.random.default_rng([tasks, 100 + target, 100 + fixed])
+    gate = GATE.model_copy(update={"non_inferiority_margin": 0.03})
+    promoted = 0
+    for seed in range(rounds):
+        on_target = simulated(generator, target, tasks, seed=2 * seed)
+        on_fixed = simulated(generator, fixed, fixed_tasks, seed=2 * seed + 1)
+        evidence = replace(
+            GOOD,
+            target=replace(comparison("target"), over_champion=on_target),
+            fixed=replace(comparison("holdout"), over_champion=on_fixed),
+        )
+        promoted += isinstance(judge(evidence, gate), Promote)
+    return promoted / rounds
+
+
+def test_the_error_rates_of_the_whole_gate_are_as_promised():
+    print("\npoints gained on the target and on the fixed set, tasks of each: share promoted")
+
+    def share(target, fixed, *, tasks, fixed_tasks, rounds):
+        found = share_promoted(target, fixed, tasks=tasks, fixed_tasks=fixed_tasks, rounds=rounds)
+        print(f"{target:+4d} {fixed:+4d} {tasks:5d} {fixed_tasks:5d}: {found:6.1%}")
+        return found
+
+    for tasks in (100, 300):
+        assert share(0, 0, tasks=tasks, fixed_tasks=tasks, rounds=200) <= 0.05, "equal"
+        assert share(-2, 0, tasks=tasks, fixed_tasks=tasks, rounds=200) <= 0.01, "two points worse"
+    assert share(10, -3, tasks=300, fixed_tasks=300, rounds=200) <= 0.05, "better, but worse elsewhere than is allowed"
+    # The power is what it is: it is printed, and grows with the gain.
+    little, much = (share(gain, 0, tasks=300, fixed_tasks=1200, rounds=60) for gain in (5, 10))
+    assert little < much > 0.3
+
+
 # ── candidates ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
