@@ -204,6 +204,8 @@ class Conforming:
         eos = model.config.eos_token_id
         assert len(ids) == max_tokens or (ids and ids[-1] == eos and len(ids) < max_tokens)
         assert eos not in ids[:-1]
+        if not ids:
+            return
         if self.greedy_nats == 0.0 and bias is None:
             assert list(ids) == generate(model, prompt, max_tokens)
             return

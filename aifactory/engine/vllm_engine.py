@@ -150,7 +150,7 @@ class VllmEngine:
             "enable_prefix_caching": True,
             "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
             "disable_log_stats": True,
-            **adapter_options(max_adapters, max_adapter_rank),
+            **adapter_options(max_adapters, max_adapter_rank, device),
         }
         if device == "cpu":
             options["kv_cache_memory_bytes"] = cache_bytes(skeleton, dtype, num_slots, context_length, memory_share)

@@ -94,12 +94,15 @@ def write_tokenizer(folder: Path, tokenizer: TextTokenizer, skeleton: PreTrained
     )
 
 
-def adapter_options(max_adapters: int, max_rank: int) -> dict[str, Any]:
+def adapter_options(max_adapters: int, max_rank: int, device: str) -> dict[str, Any]:
     if max_adapters == 0:
         return {}
-    # All of them may be in one batch. Of ranks vLLM has a few.
+    # All of them may be in one batch. On a CPU vLLM gives the last place's adapter to requests without one beside those that
+    # have one (its pull request 48421, open): that place stays empty, and an empty one changes nothing.
+    places = max_adapters + (device == "cpu")
+    # Of ranks vLLM has a few.
     room = next((rank for rank in (8, 16, 32, 64, 128, 256) if rank >= max_rank), 512)
-    return {"enable_lora": True, "max_loras": max_adapters, "max_cpu_loras": max_adapters, "max_lora_rank": room}
+    return {"enable_lora": True, "max_loras": places, "max_cpu_loras": places, "max_lora_rank": room}
 
 
 def cache_bytes(

@@ -9,7 +9,7 @@ would compute something else than `Sampling` says, the request is refused:
 pooling                             an engine that answers gives no embeddings
 begun                               a generator of random numbers is made anew there for each request: it does not go on where
                                     another one's was; nor do penalties count what was drawn before as drawn
-0 < temperature < 0.01              raised to 0.01 there
+0 < temperature < 0.01, or above 2  raised to 0.01 there, and refused
 min_p with top_p                    min_p is applied first there, and top_p to what it leaves
 repetition_penalty with logit_bias  the bias is added first there, and the penalty applied to the sum
 grammar with logprobs               the scores there are those of what the grammar leaves
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 LEAST_TEMPERATURE = 0.01
 """vLLM raises a lower one to it."""
+MOST_TEMPERATURE = 2.0
+"""vLLM takes no higher one."""
 
 
 def require_possible(request: GenerationRequest) -> None:
@@ -41,8 +43,9 @@ def require_possible(request: GenerationRequest) -> None:
         raise _refused("pooling", "a request for an answer", f"pooling {request.pooling!r}")
     if any(request.begun):
         raise _refused("begun", "answers that have not begun", f"{sum(map(len, request.begun))} tokens")
-    if 0.0 < asked.temperature < LEAST_TEMPERATURE:
-        raise _refused("temperature", f"a temperature of 0 or at least {LEAST_TEMPERATURE:g}", f"{asked.temperature:g}")
+    if asked.temperature and not LEAST_TEMPERATURE <= asked.temperature <= MOST_TEMPERATURE:
+        expected = f"a temperature of 0 or from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
+        raise _refused("temperature", expected, f"{asked.temperature:g}")
     if asked.min_p > 0.0 and asked.top_p < 1.0:
         raise _refused("min_p", "min_p or top_p", "both")
     if asked.repetition_penalty != 1.0 and asked.logit_bias:

@@ -244,7 +244,7 @@ def test_penalties_and_biases_are_those_of_their_formulas(conforming, engine, pr
         {"top_k": 4},
         {"top_p": 0.6},
         {"min_p": 0.2},
-        {"temperature": 1.7, "top_k": 9, "top_p": 0.7},
+        {"temperature": 0.9, "top_k": 9, "top_p": 0.7},
         {"temperature": 0.8, "top_k": 5, "min_p": 0.1},
     ],
 )

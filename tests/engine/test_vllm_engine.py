@@ -29,6 +29,7 @@ EOS = 0
     ("field", "sampling"),
     [
         ("temperature", {"temperature": 0.005}),
+        ("temperature", {"temperature": 2.1}),
         ("min_p", {"min_p": 0.1, "top_p": 0.9}),
         ("logit_bias", {"repetition_penalty": 1.1, "logit_bias": {3: 1.0}}),
         ("logprobs", {"logprobs": 1, "grammar": Grammar(kind="regex", text="a+")}),
