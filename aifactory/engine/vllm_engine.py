@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from aifactory.engine.grammar import Grammars, Matcher
 
 _log = logging.getLogger(__name__)
+_END_S = 20.0
+"""How long vLLM's processes may take to end by themselves."""
 
 
 class _Running:
@@ -197,8 +199,8 @@ class VllmEngine:
         with self._adding:
             if name in self._adapter_ids:
                 raise ConfigError(f"Expected a name of no adapter, found {name!r} in use. Choose another one.")
-            if len(self._adapter_ids) >= self._max_adapters:
-                raise ConfigError(f"Expected at most {self._max_adapters} adapters, found one more, {name!r}.")
+            if self._closing:
+                raise CapacityError("The engine is closing and takes no adapter.")
             # vLLM checks less: shapes against the model, and that nothing is asked for beyond low-rank matrices.
             adapter = load_adapter(name, folder, self._skeleton)
             if adapter.rank > self._max_adapter_rank:
@@ -206,6 +208,8 @@ class VllmEngine:
                     f"Expected an adapter of rank {self._max_adapter_rank} at most, found {adapter.rank} in {folder}. Merge it "
                     "into its model instead."
                 )
+            if len(self._adapter_ids) >= self._max_adapters:
+                raise ConfigError(f"Expected at most {self._max_adapters} adapters, found one more, {name!r}.")
             number = len(self._adapter_ids) + 1
             lora = LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))
             try:
@@ -343,7 +347,10 @@ class VllmEngine:
                 await asyncio.gather(*tasks, return_exceptions=True)
             finally:
                 llm, self._llm = self._llm, None
-                await asyncio.to_thread(llm.shutdown)
+                if llm.output_handler is not None:
+                    # Before its process ends, which it would log as a failure.
+                    llm.output_handler.cancel()
+                await asyncio.to_thread(llm.shutdown, timeout=_END_S)
                 others = asyncio.all_tasks() - {asyncio.current_task()}
                 for task in others:
                     task.cancel()
