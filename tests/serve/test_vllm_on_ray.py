@@ -1,6 +1,6 @@
 """Laws of the endpoint with vLLM's engine on Ray Serve: it answers, swaps, is replaced when it dies, and leaves nothing behind.
 
-In an environment with both, whose model is compiled as it is served, so it takes minutes: `make test-engines`.
+In an environment with both. The model is compiled, as it is served, so it takes minutes: `make test-serve-vllm`.
 """
 
 from __future__ import annotations
