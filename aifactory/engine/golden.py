@@ -7,6 +7,7 @@ log-probabilities within a stated tolerance.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -73,6 +74,20 @@ def check_golden_answers(folder: Path, model: PreTrainedModel, tokenizer: TextTo
     return float(largest)
 
 
+def check_golden_engine(folder: Path, engine: Engine, tokenizer: TextTokenizer, *, tolerance: float) -> float:
+    """The largest difference of a log-probability, nats, between the trainer's model and an engine that holds its own.
+
+    Raises  ParityError if a token differs or the difference is above `tolerance`.
+    """
+    largest = _largest_gap(folder, engine, tokenizer, adapter=None, culprit="The tokenizer is not the model's own")
+    if not largest <= tolerance:
+        raise ParityError(
+            f"Expected the trainer's log-probabilities within {tolerance:g} nats, found a difference of {largest:.3g}, in "
+            f"{folder}. The weights were changed or the engine computes them in another precision."
+        )
+    return largest
+
+
 def check_golden_adapter(
     folder: Path, engine: Engine, tokenizer: TextTokenizer, *, adapter: str, tolerance: float
 ) -> float:
@@ -81,21 +96,8 @@ def check_golden_adapter(
 
     Raises  ParityError if a token differs or the difference is above `tolerance`: the adapter belongs to other weights.
     """
-    golden: dict[str, Any] = json.loads((folder / GOLDEN_NAME).read_bytes())
-    largest = 0.0
-    for number, answer in enumerate(golden["answers"]):
-        ids = prompt_tokens(tokenizer, answer["prompt"])
-        if ids != answer["ids"]:
-            raise ParityError(
-                f"Expected the tokens {answer['ids'][:20]} for {answer['prompt']!r}, found {ids[:20]}. The adapter was "
-                "trained with another tokenizer."
-            )
-        found = _likeliest(engine, f"golden-{adapter}-{number}", ids, adapter, len(answer["next_ids"]))
-        # What is not among the likeliest is less likely than all of them.
-        least = min(found.values())
-        for token_id, expected in zip(answer["next_ids"], answer["log_probs"], strict=True):
-            gap = abs(expected - found[token_id]) if token_id in found else max(0.0, expected - least)
-            largest = max(largest, gap)
+    culprit = "The adapter was trained with another tokenizer"
+    largest = _largest_gap(folder, engine, tokenizer, adapter=adapter, culprit=culprit)
     if not largest <= tolerance:
         raise ParityError(
             f"Expected the log-probabilities of the model that was trained with the adapter within {tolerance:g} nats, "
@@ -104,7 +106,28 @@ def check_golden_adapter(
     return largest
 
 
-def _likeliest(engine: Engine, request_id: str, ids: Sequence[int], adapter: str, number: int) -> dict[int, float]:
+def _largest_gap(folder: Path, engine: Engine, tokenizer: TextTokenizer, *, adapter: str | None, culprit: str) -> float:
+    golden: dict[str, Any] = json.loads((folder / GOLDEN_NAME).read_bytes())
+    largest = 0.0
+    for number, answer in enumerate(golden["answers"]):
+        ids = prompt_tokens(tokenizer, answer["prompt"])
+        if ids != answer["ids"]:
+            raise ParityError(
+                f"Expected the tokens {answer['ids'][:20]} for {answer['prompt']!r}, found {ids[:20]}. {culprit}."
+            )
+        found = _likeliest(engine, f"golden-{adapter}-{number}", ids, adapter, len(answer["next_ids"]))
+        # What is not among the likeliest is less likely than all of them.
+        least = min(found.values())
+        for token_id, expected in zip(answer["next_ids"], answer["log_probs"], strict=True):
+            gap = abs(expected - found[token_id]) if token_id in found else max(0.0, expected - least)
+            # Unlike `max`, this keeps a difference that is not a number.
+            largest = gap if gap > largest or math.isnan(gap) else largest
+    return largest
+
+
+def _likeliest(
+    engine: Engine, request_id: str, ids: Sequence[int], adapter: str | None, number: int
+) -> dict[int, float]:
     """So many of the likeliest next tokens by the engine, with their log-probabilities."""
     answered: Future[list[Delta]] = Future()
     deltas: list[Delta] = []

@@ -280,12 +280,17 @@ class Engine(Protocol):
         """Requests that were accepted and whose last delta is still to come."""
         ...
 
+    @property
+    def failure(self) -> str | None:
+        """Why it will never answer again though nobody has closed it; None while it answers. Another must take its place."""
+        ...
+
     def submit(self, request: GenerationRequest, on_delta: OnDelta) -> None:
         """Accept a request and return; its deltas follow.
 
         Raises  BadRequestError if it can never be served (prompt_ids, max_tokens, n, grammar, adapter, a token id, id
                 in use, begun),
-                CapacityError if the queue is full or the engine is closing.
+                CapacityError if the queue is full, the engine is closing or has failed.
         """
         ...
 

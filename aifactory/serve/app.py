@@ -53,6 +53,11 @@ class Replica:
         from aifactory.serve.releases import Releases
 
         self._endpoint = books.config.runtime.endpoint
+        if self._endpoint.engine == "vllm":
+            from aifactory.engine.vllm_process import require_vllm
+
+            # No release is to blame where it is missing.
+            require_vllm()
         self._releases = Releases(books, self._load, replica=_replica_name())
         self._tolerance = books.config.promote.parity_tolerance
         self._releases.load_first()
@@ -76,7 +81,13 @@ class Replica:
                 yield part
 
     async def check_health(self) -> None:
-        """Called by Serve every few seconds; also what starts the watch on a replica that nobody asks anything."""
+        """Called by Serve every few seconds; also what starts the watch on a replica that nobody asks anything.
+
+        Raises RuntimeError if the engine will never answer again: another replica then takes the place of this one.
+        """
+        served = self._releases.current
+        if served is not None and served.engine.failure is not None:
+            raise RuntimeError(served.engine.failure)
         if self._follower is None or self._follower.done():
             self._follow()
 
@@ -98,27 +109,9 @@ class Replica:
             self._batches = asyncio.create_task(self._gateway.batches.run(self._endpoint.poll_s))
 
     def _load(self, folder: Path) -> Any:
-        import torch
+        from aifactory.serve.engines import load_engine
 
-        from aifactory.engine.engine import TorchEngine
-        from aifactory.engine.golden import check_golden_answers
-        from aifactory.engine.load import load_model
-        from aifactory.text.tokenizer import load_tokenizer
-
-        device = "cuda" if self._endpoint.gpus_per_replica else "cpu"
-        threads = max(1, int(self._endpoint.cpus_per_replica))
-        torch.set_num_threads(threads)
-        model, tokenizer = load_model(folder, device=device, dtype=torch.float32), load_tokenizer(folder)
-        check_golden_answers(folder, model, tokenizer, tolerance=self._tolerance)
-        engine = TorchEngine(
-            model,
-            tokenizer,
-            num_slots=self._endpoint.slots,
-            max_queued=self._endpoint.max_queued,
-            device=device,
-            num_threads=threads,
-        )
-        return engine, tokenizer
+        return load_engine(folder, self._endpoint, tolerance=self._tolerance)
 
 
 class FrontReplica:

@@ -194,11 +194,12 @@ class Gateway:
         return _json({"status": "ok"})
 
     async def _ready(self, _: Request) -> Response:
-        """Whether it can answer: 503 before the first release, and while it shuts down."""
+        """Whether it can answer: 503 before the first release, after the engine has failed, and while it shuts down."""
         served = self.releases.current
         name = {"replica": self._replica} if self._replica else {}
-        if served is None or self.is_draining:
-            status = "shutting down" if self.is_draining else "no release in production yet"
+        failure = None if served is None else served.engine.failure
+        if served is None or failure is not None or self.is_draining:
+            status = "shutting down" if self.is_draining else failure or "no release in production yet"
             return _json({"status": status, **name}, status=503)
         return _json({"status": "ok", "model": served.release.name, **name})
 
@@ -469,6 +470,14 @@ class Gateway:
                 raise _gone(f"release {number}")
             if served is None:
                 raise StatusError(503, "Expected a release in production, found none yet.", kind="server_error")
+            failure = served.engine.failure
+            if failure is not None:
+                raise StatusError(
+                    503,
+                    f"Expected an engine that answers, found that {failure}. Another replica takes its place: ask again later.",
+                    kind="server_error",
+                    code="engine_failed",
+                )
             if model is not None and model not in served.names:
                 shown = [*served.names][:_SHOWN_NAMES]
                 known = " or ".join(map(repr, shown)) + (

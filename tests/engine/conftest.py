@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Callable, Iterator
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from conformance import KINDS, TIMEOUT_S, Collected, Conforming
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,
@@ -23,43 +26,11 @@ from transformers import (
 )
 
 from aifactory.engine.engine import TorchEngine
-from aifactory.engine.protocol import Delta, GenerationRequest, Sampling
+from aifactory.engine.protocol import Engine, GenerationRequest, OnDelta, Sampling
 from aifactory.text.tokenizer import TextTokenizer
 
 LINES = ["the quick brown fox jumps over the lazy dog", "a bird in the hand is worth two in the bush"] * 4
 CONTEXT = 160
-
-
-class Collected:
-    """The deltas of one request, and a way to wait for the last."""
-
-    def __init__(self, on_each: Callable[[Delta], None] | None = None) -> None:
-        self.deltas: list[Delta] = []
-        self._on_each = on_each
-        self._done = threading.Event()
-
-    def __call__(self, delta: Delta) -> None:
-        self.deltas.append(delta)
-        if self._on_each is not None:
-            self._on_each(delta)
-        if delta.finish_reason is not None:
-            self._done.set()
-
-    def wait(self) -> Collected:
-        assert self._done.wait(60), f"no last delta, only {self.deltas}"
-        return self
-
-    @property
-    def ids(self) -> list[int]:
-        return [token_id for delta in self.deltas for token_id in delta.token_ids]
-
-    @property
-    def text(self) -> str:
-        return "".join(delta.text for delta in self.deltas)
-
-    @property
-    def reason(self) -> str | None:
-        return self.deltas[-1].finish_reason
 
 
 def request(name: str, prompt_ids: list[int], **sampling: object) -> GenerationRequest:
@@ -171,3 +142,63 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, model: PreTrainedMode
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(tokenizer.__reduce__()[1][0])
     return folder
+
+
+@pytest.fixture(scope="session", params=KINDS[os.environ.get("AIFACTORY_ENGINE", "torch")])
+def conforming(
+    request: pytest.FixtureRequest, tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Conforming]:
+    """The engines that are tested for what every engine promises."""
+    made = Conforming(request.param, tokenizer, tmp_path_factory.mktemp(request.param))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def submit() -> Callable[..., None]:
+    """Send a request with these options, under an id of its own unless one is given."""
+    numbers = itertools.count()
+
+    def send(
+        engine: Engine,
+        on_delta: OnDelta,
+        prompt: Sequence[int],
+        *,
+        name: str | None = None,
+        adapter: str | None = None,
+        **sampling: object,
+    ) -> None:
+        asked = GenerationRequest(
+            id=f"t{next(numbers)}" if name is None else name,
+            prompt_ids=tuple(prompt),
+            sampling=Sampling(**sampling),  # type: ignore[arg-type]
+            adapter=adapter,
+        )
+        engine.submit(asked, on_delta)
+
+    return send
+
+
+@pytest.fixture(scope="session")
+def ask(submit: Callable[..., None]) -> Callable[..., Collected]:
+    """The same with an answer to wait for."""
+
+    def send(engine: Engine, prompt: Sequence[int], **options: object) -> Collected:
+        answer = Collected()
+        submit(engine, answer, prompt, **options)
+        return answer
+
+    return send
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[Callable[[], bool]], None]:
+    """Wait for what another thread does."""
+
+    def wait(happened: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not happened():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            time.sleep(0.005)
+
+    return wait

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 
 import pytest
 import torch
@@ -119,27 +118,6 @@ def log_probs_of(model, ids):
     return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double().log_softmax(-1)
 
 
-def test_greedy_with_a_repetition_penalty_equals_generate(model, tokenizer, start, make_request, collected):
-    rng = random.Random(5)
-    engine = start(model)
-    prompts = [[rng.randrange(1, tokenizer.vocab_size) for _ in range(length)] for length in (3, 20, 50)]
-    answers = [collected() for _ in prompts]
-    for index, prompt in enumerate(prompts):
-        sampling = {"max_tokens": 20, "temperature": 0.0, "repetition_penalty": 1.4}
-        engine.submit(make_request(f"r{index}", prompt, **sampling), answers[index])
-
-    for prompt, answer in zip(prompts, answers, strict=True):
-        generated = model.generate(
-            torch.tensor([prompt]),
-            do_sample=False,
-            max_new_tokens=20,
-            repetition_penalty=1.4,
-            pad_token_id=0,
-            eos_token_id=0,
-        )
-        assert answer.wait().ids == generated[0, len(prompt) :].tolist()
-
-
 def test_scores_are_the_models_own_whatever_else_is_asked(any_model, tokenizer, start, make_request, collected):
     prompt = [5, 9, 33, 2, 17]
     engine = start(any_model)
@@ -200,65 +178,6 @@ def test_echo_gives_the_prompt_and_its_scores_and_with_no_tokens_nothing_else(
     assert half.wait().text == "a�"
 
 
-def test_n_answers_come_by_index_and_the_first_is_the_only_one_of_n_1(model, start, make_request, collected):
-    engine = start(model, num_slots=3)
-    one, many, again = collected(), Indexed(5), Indexed(5)
-    wanted = {"max_tokens": 10, "temperature": 1.5, "seed": 8}
-    engine.submit(make_request("one", [4, 5, 6], **wanted), one)
-    engine.submit(make_request("many", [4, 5, 6], n=5, **wanted), many)
-    engine.submit(make_request("again", [4, 5, 6], n=5, **wanted), again)
-
-    assert many.wait()[0] == one.wait().ids
-    assert again.wait() == many.wait()
-    assert len({tuple(ids) for ids in many.wait()}) > 1
-    engine.close(10.0)
-    assert engine.num_unfinished == 0
-
-
-class Indexed:
-    """The tokens of a request's answers, each by its index."""
-
-    def __init__(self, n):
-        self.ids = [[] for _ in range(n)]
-        self.reasons = [None] * n
-        self._done = threading.Event()
-
-    def __call__(self, delta):
-        assert self.reasons[delta.index] is None
-        self.ids[delta.index] += delta.token_ids
-        self.reasons[delta.index] = delta.finish_reason
-        if all(self.reasons):
-            self._done.set()
-
-    def wait(self):
-        assert self._done.wait(60)
-        return self.ids
-
-
-def test_cancel_ends_every_answer_of_a_request(model, start, make_request):
-    engine = start(model, num_slots=2)
-    many = Indexed(4)
-    engine.submit(make_request("many", [4, 5, 6], n=4, max_tokens=150, logit_bias={0: -100}), many)
-    engine.cancel("many")
-
-    many.wait()
-    assert set(many.reasons) == {"cancelled"}
-
-
-def test_a_stop_token_ends_the_answer_and_has_no_text(model, tokenizer, start, make_request, collected):
-    engine = start(model)
-    whole, cut = collected(), collected()
-    engine.submit(make_request("whole", [4, 5, 6], max_tokens=12, temperature=0.0), whole)
-    at = 5
-    last = whole.wait().ids[at]
-    assert last not in whole.ids[:at]
-    engine.submit(make_request("cut", [4, 5, 6], max_tokens=12, temperature=0.0, stop_token_ids=(last, 3)), cut)
-
-    assert cut.wait().ids == whole.ids[: at + 1]
-    assert cut.reason == "stop"
-    assert cut.text == tokenizer.decode(whole.ids[:at])
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -288,13 +207,3 @@ def test_a_bias_out_of_range_is_named_by_its_token():
     with pytest.raises(BadRequestError) as refused:
         Sampling(logit_bias={4: 101})
     assert refused.value.field == "logit_bias[4]"
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("logit_bias", {100_000: 1.0}), ("stop_token_ids", (100_000,)), ("n", 100)]
-)
-def test_what_only_the_model_can_tell_is_refused_at_submit(model, start, make_request, collected, field, value):
-    engine = start(model, max_queued=64)
-    with pytest.raises(BadRequestError) as refused:
-        engine.submit(make_request("a", [1], **{field: value}), collected())
-    assert refused.value.field == field

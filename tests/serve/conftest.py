@@ -64,6 +64,7 @@ class FakeEngine:
         self.requests: list[GenerationRequest] = []
         self.cancelled: list[str] = []
         self.closed = False
+        self.failure: str | None = None
         self._capacity = capacity
         self._unfinished: dict[str, OnDelta] = {}
         self._open: dict[str, int] = {}

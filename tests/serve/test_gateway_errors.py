@@ -417,3 +417,18 @@ def test_no_malformed_request_harms_an_answer_beside_it(endpoint):
     assert texts == {expected}
     assert statuses == {400}
     assert endpoint.engine.num_unfinished == 0
+
+
+def test_while_an_engine_that_has_failed_is_replaced_who_asks_is_told_to_come_back(fake):
+    endpoint, engine = fake
+    assert httpx.get(f"{endpoint.url}/readyz").status_code == 200
+    engine.failure = "its process has ended"
+    ready = httpx.get(f"{endpoint.url}/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (503, "its process has ended")
+    for path, body in (("/v1/completions", COMPLETE), ("/v1/chat/completions", CHAT)):
+        response = post(endpoint, path, body)
+        error = error_of(response, 503)
+        assert (error["code"], response.headers["Retry-After"]) == ("engine_failed", "1")
+        assert "its process has ended" in error["message"]
+    assert httpx.get(f"{endpoint.url}/healthz").status_code == 200
+    assert not engine.asked
