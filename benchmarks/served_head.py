@@ -1,12 +1,14 @@
 """ServedHead: a Ray head with a small factory served on it, whose parts can be killed and brought back.
 
 The head keeps its state in Ray's embedded store (RocksDB), so that one that is started again on the same folder knows what was
-served. Nobody in here is connected to it: whatever is killed, this process goes on.
+served. This process is not connected to it: whatever is killed, it goes on. What the head says of itself, it is told by
+`head_watch.py`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,10 +17,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from closed_loop import random_llama
+from contenders import Contender
+from fault_load import MODEL
 from transformers import LlamaConfig
 
 from aifactory.config import Config
@@ -29,36 +34,20 @@ from aifactory.records.journal import Bound
 from aifactory.text.tokenizer import load_tokenizer
 from aifactory.tokens.vocabulary import train_vocabulary
 
-NAME = "faults"
-_WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "lazy",
-    "dogs",
-    "and",
-    "a",
-    "bird",
-    "in",
-    "hand",
-    "is",
-    "worth",
-    "two",
-    "bushes",
-]
+_WORDS = "the quick brown fox jumps over lazy dogs and a bird in hand is worth two bushes"
 _CONFIG = f"""\
-name: {NAME}
+name: {MODEL}
 ingest: {{sources: [{{name: docs, kind: text, path: /data/docs}}]}}
 """
+_WATCH = Path(__file__).with_name("head_watch.py")
 _START = "import sys; from aifactory.config import Config; from aifactory.records.books import Books; "
 _START += "from aifactory.cluster.session import connect; from aifactory.serve.app import start; "
-_START += "connect('faults'); print(start(Books(Config.model_validate_json(sys.stdin.read()))).url)"
+_START += f"connect('{MODEL}'); print(start(Books(Config.model_validate_json(sys.stdin.read()))).url)"
+_TAKEN_OVER = re.compile(rb"replica_lost request=(\w+) told_tokens=(\d+)")
+_POLL_S = 0.3
 PROCESSES = {
-    "replica": f"ServeReplica:aifactory-{NAME}:replica",
-    "front": f"ServeReplica:aifactory-{NAME}:front",
+    "replica": f"ServeReplica:aifactory-{MODEL}:replica",
+    "front": f"ServeReplica:aifactory-{MODEL}:front",
     "proxy": "ProxyActor",
     "controller": "ServeController",
     "gcs": "gcs_server",
@@ -77,8 +66,8 @@ class ServedHead:
         overrides = [f"runtime.storage={folder / 'storage'}"]
         overrides += [f"runtime.endpoint.{name}={value}" for name, value in endpoint.items()]
         self.books = Books(Config.from_text(_CONFIG, origin="benchmark", overrides=overrides))
-        self.models: dict[str, Path] = {}
-        """By the name of a release the folder of its model."""
+        fronts = self.books.config.runtime.endpoint.fronts
+        self._wanted = {"replica": replicas} | ({"front": fronts} if mode == "resilient" else {})
         self._count = 0
         self._ray_port = _free_port()
         names = (
@@ -99,16 +88,19 @@ class ServedHead:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         self._gcs: tuple[list[str], dict[str, str]] | None = None
+        self._watch: Contender | None = None
 
     # ── releases ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def promote(self, seed: int, damage: Callable[[Path], None] | None = None) -> str:
-        """Put the model of a seed into production, damaged or not; the name of the release."""
-        self._count += 1
-        folder = self.folder / "models" / str(self._count)
+    def export(self, seed: int) -> Path:
+        """The model of a seed, which nobody serves yet."""
+        folder = self.folder / "models" / str(seed)
         _export(folder, seed)
-        if damage is not None:
-            damage(folder)
+        return folder
+
+    def promote(self, folder: Path) -> str:
+        """Put a model into production; the name of the release."""
+        self._count += 1
         fingerprint = f"{self._count:064x}"[::-1]
         files = self.books.storage.upload(folder, *self.books.artifacts.folder("model", fingerprint))
         record = Record(
@@ -126,9 +118,7 @@ class ServedHead:
         bound = Bound(kind="run", sources_digest="0" * 64, champion=None if serving is None else serving.number)
         journal = self.books.journal
         cycle = journal.claim(journal.open_cycle(f"cycle-{self._count}", recipe={}, bound=bound))
-        name = self.books.registry.promote(cycle, model=model, scorecard="scorecard/0", decision={}).name
-        self.models[name] = folder
-        return name
+        return self.books.registry.promote(cycle, model=model, scorecard="scorecard/0", decision={}).name
 
     def rollback(self) -> str:
         """Put the release before into production again; its name."""
@@ -166,13 +156,14 @@ class ServedHead:
                 continue
         return sorted(found)
 
-    def kill(self, part: str) -> None:
-        """SIGKILL one process of a part."""
+    def kill(self, part: str) -> int:
+        """SIGKILL one process of a part; which it was."""
         pid = self.pids(part)[0]
         if part == "gcs":
             process = psutil.Process(pid)
             self._gcs = (process.cmdline(), process.environ())
         os.kill(pid, signal.SIGKILL)
+        return pid
 
     def restart_gcs(self) -> None:
         """What a supervisor would do: run its command again."""
@@ -183,6 +174,7 @@ class ServedHead:
 
     def kill_all(self) -> None:
         """SIGKILL the whole head, replicas included."""
+        self._unwatch()
         for process in self._processes():
             try:
                 process.kill()
@@ -190,13 +182,46 @@ class ServedHead:
                 continue
         psutil.wait_procs(self._processes(), timeout=30)
 
-    def lost_requests(self) -> int:
-        """Requests that fronts have asked of another replica so far, by their logs."""
-        count = 0
+    # ── what it says of itself ────────────────────────────────────────────────────────────────────────────────────────
+
+    def is_whole(self) -> bool:
+        """Whether Serve says that all that is wanted runs and is well."""
+        found = self._ask()
+        return bool(found) and found["well"] and found["running"] == self._wanted
+
+    def held(self) -> list[dict[str, int]]:
+        """What requests hold, of each replica and front. Raises RuntimeError if not all of them answer."""
+        found = self._ask(held=True)
+        if {name: len(of_replicas) for name, of_replicas in found.items()} != self._wanted:
+            raise RuntimeError(f"expected what is held of {self._wanted}, found {found}")
+        return [held for of_replicas in found.values() for held in of_replicas]
+
+    def taken_over(self) -> dict[str, int]:
+        """By the requests that another replica took over, so far: how many tokens had been sent of it. By the fronts' logs."""
+        told: dict[str, int] = {}
         for file in (self.folder / "ray").glob("session_2*/logs/**/*"):
             if file.is_file() and not file.is_symlink():
-                count += file.read_bytes().count(b"replica_lost request=")
-        return count
+                for found in _TAKEN_OVER.finditer(file.read_bytes()):
+                    told[found[1].decode()] = int(found[2])
+        return told
+
+    def _ask(self, **question: Any) -> dict[str, Any]:
+        """{} where nobody answers."""
+        try:
+            if self._watch is None:
+                environment = {**self._environment, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+                command = [sys.executable, _WATCH, MODEL, f"127.0.0.1:{self._ray_port}"]
+                self._watch = Contender(command, environment=environment)
+                self._watch.ready()
+            return dict(self._watch.ask(**question))
+        except (RuntimeError, OSError):
+            self._unwatch()
+            return {}
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
     def close(self) -> None:
         """End everything."""
@@ -218,19 +243,19 @@ class ServedHead:
 
 
 def until(happened: Callable[[], bool], *, timeout_s: float) -> bool:
-    """Whether it happened in time."""
+    """Whether it happened in time. Looked at seldom: the head is on the same processors."""
     deadline = time.monotonic() + timeout_s
     while not happened():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.1)
+        time.sleep(_POLL_S)
     return True
 
 
 def _export(folder: Path, seed: int) -> None:
     """The model of a seed, of some 6 million parameters, as the trainer exports one."""
     folder.mkdir(parents=True)
-    vocabulary = train_vocabulary([" ".join(_WORDS)] * 50, vocab_size=320)
+    vocabulary = train_vocabulary([_WORDS] * 50, vocab_size=320)
     for name, data in vocabulary.items():
         (folder / name).write_bytes(data)
     tokenizer = load_tokenizer(folder)
