@@ -82,6 +82,7 @@ class FaultLoad:
     """Clients that went away, as they were asked to."""
     _began: float = 0.0
     _open: int = 0
+    _more: int = 0
     _leave: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -108,6 +109,10 @@ class FaultLoad:
         """Requests under way, those that are going away apart."""
         return self._open
 
+    def send_more(self, count: int) -> None:
+        """Send so many requests more at once."""
+        self._more = count
+
     def leave(self, count: int) -> None:
         """Send so many more streams at once, whose clients go away: half of them when their first text has come, the
         others at any moment of a second."""
@@ -116,10 +121,12 @@ class FaultLoad:
     async def _run(self) -> None:
         target = Target(url=self.url, model=MODEL)
         tasks: set[asyncio.Task[None]] = set()
-        number = 0
+        number = count = 0
         while not self._stop.is_set():
             await asyncio.sleep(max(0.0, number / self.rate - self.now()))
-            tasks.add(asyncio.create_task(self._ask(target, number)))
+            more, self._more = 1 + self._more, 0
+            tasks |= {asyncio.create_task(self._ask(target, count + each)) for each in range(more)}
+            count += more
             number += 1
             leave, self._leave = self._leave, 0
             tasks |= {asyncio.create_task(self._go_away(target, each)) for each in range(leave)}

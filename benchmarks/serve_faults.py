@@ -2,7 +2,7 @@
 
 For each mode (`direct`: a lost replica's answers end with an error that says so; `resilient`: others go on with them) a Ray head of
 its own with two replicas of a model of 6 million parameters, whose state is in Ray's embedded store (RocksDB), and an open loop of
-requests, half of them streamed, half drawn by a seed, 96 tokens each.
+requests, half of them streamed, half drawn by a seed, 96 tokens each; just before the fault twelve at once.
 
 Faults   replica, proxy, controller     one process, SIGKILL
          front                          of resilient, the same
@@ -49,6 +49,7 @@ from served_head import ServedHead, until
 RATE = 4.0
 """Requests a second."""
 MODES = ("direct", "resilient")
+_MORE = 12
 _BEFORE_S = 3.0
 _AFTER_S = 3.0
 _GCS_AWAY_S = 5.0
@@ -56,7 +57,6 @@ _LONGEST_S = 180.0
 """Until all is as it was; then the run goes on without it."""
 _SETTLE_S = 30.0
 _LEAVING = 200
-_SLOTS = 8
 _HOP_ROUNDS = 5
 _QUICK = ("replica", "promotion", "disconnects")
 
@@ -128,6 +128,9 @@ def _endure(stage: Stage, act: Act) -> dict[str, float]:
     load = FaultLoad(head.url, RATE)
     load.start()
     time.sleep(_BEFORE_S)
+    # So that what is lost has something to lose.
+    load.send_more(_MORE)
+    until(lambda: load.num_open >= _MORE, timeout_s=1 / RATE)
     num_open, fault_at = load.num_open, load.now()
     is_over = act(stage, load)
     in_time = until(is_over, timeout_s=_LONGEST_S)
@@ -137,20 +140,21 @@ def _endure(stage: Stage, act: Act) -> dict[str, float]:
     time.sleep(_AFTER_S)
     seen = load.stop()
     taken_over = [told for request, told in head.taken_over().items() if request not in before]
-    held: list[dict[str, int]] = []
-
-    def is_free() -> bool:
-        held[:] = head.held()
-        return not any(value for each in held for value in each.values())
-
-    until(is_free, timeout_s=_SETTLE_S)
+    if not until(lambda: _num_held(head) == 0, timeout_s=_SETTLE_S):
+        stage.notes.append(f"held when the last had ended: {head.held()}")
+    held = _num_held(head)
     return figures_of(seen, fault_at, stage.texts) | {
         "open": num_open,
         "asked_again": sum(told == 0 for told in taken_over),
         "continued": sum(told > 0 for told in taken_over),
         "whole_s": whole_s,
-        "held": sum(value for each in held for value in each.values()),
+        **({} if held is None else {"held": held}),
     }
+
+
+def _num_held(head: ServedHead) -> int | None:
+    held = head.held()
+    return None if held is None else sum(sum(each.values()) for each in held)
 
 
 def figures_of(seen: Sequence[Seen], fault_at: float, texts: Mapping[str, Texts]) -> dict[str, float]:
@@ -301,7 +305,12 @@ def _change_weights(folder: Path) -> None:
 
 def _disconnect(stage: Stage, load: FaultLoad) -> Callable[[], bool]:
     load.leave(_LEAVING)
-    return lambda: load.num_left == _LEAVING and not any(each.get("waiting") for each in stage.head.held())
+
+    def is_over() -> bool:
+        held = stage.head.held() if load.num_left == _LEAVING else None
+        return held is not None and not any(each.get("waiting") for each in held)
+
+    return is_over
 
 
 _FAULTS: dict[str, Act] = {
