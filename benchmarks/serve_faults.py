@@ -19,7 +19,8 @@ Keys     MODE_FAULT_sent                requests, from 3 s before the fault to 3
                                         disturbs answers by the release that is named in them
          MODE_FAULT_asked_again         of resilient: requests that had sent no token and were answered by another replica
          MODE_FAULT_continued           of resilient: streams that another replica went on with
-         MODE_FAULT_good_s              from the fault to the end of the first whole answer to a request that was sent after it
+         MODE_FAULT_good_s              from the fault to the end of the first whole answer to a request that was sent after it,
+                                        and after the last that failed
          MODE_FAULT_last_failed_s       from the fault to the sending of the last request that failed; 0 where none that was
                                         sent after it did
          MODE_FAULT_whole_s             from the fault until all is as it was: what was killed runs and Serve calls all well; all
@@ -161,14 +162,15 @@ def figures_of(seen: Sequence[Seen], fault_at: float, texts: Mapping[str, Texts]
     """What clients saw of a fault at a moment."""
     kinds = Counter(one.failed for one in seen if one.failed is not None)
     after = [one for one in seen if one.sent >= fault_at]
-    good = [one.ended - fault_at for one in after if one.failed is None]
+    last_failed = max((one.sent - fault_at for one in after if one.failed is not None), default=0.0)
+    good = [one.ended - fault_at for one in after if one.failed is None and one.sent - fault_at >= last_failed]
     return {
         "sent": len(seen),
         "failed": sum(kinds.values()),
         **{f"failed: {kind}": number for kind, number in sorted(kinds.items())},
         "differs": sum(not one.is_as(texts) for one in seen),
         **({"good_s": min(good)} if good else {}),
-        "last_failed_s": max((one.sent - fault_at for one in after if one.failed is not None), default=0.0),
+        "last_failed_s": last_failed,
         "longest_s": max((one.ended - one.sent for one in seen if one.failed is None), default=0.0),
     }
 
