@@ -214,7 +214,7 @@ def table(figures: Mapping[str, float | None]) -> list[str]:
 
 
 def _failed(of: Mapping[str, float]) -> str:
-    kinds = [f"{number:g} {key.removeprefix('failed: ')}" for key, number in of.items() if key.startswith("failed: ")]
+    kinds = [f"{number:g} × {key.removeprefix('failed: ')}" for key, number in of.items() if key.startswith("failed: ")]
     said = f"{of['failed']:g} of {of['sent']:g}" + (f" ({', '.join(kinds)})" if kinds else "")
     taken = [
         f"{of[key]:g} {word}" for key, word in (("asked_again", "asked again"), ("continued", "continued")) if of[key]
@@ -284,7 +284,7 @@ def _promote_bad(seed: int, damage: Callable[[Path], None]) -> Act:
             reasons = stage.refused(name)
             if len(reasons) < 2:
                 return False
-            stage.notes.append(f"the journal says: {reasons[0]}")
+            stage.notes.append(f"the journal says: {reasons[0].replace(str(stage.head.folder), 'HEAD')}")
             stage.head.rollback()
             return True
 

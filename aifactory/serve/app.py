@@ -258,14 +258,16 @@ def _drain(factory: str, deployment: str, deadline: float) -> int:
     from ray.serve.exceptions import RayServeException
 
     handle = serve.get_deployment_handle(deployment, app_name(factory))
+    left = 0
     while True:
-        left = 0
         try:
-            # To all of them: whom Serve would choose for a call is never the one that has the most to do.
+            # To all of them: whom Serve would choose for a call is seldom the one that has the most to do.
             left = sum(handle.broadcast("drain").results(timeout_s=max(1.0, deadline - time.monotonic())))
-        except (RayError, RayServeException, TimeoutError) as error:  # it is about to end anyhow
+            if not left:
+                return 0
+        except (RayError, RayServeException, TimeoutError) as error:  # one that was lost is left out the next time
             log_event("warned", of=f"a replica did not answer when it was told to take no more: {error}")
-        if not left or time.monotonic() >= deadline:
+        if time.monotonic() >= deadline:
             return left
         time.sleep(_DRAIN_POLL_S)
 
