@@ -68,14 +68,20 @@ class Connection:
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """Status and body of an answer."""
-        status, parts = await self._send(request)
+        status, parts = await self.send(request)
         return status, b"".join([part async for part in parts])
 
     async def events(self, request: bytes) -> AsyncIterator[bytes]:
         """The data of each server-sent event of an answer. Raises RuntimeError where the status is not 200."""
-        status, parts = await self._send(request)
+        status, parts = await self.send(request)
         if status != 200:
             raise RuntimeError(f"{status} {b''.join([part async for part in parts])[:300]!r}")
+        async for data in self.events_of(parts):
+            yield data
+
+    @staticmethod
+    async def events_of(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The data of each server-sent event of a body."""
         rest = b""
         async for part in parts:
             *events, rest = (rest + part).split(b"\n\n")
@@ -86,7 +92,8 @@ class Connection:
     def close(self) -> None:
         self._writer.close()
 
-    async def _send(self, request: bytes) -> tuple[int, AsyncIterator[bytes]]:
+    async def send(self, request: bytes) -> tuple[int, AsyncIterator[bytes]]:
+        """Status of an answer, and its body as it comes."""
         self._writer.write(request)
         head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         length = None

@@ -78,6 +78,8 @@ class Front:
         try:
             head = await answer.head()
             if head is None:
+                # Whoever cancels a request may have ended what it asked before it ends this.
+                answer.close()
                 return Response(status_code=499)
             response: Response
             if head.stream:

@@ -108,6 +108,12 @@ class Gateway:
         """Requests whose answers have not been sent to their ends."""
         return self._handling + self._answering.num_streams
 
+    @property
+    def held(self) -> Mapping[str, int]:
+        """What requests hold: of the gateway, of the queue, and of the engines of all releases that are here."""
+        admission = self.admission
+        return {"open": self.num_open, "waiting": admission.waiting, "running": admission.running, **self.releases.held}
+
     async def handle(self, request: Request) -> Response:
         """Answer one request; whatever is wrong with it comes back in OpenAI's envelope."""
         incoming = Incoming(request.receive)

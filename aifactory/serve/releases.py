@@ -86,6 +86,18 @@ class Releases:
         """What takes requests now; None before the first release."""
         return self._current
 
+    @property
+    def held(self) -> Mapping[str, int]:
+        """What requests hold of the engines here: answers in them, and tokens of their caches, in slots and reserved."""
+        engines = [served.engine for served in self._here()]
+        # An engine that keeps its cache in another process does not tell.
+        uses = [use for engine in engines if (use := getattr(engine, "cache_use", None)) is not None]
+        return {
+            "answers": sum(engine.num_unfinished for engine in engines),
+            "cache_used": sum(use.num_used for use in uses),
+            "cache_reserved": sum(use.num_reserved for use in uses),
+        }
+
     @contextmanager
     def hold(self, number: int | None = None) -> Iterator[Served | None]:
         """What takes requests now, not closed while the block runs: a request that is still being read has begun.
@@ -113,9 +125,11 @@ class Releases:
                 return
             await asyncio.sleep(_COMING_POLL_S)
 
+    def _here(self) -> list[Served]:
+        return [*self._warm, *([] if self._current is None else [self._current])]
+
     def _find(self, number: int) -> Served | None:
-        here = [*self._warm, *([] if self._current is None else [self._current])]
-        return next((served for served in reversed(here) if served.release.number == number), None)
+        return next((served for served in reversed(self._here()) if served.release.number == number), None)
 
     def load_first(self) -> None:
         """Load the release in production before the first request; if it doesn't load, what served before it.

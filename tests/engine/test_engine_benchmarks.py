@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import http_load
 import lengths
 import pytest
 import serve
+import serve_faults
+from fault_load import FaultLoad
+from fault_load import Seen as Endured
 from http_load import FIRST_LETTER, Arrival, Target
 from moments import Seen, percentile, random_prompts
 from serve_figures import figures, gaps_of
@@ -57,6 +61,19 @@ def test_serving_is_measured_from_end_to_end_without_a_peer():
     assert figures["swap_failed"] == 0
     assert figures["noop_rps_c32"] > 0 and figures["bandwidth_share_c1"] > 0 and figures["swap_p99_ratio"] > 0
     assert figures["over_vllm_cpu_c1"] is None
+
+
+@pytest.mark.slow
+def test_faults_are_endured_from_end_to_end_and_resilient_loses_no_answer_with_a_replica():
+    figures = run("serve_faults", without_ray=False)
+    documented = serve_faults.__doc__
+    assert all(f"MODE_FAULT_{key.split('_', 2)[2]}" in documented for key in figures if "failed: " not in key)
+    assert {key: value for key, value in figures.items() if key.endswith(("_failed", "_differs", "_held"))} == {
+        f"resilient_{fault}_{key}": 0
+        for fault in ("replica", "promotion", "disconnects")
+        for key in ("failed", "differs", "held")
+    }
+    assert all(value > 0 for key, value in figures.items() if key.endswith(("_sent", "_good_s", "_whole_s")))
 
 
 def test_percentiles_and_rates_are_what_they_are_called():
@@ -232,3 +249,91 @@ def test_every_key_of_serving_is_told_of_and_quick_takes_less_of_everything():
         general = key.rsplit("_c", 1)[0] + "_cC"
         assert key in serve.__doc__ or general in serve.__doc__, key
     assert serve.QUICK.before_swap_s < serve.FULL.before_swap_s and not serve.QUICK.vllm
+
+
+ENVELOPE = json.dumps({"error": {"message": "lost", "type": "server_error", "param": None, "code": "replica_lost"}})
+
+
+class Faulty(Server):
+    """Answers its requests in turn in all the ways in which one can fail, and twice well."""
+
+    async def answer(self, head, reader, writer):
+        length = int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0])
+        body = json.loads(await reader.readexactly(length))
+        self.asked.append(body)
+        chunk = json.dumps({"model": "m-r1", "choices": [{"text": "ab"}]})
+        if body["stream"]:
+            ends = {1: ["[DONE]"], 3: [ENVELOPE], 5: []}
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for data in [chunk, *ends.get(len(self.asked), [])]:
+                writer.write(f"{len(data) + 8:x}\r\ndata: {data}\n\n\r\n".encode())
+            if len(self.asked) != 5:
+                writer.write(b"0\r\n\r\n")
+        else:
+            status, said = {2: (200, chunk), 4: (502, ENVELOPE), 6: (500, "Internal")}.get(
+                len(self.asked), (200, chunk)
+            )
+            writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(said)}\r\n\r\n{said}".encode())
+        await writer.drain()
+        writer.close()
+
+
+def test_every_way_in_which_a_request_can_fail_is_told_apart():
+    server = Faulty()
+
+    async def client(target):
+        load = FaultLoad(target.url, rate=20)
+        load.start()
+        while len(load.seen) < 6:
+            await asyncio.sleep(0.02)
+        return await asyncio.to_thread(load.stop)
+
+    seen = sorted(asking(server, client), key=lambda one: one.sent)
+    assert [one.failed for one in seen[:6]] == [
+        None, None, "event replica_lost", "502 replica_lost", "cut", "500 no envelope",
+    ]  # fmt: skip
+    assert [(one.model, one.text) for one in seen[:4]] == [("m-r1", "ab")] * 3 + [("", "")]
+    assert [one.streamed for one in seen[:6]] == [True, False] * 3
+    assert {body.get("seed") is None for body in server.asked} == {True, False}
+
+
+def test_who_listens_nowhere_refuses():
+    load = FaultLoad("http://127.0.0.1:9", rate=50)
+    load.start()
+    while not load.seen:
+        time.sleep(0.01)
+    assert {one.failed for one in load.stop()} == {"refused"}
+
+
+def test_an_answer_differs_that_is_not_its_release_s_and_so_does_the_beginning_of_another():
+    known = {"m-r1": {(0, False): "abcd"}}
+
+    def one(text, *, model="m-r1", failed=None):
+        return Endured(0, False, True, sent=0.0, ended=1.0, failed=failed, model=model, text=text)
+
+    assert (
+        one("abcd").is_as(known)
+        and one("ab", failed="cut").is_as(known)
+        and one("", model="", failed="cut").is_as(known)
+    )
+    assert not any(each.is_as(known) for each in (one("abc"), one("b", failed="cut"), one("abcd", model="m-r2")))
+
+
+def test_the_figures_of_a_fault_are_counted_from_its_moment():
+    def one(sent, ended, failed=None):
+        return Endured(0, False, True, sent=sent, ended=ended, failed=failed, model="" if failed else "m", text="")
+
+    seen = [one(0, 1), one(2, 9, "cut"), one(4, 5, "refused"), one(5, 5, "refused"), one(6, 8), one(7, 7.5)]
+    found = serve_faults.figures_of(seen, 3.0, {"m": {(0, False): ""}})
+    assert found == {
+        "sent": 6, "failed": 3, "failed: cut": 1, "failed: refused": 2, "differs": 0, "good_s": 4.5, "last_failed_s": 2.0,
+        "longest_s": 2,
+    }  # fmt: skip
+    assert "good_s" not in serve_faults.figures_of(seen[:4], 3.0, {})
+
+
+def test_the_readme_shows_the_table_of_the_newest_faults():
+    newest = max((ROOT / "benchmarks" / "results").glob("serve_faults-*.json"))
+    figures = json.loads(newest.read_text(encoding="utf-8"))["figures"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(serve_faults.table(figures)) in readme and newest.name in readme

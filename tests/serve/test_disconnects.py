@@ -62,6 +62,7 @@ def test_hundreds_of_clients_that_go_away_leave_nothing_behind(tmp_path, make_sm
         wait_until(lambda: endpoint.engine.cache_use.num_used == 0)
         use = endpoint.engine.cache_use
         assert (use.num_reserved, endpoint.waiting) == (0, 0)
+        assert set(endpoint.gateway.held.values()) == {0}
         assert use.num_kept <= use.max_kept
 
         def left_over():

@@ -61,10 +61,15 @@ def body_of(options):
 
 def replicas(deployment="replica"):
     """The processes of a deployment's replicas."""
+    return processes(f"ServeReplica:aifactory-alpha:{deployment}")
+
+
+def processes(name):
+    """Those of this test whose command line holds a name."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if f"ServeReplica:aifactory-alpha:{deployment}" in " ".join(process.cmdline()):
+            if name in " ".join(process.cmdline()):
                 found.append(process.pid)
         except psutil.Error:
             continue
@@ -157,3 +162,42 @@ def test_resilient_tells_what_is_new_at_its_end_and_answers_what_has_begun(serve
 
     assert answers == [(expected, None)] * len(requests)
     assert not is_running("alpha")
+
+
+def test_a_killed_proxy_is_replaced_by_one_that_still_says_what_became_of_a_replica(serve, says, wait_until):
+    served = serve(replicas=1, slots=4)
+    expected = says(1, PROMPT, TOKENS)
+    wait_until(lambda: served.ask(max_tokens=1) is not None, timeout_s=60)
+    (proxy,), (replica,) = processes("ProxyActor"), replicas()
+
+    kill(proxy)
+    wait_until(lambda: processes("ProxyActor") not in ([], [proxy]), timeout_s=60)
+
+    def answers():
+        try:
+            return served.ask().choices[0].text == expected
+        except openai.APIConnectionError:
+            return False
+
+    wait_until(answers, timeout_s=60)
+    lost = served.ask_many([{"stream": False}] * 24, when_begun=lambda: kill(replica))
+    assert {error.code for _, error in lost if error is not None} == {"replica_lost"}
+    assert {text for text, error in lost if error is None} == {expected}
+
+
+def test_all_replicas_tell_what_requests_hold_of_them(serve, wait_until):
+    from ray.serve import get_deployment_handle
+
+    served = serve(replicas=1, slots=2, mode="resilient", fronts=2)
+    wait_until(lambda: served.ask(max_tokens=1) is not None and len(replicas("front")) == 2, timeout_s=120)
+    handles = {name: get_deployment_handle(name, "aifactory-alpha") for name in ("front", "replica")}
+
+    def held(name):
+        return handles[name].broadcast("held").results(timeout_s=60)
+
+    during = []
+    served.ask_many([{"stream": True}] * 12, when_begun=lambda: during.append((held("front"), held("replica"))))
+    ((fronts, (replica,)),) = during
+    assert len(fronts) == 2 and sum(front["open"] for front in fronts) > 2
+    assert replica["answers"] >= 2 and replica["waiting"] > 0 and replica["cache_used"] > 0
+    wait_until(lambda: not any(sum(each.values()) for each in [*held("front"), *held("replica")]), timeout_s=60)

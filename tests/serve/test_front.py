@@ -398,6 +398,30 @@ def test_a_client_that_goes_away_ends_the_work_at_the_replica(behind):
     asyncio.run(check())
 
 
+def test_what_is_cancelled_behind_the_front_before_it_said_anything_leaves_nothing_open(factory):
+    # Serve cancels what a request has asked of others beside the request itself, in either order.
+    async def cancelled(call):
+        raise asyncio.CancelledError
+        yield call
+
+    async def check():
+        body = [json.dumps({"model": "alpha", "prompt": PROMPT}).encode()]
+
+        async def receive():
+            if body:
+                return {"type": "http.request", "body": body.pop(), "more_body": False}
+            # Of a request that was cancelled Serve tells nothing more.
+            await asyncio.Event().wait()
+
+        front = Front(factory.books.config, cancelled, lost=(LostError,))
+        scope = {"type": "http", "method": "POST", "path": COMPLETIONS, "headers": [], "query_string": b""}
+        response = await front.handle(Request(scope, receive))
+        assert (response.status_code, front.num_open) == (499, 0)
+
+    asyncio.run(check())
+    factory.books.close()
+
+
 def test_the_front_loads_neither_torch_nor_ray():
     found = "import sys, aifactory.serve.front; print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True, timeout=60)

@@ -194,6 +194,18 @@ def test_who_reads_slowly_takes_a_place_and_leaves_none_behind(
             assert asked.result().choices[0].text == "fine"
 
 
+def test_what_requests_hold_is_told_until_the_last_has_ended(narrow, pool, wait_until):
+    endpoint, engine = narrow
+    asked = [pool.submit(endpoint.client.completions.create, **COMPLETE) for _ in range(4)]
+    wait_until(lambda: endpoint.waiting == 2)
+    cache = {"cache_used": 0, "cache_reserved": 0}
+    assert endpoint.gateway.held == {"open": 4, "waiting": 2, "running": 2, "answers": 2, **cache}
+    for number in range(4):
+        engine.say("fine", "stop", to=number)
+    assert [each.result().choices[0].text for each in asked] == ["fine"] * 4
+    wait_until(lambda: not any(endpoint.gateway.held.values()))
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_while_it_shuts_down_what_has_begun_ends_and_what_comes_is_told(narrow, pool, wait_until, stream):
     endpoint, engine = narrow
