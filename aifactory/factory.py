@@ -512,10 +512,21 @@ class Factory:
         return model, scorecard
 
     def _promote(self, cycle: Cycle, model: Model, scorecard: Scorecard, *, of: int) -> Release | Reject:
-        """Judge, then apply the verdict in one transaction. The model was chosen `of` so many."""
+        """Judge, then apply the verdict in one transaction. The model was chosen `of` so many.
+
+        Where there is a release to compare it with in use, and that is asked for, it goes on trial first.
+        """
         evidence = evidence_of_best(self.books.storage, scorecard, self.config.evaluate, of=of)
         verdict = judge(evidence, self.config.promote)
         decision = verdict.to_json()
+        trial = self.config.improve.trial
+        if isinstance(verdict, Promote) and trial is not None and cycle.bound.champion is not None:
+            kind, share = trial.steps[0]
+            release = self.books.registry.begin_trial(
+                cycle, kind, share=share, by=trial.by, model=model.id, scorecard=scorecard.id, decision=decision
+            )
+            log_event("on_trial", cycle=cycle.number, release=release.name, kind=kind, share=share)
+            return release
         if isinstance(verdict, Promote):
             release = self.books.registry.promote(cycle, model=model.id, scorecard=scorecard.id, decision=decision)
             log_event("promoted", cycle=cycle.number, release=release.name)
