@@ -40,14 +40,13 @@ class ReleaseTrial(Section):
     """A step that has not come to its end by then is the last: the release is withdrawn, for no fault, seconds.
     Default: 86,400."""
     cooldown_s: float = Field(default=3_600.0, ge=0)
-    """After a release was withdrawn for cause, shortest time until the next retrain, seconds. Default: 3,600."""
+    """After a release was withdrawn or rolled back for cause, shortest time until the next retrain, seconds. Default: 3,600."""
 
     @property
     def steps(self) -> tuple[tuple[Literal["shadow", "canary"], float], ...]:
         """All steps in their order: the kind and the share."""
-        shadow: tuple[tuple[Literal["shadow", "canary"], float], ...]
-        shadow = (("shadow", self.shadow_share),) if self.shadow_share else ()
-        return (*shadow, *(("canary", share) for share in self.shares))
+        canaries: list[tuple[Literal["shadow", "canary"], float]] = [("canary", share) for share in self.shares]
+        return (("shadow", self.shadow_share), *canaries) if self.shadow_share else tuple(canaries)
 
     @model_validator(mode="after")
     def _shares_rise(self) -> ReleaseTrial:

@@ -32,7 +32,7 @@ class Observation:
     seconds_since_cycle: float = math.inf
     """Since the last cycle ended."""
     seconds_since_withdrawal: float = math.inf
-    """Since the last release on trial was withdrawn for cause."""
+    """Since the last release was withdrawn, or rolled back, for cause."""
 
 
 Awaited = Literal["release", "cycle", "standard", "scores", "drift", "feedback", "cooldown"]
@@ -102,7 +102,7 @@ def decide(policy: Improve, seen: Observation) -> Decision:
             awaited="cooldown",
             reasons=(
                 found,
-                f"a release was withdrawn for cause {seen.seconds_since_withdrawal:.0f} s ago, cool-down "
+                f"a release was taken back for cause {seen.seconds_since_withdrawal:.0f} s ago, cool-down "
                 f"{policy.trial.cooldown_s:g} s",
             ),
         )

@@ -242,7 +242,7 @@ def observe(books: Books, batches: Sequence[FeedbackBatch]) -> Observation:
     cycles = books.journal.cycles()
     running = next((cycle.trigger for cycle in cycles if _is_awaited(cycle, release)), None)
     ended = [cycle.closed_at for cycle in cycles if cycle.closed_at is not None and cycle.bound.kind == "drift"]
-    withdrawn = [e.at for e in books.registry.trial_entries() if e.action == "withdraw" and e.quarantined]
+    withdrawn = [entry.at for entry in books.registry.trial_entries() if entry.quarantined]
     read = {batch for cycle in cycles for batch in cycle.bound.batches}
     standard = None if release is None else standard_of(books.artifacts.get(Scorecard, release.scorecard))
     kept = [] if release is None else books.feedback.scores(metric=BITS, release=release.number)

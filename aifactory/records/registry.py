@@ -353,7 +353,7 @@ class Registry:
 
     def _add(self, connection: Connection, cycle: Cycle, *, model: str, scorecard: str) -> Release:
         last = connection.scalar(sa.select(sa.func.max(releases.c.number)).where(releases.c.factory == self.factory))
-        values = {
+        values: dict[str, Any] = {
             "factory": self.factory,
             "number": (last or 0) + 1,
             "model": model,
@@ -412,7 +412,7 @@ class Registry:
             quarantined=quarantined,
         )
         name = f"{self.factory}-r{release}"
-        told = {"share": share, "by": by} if action in ("shadow", "canary") else {}
+        told: dict[str, Any] = {"share": share, "by": by} if action in ("shadow", "canary") else {}
         if action in ("withdraw", "quarantine"):
             told = {"quarantined": quarantined}
         detail = {**reason, **told}

@@ -141,7 +141,7 @@ def test_a_bad_release_is_withdrawn_quarantined_and_the_loop_cools_down(tried: B
     decision = looking.tick()
     assert isinstance(decision, Wait)
     assert decision.awaited == "cooldown"
-    assert "withdrawn for cause 0 s ago, cool-down 600 s" in decision.reasons[-1]
+    assert "taken back for cause 0 s ago, cool-down 600 s" in decision.reasons[-1]
     tried.journal.clock.at += 600  # type: ignore[attr-defined]
     looking.tick()
     assert drift(tried).number == cycle.number + 1
