@@ -30,6 +30,9 @@ VERBS = {
     "train": "tokens to a model",
     "evaluate": "model to a scorecard, beside the release in production",
     "promote": "scorecard to a release, if the gate lets it pass",
+    "shadow": "have a release answer a share of the requests a second time, which nobody sees",
+    "canary": "have a release answer a share of the keys or of the requests in production's place",
+    "withdraw": "end the trial of a shadow or a canary",
     "rollback": "serve an older release again",
     "serve": "serve the release in production over HTTP until interrupted",
     "improve": "serve, watch the answers and retrain by itself until interrupted",
@@ -100,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = verbs.add_parser(verb, help=description, description=f"{verb}: {description}.")
         if verb == "lineage":
             sub.add_argument("subject", help="id of an answer or an artifact, or the name of a release")
+        if verb in ("shadow", "canary"):
+            sub.add_argument("release", metavar="RELEASE", help="name or number of a release that is not in production")
         if verb == "verify":
             sub.add_argument("release", metavar="RELEASE", help="name or number of a release, or production")
         if verb == "explain":
@@ -121,7 +126,30 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--cycle", metavar="TRIGGER", help="turn this cycle, which has begun already")
         if verb == "rollback":
             sub.add_argument("--to", type=int, metavar="N", help="number of the release; the one before by default")
+        if verb in ("shadow", "canary"):
+            sub.add_argument("--share", type=float, required=True, metavar="SHARE", help="of all, from 0 to 1")
+        if verb == "canary":
+            sub.add_argument(
+                "--by",
+                choices=("key", "request"),
+                help="of what it takes a share; as the trial goes by already, or keys, by default",
+            )
+        if verb == "promote":
+            sub.add_argument(
+                "--trial",
+                action="store_true",
+                help="put the release that is on trial into production, and nothing else",
+            )
+        if verb in ("shadow", "canary", "withdraw", "rollback", "promote"):
             sub.add_argument("--reason", default="asked for", help="why, for the audit")
+        if verb in ("withdraw", "rollback"):
+            sub.add_argument(
+                "--quarantine", action="store_true", help="what is taken back is neither tried nor served again"
+            )
+        if verb in ("shadow", "canary", "rollback"):
+            sub.add_argument(
+                "--despite-quarantine", action="store_true", help="though the release was taken back for cause"
+            )
         if verb in ("rejected", "restore"):
             sub.add_argument("--rule", required=verb == "restore", help="the rule that rejected them")
             sub.add_argument("--corpus", metavar="ID", help="the corpus; the newest by default")
@@ -199,8 +227,22 @@ def _run_verb(factory: Factory, arguments: argparse.Namespace, results: TextIO) 
     verb = arguments.verb
     if verb == "run" and arguments.cycle:
         return factory.turn_begun(arguments.cycle)
+    if verb == "promote":
+        return factory.promote(trial=arguments.trial, reason=arguments.reason)
+    if verb in ("shadow", "canary"):
+        asked = {name: getattr(arguments, name) for name in ("share", "reason", "despite_quarantine")}
+        if verb == "canary":
+            return factory.canary(arguments.release, by=arguments.by, **asked)
+        return factory.shadow(arguments.release, **asked)
+    if verb == "withdraw":
+        return factory.withdraw(reason=arguments.reason, quarantine=arguments.quarantine)
     if verb == "rollback":
-        return factory.rollback(to=arguments.to, reason=arguments.reason)
+        return factory.rollback(
+            to=arguments.to,
+            reason=arguments.reason,
+            quarantine=arguments.quarantine,
+            despite_quarantine=arguments.despite_quarantine,
+        )
     if verb == "lineage":
         return factory.lineage(arguments.subject)
     if verb == "rejected":

@@ -43,6 +43,7 @@ from aifactory.records.books import Books
 from aifactory.records.identity import fingerprint
 from aifactory.records.journal import Bound, Cycle
 from aifactory.records.registry import REFERENCE, Release
+from aifactory.records.trials import ShareOf, Trial, TrialKind
 from aifactory.workshop.bench import Bench
 from aifactory.workshop.corpora import Corpora
 from aifactory.workshop.models import Models
@@ -181,16 +182,65 @@ class Factory:
         scorecards = [self._evaluate(cycle, material, model) for model in candidates]
         return self._choose(cycle, candidates, scorecards)[1]
 
-    def promote(self) -> Release | Reject:
-        """Scorecard to a release, if the gate lets it pass. What was decided before stays decided."""
+    def promote(self, *, trial: bool = False, reason: str = "asked for") -> Release | Reject:
+        """Scorecard to a release, if the gate lets it pass. What was decided before stays decided.
+
+        trial    put the release that is on trial into production, and nothing else; `reason` is for the audit
+        """
+        if trial:
+            release = self.books.registry.promote_trial(reason={"reason": reason})
+            log_event("promoted", release=release.name, reason=reason)
+            return release
         cycle = self.cycle()
         if cycle.state == "running":
             return self.turn(cycle)
         return self.outcome(cycle)
 
-    def rollback(self, *, to: int | None = None, reason: str = "asked for") -> Release:
-        """Serve an older release again: the one before, or the one of this number."""
-        release = self.books.registry.rollback(to=to, reason=reason)
+    def canary(
+        self,
+        release: str,
+        *,
+        share: float,
+        by: ShareOf | None = None,
+        reason: str = "asked for",
+        despite_quarantine: bool = False,
+    ) -> Trial:
+        """Have a release answer a share of the keys, or of the requests, in production's place; replicas follow by themselves.
+
+        by                    key: who asks, the user of a key where requests name one; request: each by itself. Default: as
+                              the trial goes by already, else key
+        despite_quarantine    though it was withdrawn or rolled back for cause
+        """
+        return self._try(release, "canary", share=share, by=by, reason=reason, despite_quarantine=despite_quarantine)
+
+    def shadow(
+        self, release: str, *, share: float, reason: str = "asked for", despite_quarantine: bool = False
+    ) -> Trial:
+        """Have a release answer a share of the requests a second time, which nobody sees."""
+        return self._try(release, "shadow", share=share, by=None, reason=reason, despite_quarantine=despite_quarantine)
+
+    def withdraw(self, *, reason: str = "asked for", quarantine: bool = False) -> Release:
+        """End the trial; production takes all again. With `quarantine` the release is neither tried nor served again."""
+        release = self.books.registry.withdraw(reason={"reason": reason}, quarantine=quarantine)
+        log_event("withdrawn", release=release.name, reason=reason, quarantined=quarantine)
+        return release
+
+    def rollback(
+        self,
+        *,
+        to: int | None = None,
+        reason: str = "asked for",
+        quarantine: bool = False,
+        despite_quarantine: bool = False,
+    ) -> Release:
+        """Serve an older release again: the one before, or the one of this number.
+
+        quarantine            the one that is served now is neither tried nor served again
+        despite_quarantine    serve the one of this number though it is in quarantine
+        """
+        release = self.books.registry.rollback(
+            to=to, reason=reason, quarantine=quarantine, despite_quarantine=despite_quarantine
+        )
         log_event("rolled_back", release=release.name, reason=reason)
         return release
 
@@ -382,9 +432,11 @@ class Factory:
         return list(dict.fromkeys((event.detail["corpus"], event.detail["rule"]) for event in events))
 
     def outcome(self, cycle: Cycle) -> Release | Reject:
-        """How a cycle ended. Raises StateError while it runs."""
+        """How a cycle ended, or which release of it is on trial. Raises StateError while it runs."""
         if cycle.decision is None:
             raise StateError(f"expected the cycle {cycle.trigger} to have ended, found it {cycle.state}.")
+        if cycle.state == "rejected":
+            return Reject(reasons=tuple(cycle.decision["reasons"]))
         for release in self.books.registry.releases():
             if release.trigger == cycle.trigger:
                 return release
@@ -460,10 +512,21 @@ class Factory:
         return model, scorecard
 
     def _promote(self, cycle: Cycle, model: Model, scorecard: Scorecard, *, of: int) -> Release | Reject:
-        """Judge, then apply the verdict in one transaction. The model was chosen `of` so many."""
+        """Judge, then apply the verdict in one transaction. The model was chosen `of` so many.
+
+        Where there is a release to compare it with in use, and that is asked for, it goes on trial first.
+        """
         evidence = evidence_of_best(self.books.storage, scorecard, self.config.evaluate, of=of)
         verdict = judge(evidence, self.config.promote)
         decision = verdict.to_json()
+        trial = self.config.improve.trial
+        if isinstance(verdict, Promote) and trial is not None and cycle.bound.champion is not None:
+            kind, share = trial.steps[0]
+            release = self.books.registry.begin_trial(
+                cycle, kind, share=share, by=trial.by, model=model.id, scorecard=scorecard.id, decision=decision
+            )
+            log_event("on_trial", cycle=cycle.number, release=release.name, kind=kind, share=share)
+            return release
         if isinstance(verdict, Promote):
             release = self.books.registry.promote(cycle, model=model.id, scorecard=scorecard.id, decision=decision)
             log_event("promoted", cycle=cycle.number, release=release.name)
@@ -471,6 +534,23 @@ class Factory:
         self.books.registry.reject(cycle, scorecard=scorecard.id, decision=decision)
         log_event("rejected", cycle=cycle.number, reasons="; ".join(verdict.reasons))
         return verdict
+
+    def _try(
+        self,
+        release: str,
+        kind: TrialKind,
+        *,
+        share: float,
+        by: ShareOf | None,
+        reason: str,
+        despite_quarantine: bool,
+    ) -> Trial:
+        number = self.books.registry.named(release).number
+        trial = self.books.registry.try_out(
+            number, kind, share=share, by=by, reason={"reason": reason}, despite_quarantine=despite_quarantine
+        )
+        log_event("tried", release=trial.name, kind=trial.kind, share=trial.share, by=trial.by)
+        return trial
 
     # ── what a cycle starts from ──────────────────────────────────────────────────────────────────────────────────────
 

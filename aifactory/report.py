@@ -41,12 +41,33 @@ class CycleReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrialReport:
+    """The release on trial beside production, and what came of it by now."""
+
+    release: str
+    kind: str
+    share: float
+    by: str
+    since: float
+    """When its share, or its kind, last changed; seconds since 1970, UTC."""
+    loaded_by: Sequence[str]
+    """The replicas that have it."""
+    refused: Sequence[str]
+    """Why replicas did not load it."""
+    outcomes: Mapping[str, Mapping[str, int]]
+    """By release, the one in production too: requests since the trial began that were answered, and that failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A factory at a glance."""
 
     factory: str
     storage: str
     production: str | None
+    trial: TrialReport | None
+    quarantined: Mapping[str, Mapping[str, Any]]
+    """Releases that are neither tried nor served again, with the reasons."""
     releases: Sequence[str]
     cycles: Sequence[CycleReport]
     feedback: Mapping[str, int]
@@ -65,6 +86,8 @@ class Report:
             factory=books.config.name,
             storage=books.storage.root,
             production=None if production is None else production.name,
+            trial=_trial_report(books),
+            quarantined={f"{books.config.name}-r{n}": why for n, why in books.registry.quarantined().items()},
             releases=[release.name for release in books.registry.releases()],
             cycles=cycles,
             feedback=books.feedback.counts(),
@@ -80,6 +103,10 @@ class Report:
     def lines(self) -> list[str]:
         """The report as text."""
         lines = [f"Factory {self.factory}: {self.production or 'no release yet'} in production. Books: {self.storage}"]
+        if self.trial is not None:
+            lines += _trial_lines(self.trial)
+        for name, why in self.quarantined.items():
+            lines.append(f"{name} is in quarantine: " + "; ".join(why.get("reasons", [why.get("reason", "")])))
         for cycle in self.cycles:
             lines += _cycle_lines(cycle)
         for rehearsal in self.rehearsals:
@@ -128,6 +155,40 @@ def lineage_of(books: Books, subject: str) -> LineageNode:
 
 def _node(subject: str, kind: str, *parents: LineageNode) -> LineageNode:
     return LineageNode(id=subject, kind=kind, digest=None, uri=None, parents=parents)
+
+
+def _trial_report(books: Books) -> TrialReport | None:
+    trial = books.registry.trial()
+    if trial is None:
+        return None
+
+    def events(event: str) -> list[Mapping[str, Any]]:
+        return [e.detail for e in books.journal.events(event=event) if e.detail.get("trial") == trial.begun]
+
+    found: dict[str, dict[str, int]] = {}
+    for outcome in books.registry.trial_log.outcomes(since=trial.begun):
+        counts = found.setdefault(f"{trial.factory}-r{outcome.release}", {"answered": 0, "failed": 0})
+        counts["failed" if outcome.failed else "answered"] += 1
+    return TrialReport(
+        release=trial.name,
+        kind=trial.kind,
+        share=trial.share,
+        by=trial.by,
+        since=trial.at,
+        loaded_by=[detail["replica"] for detail in events("trial_loaded")],
+        refused=[detail["reason"] for detail in events("load_failed")],
+        outcomes=found,
+    )
+
+
+def _trial_lines(trial: TrialReport) -> list[str]:
+    of_what = "requests" if trial.by == "request" else "keys"
+    how = "answers them a second time, unseen" if trial.kind == "shadow" else "answers them"
+    lines = [f"On trial: {trial.release}, {trial.kind}, {trial.share:.1%} of the {of_what}: it {how}"]
+    lines += [f"  not loaded  {reason}" for reason in trial.refused]
+    for name, counts in sorted(trial.outcomes.items()):
+        lines.append(f"  {name:<11} {counts['answered']} answered, {counts['failed']} failed since it began")
+    return lines
 
 
 def _cycle_report(books: Books, cycle: Cycle) -> CycleReport:

@@ -666,3 +666,22 @@ def test_preferences_have_no_loss_in_pieces() -> None:
     said = errors_of(SMALL, *BASED, "train.objective=dpo", "runtime.execution.loss=pieces")
 
     assert "no runtime.execution.loss: pieces beside train.objective: dpo" in "\n".join(said)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("improve.trial={shares: [0.5, 0.1]}", "expected shares that rise, found [0.5, 0.1]"),
+        ("improve.trial={shares: [0.1, 0.1]}", "expected shares that rise"),
+        ("improve.trial={shares: [], shadow_share: 0}", "found neither; leave it out"),
+    ],
+)
+def test_a_trial_without_steps_that_rise_is_refused(override: str, said: str) -> None:
+    assert said in "\n".join(errors_of(SMALL, override))
+
+
+def test_a_trial_has_its_steps_in_order() -> None:
+    trial = read(SMALL, "improve.trial={shadow_share: 0.3, shares: [0.1, 1]}").improve.trial
+    assert trial is not None
+    assert trial.steps == (("shadow", 0.3), ("canary", 0.1), ("canary", 1.0))
+    assert read(SMALL).improve.trial is None

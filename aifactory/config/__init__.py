@@ -11,6 +11,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     steps     what is done to them
     data      sources and steps together, tokens
     recipe    model, training, evaluation, gate, serving, improvement, traffic
+    trial     how a release is tried beside production
     runtime   where and with what
     schema    the whole
     reading   from YAML and overrides to a checked model, or to an error with file and line
@@ -63,6 +64,7 @@ from aifactory.config.steps import (
     Step,
     UnicodeStep,
 )
+from aifactory.config.trial import ReleaseTrial
 
 __all__ = [
     "AlphabeticStep",
@@ -102,6 +104,7 @@ __all__ = [
     "PersonalStep",
     "Preference",
     "PromoteGate",
+    "ReleaseTrial",
     "Retrain",
     "RowStep",
     "Runtime",

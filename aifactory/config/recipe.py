@@ -8,6 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 
 from aifactory.config.section import Section
 from aifactory.config.sources import Source
+from aifactory.config.trial import ReleaseTrial
 
 
 class Architecture(Section):
@@ -356,6 +357,8 @@ class Improve(Section):
     """Share of the feedback rows that never trains and judges the candidate. Default: 0.25."""
     retrain: Retrain = Retrain()
     """The recipe of a retrain."""
+    trial: ReleaseTrial | None = None
+    """How a release that the gate lets pass is tried before it takes production. Default: none, it takes it at once."""
 
 
 class Traffic(Section):

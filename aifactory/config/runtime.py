@@ -56,6 +56,9 @@ class Endpoint(Section):
     """Requests that a replica decodes at once. Default: 16."""
     max_queued: int = Field(default=256, ge=1)
     """Answers that wait beyond those; one more is answered 429. Default: 256."""
+    shadow_slots: int = Field(default=2, ge=1)
+    """Copies of requests that a release in the shadow answers at once in a replica. What comes beyond is not copied; nor is
+    anything while an answer waits for its turn, and what is under way then ends. Default: 2."""
     request_timeout_s: float | None = Field(default=600.0, gt=0)
     """Longest time that a request may take, seconds; a request may ask for less. Then its work ends and it is answered
     504. Default: 600."""

@@ -1,4 +1,4 @@
-"""Intervals: of a ratio over clustered examples, and of a mean that is looked at after every example."""
+"""Intervals: of a ratio over clustered examples, and of a mean or a rate that is looked at after every example."""
 
 from __future__ import annotations
 
@@ -114,4 +114,43 @@ def confidence_sequence(values: Sequence[float], *, confidence: float, tightest_
     mean = float(values_N.mean())
     return Interval(
         estimate=mean, low=mean - half, high=mean + half, confidence=confidence, num_examples=n, num_clusters=n
+    )
+
+
+def rate_sequence(count: int, number: int, *, confidence: float) -> Interval:
+    """The rate of what happened `count` times of `number`, with an interval that holds at every look at once, from the first.
+
+    It is exact, however rare the event is: the rates against which a bet of uniform prior has not won 1 / (1 - confidence).
+    Source   Robbins 1970, "Statistical Methods Related to the Law of the Iterated Logarithm", Ann. Math. Statist. 41; Howard,
+             Ramdas, McAuliffe & Sekhon 2021, "Time-uniform, nonparametric, nonasymptotic confidence sequences", Ann. Statist.
+             49, section 3.2 (beta-binomial mixture).
+    """
+    rest, threshold = number - count, -math.log(1 - confidence)
+    won = math.lgamma(1 + count) + math.lgamma(1 + rest) - math.lgamma(2 + number)
+
+    def is_refuted(rate: float) -> bool:
+        """Whether the bet against it has won: it is not in the interval."""
+        if rate <= 0 or rate >= 1:
+            return (count if rate <= 0 else rest) > 0 or won > threshold
+        return won - count * math.log(rate) - rest * math.log1p(-rate) > threshold
+
+    estimate = count / number if number else 0.0
+
+    def end(outside: float) -> float:
+        """Where the interval ends on the way from the estimate to `outside`."""
+        if not is_refuted(outside):
+            return outside
+        inside = estimate if number else 0.5
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if is_refuted(middle) else (middle, outside)
+        return outside
+
+    return Interval(
+        estimate=estimate,
+        low=end(0.0),
+        high=end(1.0),
+        confidence=confidence,
+        num_examples=number,
+        num_clusters=number,
     )

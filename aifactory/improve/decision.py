@@ -28,9 +28,11 @@ class Observation:
     new_batches: Sequence[str]
     """Sealed feedback batches on which no cycle has trained yet."""
     running: str | None
-    """The cycle that runs now and may still change what is in production."""
+    """The cycle that runs now, or whose release is on trial, and may still change what is in production."""
     seconds_since_cycle: float = math.inf
     """Since the last cycle ended."""
+    seconds_since_withdrawal: float = math.inf
+    """Since the last release was withdrawn, or rolled back, for cause."""
 
 
 Awaited = Literal["release", "cycle", "standard", "scores", "drift", "feedback", "cooldown"]
@@ -93,6 +95,15 @@ def decide(policy: Improve, seen: Observation) -> Decision:
             reasons=(
                 found,
                 f"the last cycle ended {seen.seconds_since_cycle:.0f} s ago, cool-down {policy.cooldown_s:g} s",
+            ),
+        )
+    if policy.trial is not None and seen.seconds_since_withdrawal < policy.trial.cooldown_s:
+        return Wait(
+            awaited="cooldown",
+            reasons=(
+                found,
+                f"a release was taken back for cause {seen.seconds_since_withdrawal:.0f} s ago, cool-down "
+                f"{policy.trial.cooldown_s:g} s",
             ),
         )
     return Retrain(

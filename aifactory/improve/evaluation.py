@@ -2,6 +2,7 @@
 
 unscored corrections ─score─▶ scores        waiting corrections ─seal─▶ batches
 scores, batches, cycles ─observe─▶ Observation ─decide─▶ Wait | Retrain ─▶ a cycle that is seen through
+a trial that a cycle began ─▶ trials.py
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 from aifactory.errors import FencedError, StateError
 from aifactory.evaluate.statistics import Interval, confidence_sequence
 from aifactory.improve.decision import Decision, Observation, Retrain, Wait, decide
+from aifactory.improve.trials import Trials
 from aifactory.observe.events import log_event
 from aifactory.records.artifacts import ArtifactStore, FeedbackBatch, Model, Scorecard
 from aifactory.records.books import Books
@@ -56,6 +58,7 @@ class Evaluation:
         self._policy = books.config.improve
         self._score = score
         self._launcher = launcher
+        self._trials = Trials(books, bits_of=self._bits_of)
         # All of this can be found in the books again, or is found out again.
         self._batches: dict[int, FeedbackBatch] = {}
         self._left_until: dict[int, float] = {}
@@ -66,6 +69,7 @@ class Evaluation:
         """One look. Killed anywhere in it, the next one does what is left to do, and nothing twice."""
         self._see_through()  # first: nothing that is wrong with what is watched stops a cycle that runs
         self._score_corrections()
+        self._trials.look()
         self._seal_batches()
         batches = self._published_batches()
         seen = observe(self.books, batches)
@@ -238,6 +242,7 @@ def observe(books: Books, batches: Sequence[FeedbackBatch]) -> Observation:
     cycles = books.journal.cycles()
     running = next((cycle.trigger for cycle in cycles if _is_awaited(cycle, release)), None)
     ended = [cycle.closed_at for cycle in cycles if cycle.closed_at is not None and cycle.bound.kind == "drift"]
+    withdrawn = [entry.at for entry in books.registry.trial_entries() if entry.quarantined]
     read = {batch for cycle in cycles for batch in cycle.bound.batches}
     standard = None if release is None else standard_of(books.artifacts.get(Scorecard, release.scorecard))
     kept = [] if release is None else books.feedback.scores(metric=BITS, release=release.number)
@@ -254,6 +259,7 @@ def observe(books: Books, batches: Sequence[FeedbackBatch]) -> Observation:
         new_batches=tuple(dict.fromkeys(batch.id for batch in batches if batch.id not in read)),
         running=running,
         seconds_since_cycle=books.journal.clock() - max(ended) if ended else float("inf"),
+        seconds_since_withdrawal=books.journal.clock() - max(withdrawn, default=-math.inf),
     )
 
 
@@ -290,7 +296,7 @@ def _is_awaited(cycle: Cycle, production: Release | None) -> bool:
     be left as it is for ever.
     """
     if cycle.state != "running" or cycle.bound.kind == "drift":
-        return cycle.state == "running"
+        return cycle.state in ("running", "trial")
     return cycle.attempt > 0 and cycle.bound.champion == (None if production is None else production.number)
 
 

@@ -112,6 +112,10 @@ def _said(story: CycleStory) -> str:
     match story.state:
         case "promoted":
             return f"The candidate became the release {escaped(story.release or '')}.{found}"
+        case "trial":
+            return f"The candidate is on trial as the release {escaped(story.release or '')}.{found}"
+        case "rejected" if story.release is not None:
+            return f"The candidate was withdrawn from its trial as the release {escaped(story.release)}.{found}"
         case "rejected":
             failed = [reason for reason in story.reasons if reason.startswith("failed")]
             return f"The candidate was rejected by {counted(len(failed), 'check')} of the gate.{found}"

@@ -112,7 +112,7 @@ class FeedbackLog:
         rows = []
         for completion in given:
             values = asdict(completion) | {"at": self.journal.clock(), "key_id": self.journal.key_id}
-            values |= {name: _storable(values[name]) for name in ("prompt", "messages", "answer", "request")}
+            values |= {name: storable(values[name]) for name in ("prompt", "messages", "answer", "request")}
             _check_texts(values, completions)
             rows.append({"factory": self.factory, **values})
         with self.database.write() as connection:
@@ -297,9 +297,11 @@ class FeedbackLog:
         batch: int | None = None,
         unscored_by: str | None = None,
         release: int | None = None,
+        since: float | None = None,
         limit: int | None = None,
     ) -> list[Correction]:
-        """Corrections in the order in which they came: of a batch, of a release, or without a score by a metric."""
+        """Corrections in the order in which they came: of a batch, of a release, without a score by a metric, or after a time
+        (seconds since 1970, UTC)."""
         query = (
             sa.select(
                 feedback.c.seq.label("feedback"),
@@ -322,6 +324,8 @@ class FeedbackLog:
             query = query.where(feedback.c.batch == batch)
         if release is not None:
             query = query.where(completions.c.release == release)
+        if since is not None:
+            query = query.where(feedback.c.at > since)
         if unscored_by is not None:
             scored = sa.select(scores.c.feedback).where(
                 scores.c.factory == self.factory,
@@ -398,7 +402,8 @@ def _batch_table(rows: Sequence[Correction], objective: str) -> pa.Table:
     return table
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
+    """A text as both databases can hold it: NUL and lone surrogates are U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
 
 
@@ -407,7 +412,7 @@ def _check_texts(values: Mapping[str, Any], table: sa.Table) -> None:
     for name, value in values.items():
         if not isinstance(value, str):
             continue
-        if value != _storable(value):
+        if value != storable(value):
             raise BadRequestError(f"expected text without NUL and lone surrogates in {name}, found one.", field=name)
         limit = getattr(table.c[name].type, "length", None)
         if limit is not None and len(value) > limit:

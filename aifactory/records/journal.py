@@ -21,7 +21,8 @@ from aifactory.records.database import Database, now
 from aifactory.records.identity import canonical_json
 from aifactory.records.tables import cycles, journal
 
-CycleState = Literal["running", "promoted", "rejected", "failed"]
+CycleState = Literal["running", "trial", "promoted", "rejected", "failed"]
+"""trial: the gate has let its model pass, which is on trial now; nobody turns it any more, and it has not ended."""
 ANONYMOUS = "anonymous"
 TICK_FAILED = "tick_failed"
 """Event: what stops the evaluation actor for now, in the detail's `error`; its next tick tries again."""
@@ -137,6 +138,10 @@ class Journal:
         with self.database.read() as connection:
             return self._cycle(connection, trigger)
 
+    def cycle_within(self, connection: Connection, trigger: str) -> Cycle | None:
+        """The same, as a part of the caller's transaction."""
+        return self._cycle(connection, trigger, lock=True)
+
     def cycles(self) -> list[Cycle]:
         """All cycles, oldest first."""
         with self.database.read() as connection:
@@ -146,27 +151,33 @@ class Journal:
             return [_to_cycle(row) for row in rows]
 
     def close_cycle(
-        self, connection: Connection, cycle: Cycle, state: CycleState, *, decision: Mapping[str, Any]
+        self,
+        connection: Connection,
+        cycle: Cycle,
+        state: CycleState,
+        *,
+        decision: Mapping[str, Any],
+        of: Literal["running", "trial"] = "running",
     ) -> None:
-        """End a cycle within the caller's transaction.
+        """End a cycle, or the work on it (`trial`), within the caller's transaction; `of` is the state that it leaves.
 
         Raises   FencedError if a newer attempt has taken over or the cycle has ended already.
         """
         current = self._cycle(connection, cycle.trigger, lock=True)
-        if current is None or current.attempt != cycle.attempt or current.state != "running":
+        if current is None or current.attempt != cycle.attempt or current.state != of:
             found = "none" if current is None else f"attempt {current.attempt}, {current.state}"
             raise FencedError(
-                f"expected attempt {cycle.attempt} at the running cycle {cycle.trigger}, found {found}. A "
+                f"expected attempt {cycle.attempt} at the {of} cycle {cycle.trigger}, found {found}. A "
                 "newer attempt has taken over; nothing was changed."
             )
+        on_trial = state == "trial"
         connection.execute(
             cycles.update()
             .where(cycles.c.factory == self.factory, cycles.c.trigger == cycle.trigger)
-            .values(state=state, decision=canonical_json(decision), closed_at=self.clock())
+            .values(state=state, decision=canonical_json(decision), closed_at=None if on_trial else self.clock())
         )
-        self.write_within(
-            connection, "cycle_ended", cycle=cycle.trigger, attempt=cycle.attempt, detail={"state": state}
-        )
+        event = "cycle_on_trial" if on_trial else "cycle_ended"
+        self.write_within(connection, event, cycle=cycle.trigger, attempt=cycle.attempt, detail={"state": state})
 
     # ── events ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

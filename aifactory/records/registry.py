@@ -1,14 +1,18 @@
-"""The registry: releases, and which of them a channel serves.
+"""The registry: releases, which of them a channel serves, and which one is on trial beside it.
 
 A promotion is a monotonic number; what holds is the highest. A rollback is a new entry. A promotion, the end of its
 cycle, its journal line and its audit line are one transaction.
+
+A trial is of one release beside the one in production; when production moves, by whatever way, it ends. A release that was
+withdrawn or rolled back for cause is in quarantine: it is neither tried nor served again unless whoever asks says that it
+is to be, despite that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -17,8 +21,29 @@ from aifactory.errors import StateError
 from aifactory.records.identity import canonical_json
 from aifactory.records.journal import Cycle, Journal
 from aifactory.records.tables import promotions, releases
+from aifactory.records.trials import (
+    ShareOf,
+    Trial,
+    TrialAction,
+    TrialEntry,
+    TrialKind,
+    TrialLog,
+    add_entry,
+    current_trial,
+    quarantined_releases,
+    read_entries,
+)
 
 PRODUCTION = "production"
+_PAST_TENSE: Mapping[TrialAction, str] = {
+    "shadow": "shadowed",
+    "canary": "tried",
+    "withdraw": "withdrawn",
+    "promote": "passed_trial",
+    "quarantine": "quarantined",
+    "lift": "quarantine_lifted",
+}
+"""What the journal calls the entries of trials."""
 REFERENCE = "registry:"
 """Begins the name of a model that is a release: `registry:production`, or its name or number."""
 
@@ -48,6 +73,16 @@ class Release:
         return "fp_" + self.model.partition("/")[2][:12]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What is to be served at one moment."""
+
+    production: Release | None
+    trial: Trial | None
+    tried: Release | None
+    """The release on trial."""
+
+
 class Registry:
     """The releases of one factory."""
 
@@ -55,12 +90,24 @@ class Registry:
         self.journal = journal
         self.database = journal.database
         self.factory = journal.factory
+        self.trial_log = TrialLog(self.database, self.factory, journal.clock)
 
     def production(self, channel: str = PRODUCTION) -> Release | None:
         """The release that the channel serves; None before the first."""
         with self.database.read() as connection:
             current = self._current(connection, channel)
             return None if current is None else self._release(connection, current[1])
+
+    def standing(self) -> Standing:
+        """The release in production and the one on trial, as they are at one moment."""
+        with self.database.read() as connection:
+            current = self._current(connection, PRODUCTION)
+            trial = current_trial(connection, self.factory)
+            return Standing(
+                production=None if current is None else self._release(connection, current[1]),
+                trial=trial,
+                tried=None if trial is None else self._release(connection, trial.release),
+            )
 
     def release(self, number: int) -> Release | None:
         """The release of this number."""
@@ -116,41 +163,15 @@ class Registry:
     def promote(
         self, cycle: Cycle, *, model: str, scorecard: str, decision: Mapping[str, Any], channel: str = PRODUCTION
     ) -> Release:
-        """Make the cycle's model a release and let the channel serve it: compare and swap.
+        """Make the cycle's model a release and let the channel serve it: compare and swap. A trial that is on ends.
 
         Raises   FencedError if a newer attempt has taken the cycle over; StateError if another release went into
                  production since the cycle began: the candidate was never compared with that one.
         """
         with self.database.write(serialize=True) as connection:
             self.journal.close_cycle(connection, cycle, "promoted", decision=decision)
-            current = self._current(connection, channel)
-            serving = None if current is None else current[1]
-            if serving != cycle.bound.champion:
-                raise StateError(
-                    f"expected release {cycle.bound.champion} on the channel {channel}, with which the candidate was "
-                    f"compared, found {serving}. Begin a new cycle."
-                )
-            last = connection.scalar(
-                sa.select(sa.func.max(releases.c.number)).where(releases.c.factory == self.factory)
-            )
-            release = Release(
-                factory=self.factory,
-                number=(last or 0) + 1,
-                model=model,
-                scorecard=scorecard,
-                trigger=cycle.trigger,
-                created_at=self.journal.clock(),
-            )
-            connection.execute(
-                releases.insert().values(
-                    factory=release.factory,
-                    number=release.number,
-                    model=model,
-                    scorecard=scorecard,
-                    trigger=cycle.trigger,
-                    created_at=release.created_at,
-                )
-            )
+            current = self._compared_with(connection, cycle, channel)
+            release = self._add(connection, cycle, model=model, scorecard=scorecard)
             self._point(connection, channel, current, release.number, "promote", decision, cycle)
             return release
 
@@ -167,10 +188,22 @@ class Registry:
                 detail=decision,
             )
 
-    def rollback(self, *, to: int | None = None, reason: str, channel: str = PRODUCTION) -> Release:
-        """Serve an older release again: the one before the current, or the one that is named.
+    def rollback(
+        self,
+        *,
+        to: int | None = None,
+        reason: str,
+        quarantine: bool = False,
+        despite_quarantine: bool = False,
+        channel: str = PRODUCTION,
+    ) -> Release:
+        """Serve an older release again: the one before the current that is not in quarantine, or the one that is named.
 
-        Raises   StateError if there is none.
+        A trial that is on ends: it was beside another release.
+
+        quarantine            the release that is served now is neither tried nor served again
+        despite_quarantine    serve the one that is named though it is in quarantine, which ends
+        Raises   StateError if there is none, or if it is in quarantine.
         """
         with self.database.write(serialize=True) as connection:
             current = self._current(connection, channel)
@@ -183,10 +216,257 @@ class Registry:
                     f"expected an older release to go back to, found {target}; the channel {channel} serves "
                     f"{current[1]}. `aifactory status` lists the releases."
                 )
-            self._point(connection, channel, current, release.number, "rollback", {"reason": reason}, None)
+            was_quarantined = self._require_fit(connection, release.number, despite=despite_quarantine)
+            detail = {"reason": reason, **({"despite_quarantine": True} if was_quarantined else {})}
+            self._point(connection, channel, current, release.number, "rollback", detail, None)
+            if was_quarantined:
+                self._enter(connection, "lift", release.number, reason={"reason": reason})
+            if quarantine:
+                self._enter(connection, "quarantine", current[1], reason={"reason": reason}, quarantined=True)
+            return release
+
+    # ── trials ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def trial(self) -> Trial | None:
+        """The trial that is on; None where none is."""
+        with self.database.read() as connection:
+            return current_trial(connection, self.factory)
+
+    def trial_entries(self) -> list[TrialEntry]:
+        """The history of trials and quarantines, oldest first."""
+        with self.database.read() as connection:
+            return read_entries(connection, self.factory)
+
+    def quarantined(self) -> dict[int, Mapping[str, Any]]:
+        """The numbers of the releases in quarantine, each with the reason."""
+        with self.database.read() as connection:
+            return quarantined_releases(connection, self.factory)
+
+    def try_out(
+        self,
+        release: int,
+        kind: TrialKind,
+        *,
+        share: float,
+        by: ShareOf | None = None,
+        reason: Mapping[str, Any],
+        despite_quarantine: bool = False,
+        of: int | None = None,
+    ) -> Trial:
+        """Put a release on trial beside production, or give the one that is on trial another share or kind.
+
+        by                    of what a canary takes a share; None: as the trial goes by already, else keys
+        despite_quarantine    try it though it is in quarantine, which ends
+        of                    the entry that was decided about; another one by now is no reason to do anything
+        Raises   StateError if it is in production or in quarantine, if another one is on trial, or if keys would change
+                 sides.
+        """
+        if not 0 <= share <= 1:
+            raise StateError(f"expected a share from 0 to 1, found {share:g}.")
+        with self.database.write(serialize=True) as connection:
+            found, current = self._release(connection, release), self._current(connection, PRODUCTION)
+            if found is None or current is None or current[1] == release:
+                what = "one that is in production" if found is not None and current is not None else "none"
+                raise StateError(
+                    f"expected a release beside the one in production to try, found {what}: {self.factory}-r{release}. "
+                    "`aifactory status` lists the releases."
+                )
+            trial = current_trial(connection, self.factory) if of is None else self._trial_that_holds(connection, of)
+            if trial is not None and trial.release != release:
+                raise StateError(
+                    f"expected no other release on trial, found {trial.name}; `aifactory withdraw` ends its trial, "
+                    "`aifactory promote --trial` puts it into production."
+                )
+            if trial is not None and trial.kind == "canary" and by not in (None, trial.by):
+                raise StateError(
+                    f"expected the share of {trial.name} to go by {trial.by}, as it did, found {by}: those who ask would "
+                    "change sides. Withdraw it first."
+                )
+            lifted = self._require_fit(connection, release, despite=despite_quarantine)
+            detail = {**reason, **({"despite_quarantine": True} if lifted else {})}
+            return self._try(connection, release, kind, share=share, by=by, trial=trial, reason=detail)
+
+    def begin_trial(
+        self,
+        cycle: Cycle,
+        kind: TrialKind,
+        *,
+        share: float,
+        by: ShareOf,
+        model: str,
+        scorecard: str,
+        decision: Mapping[str, Any],
+    ) -> Release:
+        """Make the cycle's model a release and put it on trial; the cycle ends with the trial.
+
+        Raises   FencedError as `promote`; StateError as that, and if another release is on trial.
+        """
+        with self.database.write(serialize=True) as connection:
+            self.journal.close_cycle(connection, cycle, "trial", decision=decision)
+            self._compared_with(connection, cycle, PRODUCTION)
+            other = current_trial(connection, self.factory)
+            if other is not None:
+                raise StateError(
+                    f"expected no release on trial, found {other.name}; `aifactory withdraw` ends its trial."
+                )
+            release = self._add(connection, cycle, model=model, scorecard=scorecard)
+            self._try(connection, release.number, kind, share=share, by=by, trial=None, reason=decision, cycle=cycle)
+            return release
+
+    def promote_trial(self, *, reason: Mapping[str, Any], of: int | None = None) -> Release:
+        """Let production serve the release on trial.
+
+        of       the entry that was decided about; another one by now is no reason to do anything
+        Raises   StateError if none is on trial, or if that is not the entry that holds.
+        """
+        with self.database.write(serialize=True) as connection:
+            trial = self._trial_that_holds(connection, of)
+            current = self._current(connection, PRODUCTION)
+            self._enter(connection, "promote", trial.release, reason=reason, trial=trial)
+            cycle = self._end_cycle(connection, trial.release, "promoted", reason)
+            self._point(connection, PRODUCTION, current, trial.release, "promote", reason, cycle)
+            release = self._release(connection, trial.release)
+            assert release is not None, trial
+            return release
+
+    def withdraw(self, *, reason: Mapping[str, Any], quarantine: bool = False, of: int | None = None) -> Release:
+        """End the trial; production takes all again. `of` and errors are those of `promote_trial`."""
+        with self.database.write(serialize=True) as connection:
+            trial = self._trial_that_holds(connection, of)
+            self._withdraw(connection, trial, reason=reason, quarantine=quarantine)
+            release = self._release(connection, trial.release)
+            assert release is not None, trial
             return release
 
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _compared_with(self, connection: Connection, cycle: Cycle, channel: str) -> tuple[int, int] | None:
+        """What the channel serves. Raises StateError if that is not what the cycle's candidate was compared with."""
+        current = self._current(connection, channel)
+        serving = None if current is None else current[1]
+        if serving != cycle.bound.champion:
+            raise StateError(
+                f"expected release {cycle.bound.champion} on the channel {channel}, with which the candidate was "
+                f"compared, found {serving}. Begin a new cycle."
+            )
+        return current
+
+    def _add(self, connection: Connection, cycle: Cycle, *, model: str, scorecard: str) -> Release:
+        last = connection.scalar(sa.select(sa.func.max(releases.c.number)).where(releases.c.factory == self.factory))
+        values: dict[str, Any] = {
+            "factory": self.factory,
+            "number": (last or 0) + 1,
+            "model": model,
+            "scorecard": scorecard,
+            "trigger": cycle.trigger,
+            "created_at": self.journal.clock(),
+        }
+        connection.execute(releases.insert().values(**values))
+        return Release(**values)
+
+    def _try(
+        self,
+        connection: Connection,
+        release: int,
+        kind: TrialKind,
+        *,
+        share: float,
+        by: ShareOf | None,
+        trial: Trial | None,
+        reason: Mapping[str, Any],
+        cycle: Cycle | None = None,
+    ) -> Trial:
+        by = by or (trial.by if trial is not None and trial.kind == "canary" else "key")
+        by = "request" if kind == "shadow" else by
+        self._enter(connection, kind, release, reason=reason, trial=trial, share=share, by=by, cycle=cycle)
+        begun = current_trial(connection, self.factory)
+        assert begun is not None, release
+        return begun
+
+    def _enter(
+        self,
+        connection: Connection,
+        action: TrialAction,
+        release: int,
+        *,
+        reason: Mapping[str, Any],
+        trial: Trial | None = None,
+        share: float = 0.0,
+        by: ShareOf | None = None,
+        quarantined: bool = False,
+        cycle: Cycle | None = None,
+    ) -> None:
+        """An entry of a trial, with its line in the journal and, where no promotion writes one, in the audit."""
+        by = by or ("key" if trial is None else trial.by)
+        add_entry(
+            connection,
+            self.factory,
+            action,
+            release,
+            at=self.journal.clock(),
+            key_id=self.journal.key_id,
+            reason=reason,
+            share=share,
+            by=by,
+            begun=None if trial is None else trial.begun,
+            quarantined=quarantined,
+        )
+        name = f"{self.factory}-r{release}"
+        told: dict[str, Any] = {"share": share, "by": by} if action in ("shadow", "canary") else {}
+        if action in ("withdraw", "quarantine"):
+            told = {"quarantined": quarantined}
+        detail = {**reason, **told}
+        trigger, attempt = (None, None) if cycle is None else (cycle.trigger, cycle.attempt)
+        event = _PAST_TENSE[action]
+        self.journal.write_within(connection, event, cycle=trigger, attempt=attempt, subject=name, detail=detail)
+        if action != "promote":
+            self.journal.audit_within(connection, action, subject=name, detail=detail)
+
+    def _trial_that_holds(self, connection: Connection, number: int | None) -> Trial:
+        trial = current_trial(connection, self.factory)
+        if trial is None or number not in (None, trial.number):
+            found = "none" if trial is None else f"{trial.kind} {trial.name}, entry {trial.number}"
+            raise StateError(
+                f"expected a release on trial{'' if number is None else f' by the entry {number}'}, found {found}; "
+                "`aifactory status` says what is on trial."
+            )
+        return trial
+
+    def _withdraw(
+        self, connection: Connection, trial: Trial, *, reason: Mapping[str, Any], quarantine: bool = False
+    ) -> None:
+        cycle = self._end_cycle(connection, trial.release, "rejected", reason)
+        self._enter(
+            connection, "withdraw", trial.release, reason=reason, trial=trial, quarantined=quarantine, cycle=cycle
+        )
+
+    def _end_cycle(
+        self,
+        connection: Connection,
+        release: int,
+        state: Literal["promoted", "rejected"],
+        reason: Mapping[str, Any],
+    ) -> Cycle | None:
+        """End the cycle that made the release on trial, where that is still on trial with it."""
+        found = self._release(connection, release)
+        cycle = None if found is None else self.journal.cycle_within(connection, found.trigger)
+        if cycle is None or cycle.state != "trial":
+            return None
+        said = [*(cycle.decision or {}).get("reasons", []), *reason.get("reasons", [reason.get("reason", "")])]
+        decision = {"decision": {"promoted": "promote", "rejected": "reject"}[state], "reasons": said}
+        self.journal.close_cycle(connection, cycle, state, decision=decision, of="trial")
+        return cycle
+
+    def _require_fit(self, connection: Connection, release: int, *, despite: bool) -> bool:
+        """Whether it is in quarantine, despite which it is wanted. Raises StateError if it is not."""
+        why = quarantined_releases(connection, self.factory).get(release)
+        if why is not None and not despite:
+            reasons = "; ".join(why.get("reasons", [why.get("reason", "no reason was given")]))
+            raise StateError(
+                f"expected a release that is not in quarantine, found {self.factory}-r{release}, which is: {reasons}. "
+                "Add --despite-quarantine (despite_quarantine=True) if it is to be served nevertheless."
+            )
+        return why is not None
 
     def _point(
         self,
@@ -198,6 +478,11 @@ class Registry:
         reason: Mapping[str, Any],
         cycle: Cycle | None,
     ) -> None:
+        trial = current_trial(connection, self.factory)
+        if trial is not None and channel == PRODUCTION:
+            # It was compared with what production served until now.
+            moved = f"{self.factory}-r{release} took production, beside which {trial.name} was not tried"
+            self._withdraw(connection, trial, reason={"reason": moved})
         connection.execute(
             promotions.insert().values(
                 factory=self.factory,
@@ -234,13 +519,20 @@ class Registry:
 
     def _before(self, connection: Connection, channel: str, current: int) -> int | None:
         # What served when the current release was promoted: another rollback then goes further back, never forward to
-        # a release that was rolled back.
-        value = connection.scalar(
-            sa.select(promotions.c.previous)
-            .where(promotions.c.factory == self.factory, promotions.c.channel == channel)
-            .where(promotions.c.release == current, promotions.c.action == "promote")
-        )
-        return None if value is None else int(value)
+        # a release that was rolled back. What is in quarantine is passed over.
+        passed = {current, *quarantined_releases(connection, self.factory)}
+        seen: set[int] = set()
+        value: int | None = current
+        while value is not None and value in passed and value not in seen:
+            seen.add(value)
+            value = connection.scalar(
+                sa.select(promotions.c.previous)
+                .where(promotions.c.factory == self.factory, promotions.c.channel == channel)
+                .where(promotions.c.release == value, promotions.c.action == "promote")
+                .order_by(promotions.c.number.desc())
+                .limit(1)
+            )
+        return None if value is None or value in passed else int(value)
 
     def _release(self, connection: Connection, number: int) -> Release | None:
         query = sa.select(releases).where(releases.c.factory == self.factory, releases.c.number == number)

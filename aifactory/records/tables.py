@@ -1,5 +1,5 @@
-"""The tables of the state database: cycles, journal, audit, artifacts, releases, completions, feedback, scores,
-files and batch jobs.
+"""The tables of the state database: cycles, journal, audit, artifacts, releases and their trials, completions, feedback,
+scores, files and batch jobs.
 
 Every row carries the factory's name: two factories share a database without meeting. Times are seconds since 1970, UTC.
 Documents (recipes, decisions, requests) are JSON text, so that SQLite and PostgreSQL keep the very same bytes.
@@ -35,7 +35,7 @@ cycles = Table(
     Column("trigger", String(64), nullable=False, doc="What asked for the cycle; its identity."),
     Column("number", Integer, nullable=False),
     Column("attempt", Integer, nullable=False, doc="Raised by whoever takes the cycle up; older attempts are fenced."),
-    Column("state", String(16), nullable=False, doc="running, promoted, rejected, failed"),
+    Column("state", String(16), nullable=False, doc="running, trial, promoted, rejected, failed"),
     Column("recipe", Text, nullable=False),
     Column("bound", Text, nullable=False, doc="What the cycle reads: fixed when it begins."),
     Column("decision", Text),
@@ -131,6 +131,24 @@ promotions = Table(
     ForeignKeyConstraint(["factory", "release"], ["releases.factory", "releases.number"]),
 )
 
+trials = Table(
+    "trials",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("number", Integer, nullable=False, doc="Monotonic; the highest that begins or ends a trial is what holds."),
+    Column("release", Integer, nullable=False),
+    Column("action", String(16), nullable=False, doc="shadow, canary; withdraw, promote; quarantine, lift"),
+    Column("share", Float, nullable=False, doc="Of keys or requests; 0 where no trial is on."),
+    Column("by", String(16), nullable=False, doc="key, request"),
+    Column("begun", Integer, nullable=False, doc="Number of the entry with which the trial began."),
+    Column("quarantined", Integer, nullable=False, doc="1: the release is, from here on."),
+    Column("reason", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("key_id", String(64), nullable=False),
+    PrimaryKeyConstraint("factory", "number"),
+    ForeignKeyConstraint(["factory", "release"], ["releases.factory", "releases.number"]),
+)
+
 completions = Table(
     "completions",
     metadata,
@@ -150,6 +168,39 @@ completions = Table(
     Column("prompt_tokens", Integer, nullable=False),
     Column("answer_tokens", Integer, nullable=False),
     PrimaryKeyConstraint("factory", "id"),
+)
+
+# Never among the completions, which people see and say something of. Whoever erases one erases its shadows with it.
+shadow_answers = Table(
+    "shadow_answers",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("completion", String(64), nullable=False, doc="The answer that was given to the same request."),
+    Column("release", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("answer", Text, nullable=False),
+    Column("finish_reason", String(16), nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("answer_tokens", Integer, nullable=False),
+    PrimaryKeyConstraint("factory", "completion", "release"),
+    ForeignKeyConstraint(
+        ["factory", "completion"], ["completions.factory", "completions.id"], ondelete="CASCADE", onupdate="CASCADE"
+    ),
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("seq", _sequence, primary_key=True, autoincrement=True),
+    Column("factory", String(64), nullable=False),
+    Column("trial", Integer, nullable=False, doc="The entry of the trial that held."),
+    Column("release", Integer, nullable=False, doc="Who was asked: the one on trial, or the one in production."),
+    Column("failed", Integer, nullable=False, doc="1: there was no answer, by no fault of the client's."),
+    Column("first_s", Float, doc="From its turn to the first token, seconds."),
+    Column("seconds", Float, nullable=False, doc="To the last one."),
+    Column("tokens", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+    Index("outcomes_by_trial", "factory", "trial", "seq"),
 )
 
 batches = Table(

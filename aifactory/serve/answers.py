@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +29,7 @@ from aifactory.serve.progress import Progress, Told, begun_with
 from aifactory.serve.releases import Served
 from aifactory.serve.token_scores import CompletionScores, chat_scores
 from aifactory.serve.tool_calls import MessageReader
+from aifactory.serve.trials import Watch
 from aifactory.serve.wire import StatusError, error_body, event, usage
 from aifactory.text.tokenizer import IncrementalDecoder
 
@@ -71,6 +72,8 @@ class Question:
     """Beside the release; None: the release as it is."""
     progress: Progress | None = None
     """How far another replica has come with it; None: nobody could go on with it but this one."""
+    watch: Watch | None = None
+    """What a trial wants to know of it; None where none is on."""
 
     @property
     def num_choices(self) -> int:
@@ -244,9 +247,11 @@ _FURTHER = (
 class Answering:
     """Puts questions to the engines of releases, and keeps what they answer."""
 
-    def __init__(self, log: FeedbackLog, admission: Admission) -> None:
+    def __init__(self, log: FeedbackLog, admission: Admission, *, make_way: Callable[[], None] = lambda: None) -> None:
+        """`make_way` is called when somebody has to wait."""
         self._log = log
         self._admission = admission
+        self._make_way = make_way
         self._streams: set[str] = set()
 
     @property
@@ -278,6 +283,7 @@ class Answering:
             if choice.reader is not None:
                 choice.reader.finish()
         await self._keep(*choices)
+        _copy(question)
         return question.head() | {
             "choices": [
                 {
@@ -358,6 +364,7 @@ class Answering:
                         # Alone, as OpenAI's: there are clients that read no text where they read a reason.
                         yield chunk(index, {"delta": {}} if question.chat else {"text": ""}, choice.said_reason)
                     following = await anext(deltas, None)
+                _copy(question)
                 end = DONE
                 if question.include_usage:
                     end = event(head | {"choices": [], "usage": _usage(question, choices)}) + DONE
@@ -413,9 +420,13 @@ class Answering:
 
         watch = asyncio.create_task(watch_client(request, stop))
         alarm = None if question.timeout_s is None else loop.call_later(question.timeout_s, expire)
-        unfinished = question.num_choices
+        unfinished, tokens, trial = question.num_choices, 0, question.watch
         try:
+            if entry.waits and not question.behind:
+                self._make_way()
             await entry.admitted
+            if trial is not None:
+                trial.begin()
             for number in range(len(question.prompts)):
                 if question.sampling.grammar is None:
                     submit(number)
@@ -428,6 +439,9 @@ class Answering:
                     index, delta = arrived.get_nowait()
                     together[index] = together[index].then(delta) if index in together else delta
                 for index, delta in together.items():
+                    tokens += len(delta.token_ids)
+                    if trial is not None and delta.token_ids:
+                        trial.take()
                     if delta.finish_reason == "cancelled" and late:
                         raise _too_late(question.timeout_s)
                     if delta.fault is not None:
@@ -440,7 +454,13 @@ class Answering:
                             kind="server_error",
                         )
                     unfinished -= delta.finish_reason is not None
+                    if trial is not None and not unfinished:
+                        trial.end(tokens=tokens)
                     yield index, delta
+        except StatusError as error:
+            if trial is not None and error.status in _BY_THE_RELEASE:
+                trial.end(tokens=tokens, failed=True)
+            raise
         finally:
             watch.cancel()
             if alarm is not None:
@@ -455,6 +475,15 @@ class Answering:
         question = choices[0].question
         again = question.behind or (question.progress is not None and question.progress.attempt > 0)
         await asyncio.to_thread(self._log.log_completion, *entries, again=again)
+
+
+_BY_THE_RELEASE = (500, 504)
+"""What comes of a release that fails or hangs: it speaks against one on trial."""
+
+
+def _copy(question: Question) -> None:
+    if question.watch is not None and question.watch.copy is not None:
+        question.watch.copy(question)
 
 
 def _too_late(seconds: float | None) -> StatusError:

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Replica:
 
     def __init__(self, books: Books) -> None:
         from aifactory.serve.gateway import Gateway
+        from aifactory.serve.memory import require_memory
         from aifactory.serve.releases import Releases
 
         self._endpoint = books.config.runtime.endpoint
@@ -62,12 +64,14 @@ class Replica:
 
             # No release is to blame where it is missing.
             require_vllm()
-        self._releases = Releases(books, self._load, replica=_replica_name())
+        room = partial(require_memory, device="cuda" if self._endpoint.gpus_per_replica else "cpu")
+        self._releases = Releases(books, self._load, replica=_replica_name(), require_room=room)
         self._tolerance = books.config.promote.parity_tolerance
         self._releases.load_first()
         self._gateway = Gateway(books, self._releases, books.config.serve, replica=_replica_name())
         self._follower: asyncio.Task[None] | None = None
         self._batches: asyncio.Task[None] | None = None
+        self._teller: asyncio.Task[None] | None = None
 
     async def __call__(self, request: Any) -> Any:
         if self._follower is None:
@@ -113,6 +117,8 @@ class Replica:
     def _follow(self) -> None:
         follow = self._releases.follow(self._endpoint.poll_s, self._endpoint.drain_timeout_s)
         self._follower = asyncio.create_task(follow)
+        if self._teller is None or self._teller.done():
+            self._teller = asyncio.create_task(self._gateway.tell_outcomes(self._endpoint.poll_s))
         if (self._batches is None or self._batches.done()) and not self._gateway.is_draining:
             self._batches = asyncio.create_task(self._gateway.batches.run(self._endpoint.poll_s))
 

@@ -16,8 +16,9 @@ import json
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,12 @@ from starlette.responses import Response
 
 from aifactory.config import Serve
 from aifactory.engine.protocol import MAX_ANSWERS, Pooling, Sampling
-from aifactory.errors import BadRequestError, CapacityError
+from aifactory.errors import AIFactoryError, BadRequestError, CapacityError
 from aifactory.observe.events import logger
 from aifactory.records.books import Books
 from aifactory.records.feedback import Feedback
-from aifactory.records.identity import canonical_json, hash_text
+from aifactory.records.identity import canonical_json, hash_parts, hash_text
+from aifactory.records.trials import ShareOf
 from aifactory.serve.admission import Admission
 from aifactory.serve.answers import Answering, Prompt, Question
 from aifactory.serve.batch_routes import BatchRoutes
@@ -51,6 +53,7 @@ from aifactory.serve.prompts import read_messages, read_prompts, require_known, 
 from aifactory.serve.proxy import LOST
 from aifactory.serve.releases import Releases, Served
 from aifactory.serve.tool_calls import require_tools
+from aifactory.serve.trials import Outcomes, ReadPrompts, Shadows, Watch
 from aifactory.serve.wire import ALWAYS, ClosedBody, Incoming, StatusError, error_body, parse, path_of, shutting_down
 from aifactory.text.chat import takes_tools
 
@@ -64,6 +67,8 @@ _LONGEST_BEHIND_S = 30.0
 _TIMEOUT_HEADER = "X-Request-Timeout"
 _BEHIND = "aifactory.behind"
 """In the scope of a request in the background: the id of its answer."""
+_IDENTITY = "aifactory.identity"
+"""In the scope of any other: the id of its answer, once that was asked for."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -85,7 +90,16 @@ class Gateway:
         self.admission = Admission(
             max_running=endpoint.slots + max(1, endpoint.slots // 4), max_waiting=endpoint.max_queued
         )
-        self._answering = Answering(books.feedback, self.admission)
+        self.outcomes = Outcomes(books.registry.trial_log)
+        self.shadows = Shadows(
+            releases,
+            self.outcomes,
+            books.registry.trial_log,
+            most=endpoint.shadow_slots,
+            timeout_s=endpoint.request_timeout_s,
+            is_busy=lambda: self.is_draining or self.admission.waiting > 0,
+        )
+        self._answering = Answering(books.feedback, self.admission, make_way=self.shadows.make_way)
         self._routes: dict[tuple[str, str], Handler] = {
             **BatchRoutes(books.batches, read=self._read, max_file_bytes=recipe.max_file_bytes).handlers,
             ("GET", "/healthz"): self._health,
@@ -169,6 +183,13 @@ class Gateway:
         if self.num_open > most:
             raise CapacityError(f"Expected at most {most} open requests, found that many. Send it again later.")
 
+    async def tell_outcomes(self, poll_s: float) -> None:
+        """Tell the registry how requests go while a release is on trial, for ever."""
+        while True:
+            await asyncio.sleep(poll_s)
+            with suppress(AIFactoryError):  # a database that is away is told later
+                await asyncio.to_thread(self.outcomes.tell)
+
     async def ask_behind(self, path: str, body: bytes, identity: str) -> tuple[int, Any]:
         """Status and answer of a request that came with no connection: in the background, under an id of its own."""
         if json.loads(body).get("stream"):
@@ -201,8 +222,9 @@ class Gateway:
 
     async def _ready(self, _: Request) -> Response:
         """Whether it can answer: 503 before the first release, after the engine has failed, and while it shuts down."""
-        served = self.releases.current
+        served, tried = self.releases.current, self.releases.tried
         name = {"replica": self._replica} if self._replica else {}
+        name |= {tried[0].kind: tried[1].release.name} if tried is not None else {}
         failure = None if served is None else served.engine.failure
         if served is None or failure is not None or self.is_draining:
             status = "shutting down" if self.is_draining else failure or "no release in production yet"
@@ -230,9 +252,13 @@ class Gateway:
         return describe(operations, title=self.books.config.name)
 
     async def _models(self, _: Request) -> Response:
-        """What can be asked: the factory, its release in production, and the adapters beside it."""
-        with self._served() as served:
-            return _json({"object": "list", "data": [self._model_card(name, served) for name in served.names]})
+        """What can be asked: the factory, its release in production, the adapters beside it, and a canary by its name."""
+        with self._served() as served, self.releases.hold_tried() as tried:
+            cards = {name: self._model_card(name, served) for name in served.names}
+            if tried is not None and tried[0].kind == "canary":
+                cards = {name: self._model_card(name, tried[1]) for name in tried[1].names} | cards
+                cards = {name: cards[name] for name in dict.fromkeys([*served.names, *cards])}
+            return _json({"object": "list", "data": list(cards.values())})
 
     async def _model(self, request: Request) -> Response:
         """One of them."""
@@ -258,9 +284,11 @@ class Gateway:
         sampling = body.sampling(default=_DEFAULT_COMPLETION_TOKENS, limit=self.recipe.max_answer_tokens)
         asked = body.prompts
         await self._come_to(request)
-        with self._served(body.model, request) as served:
+        with self._served(body.model, request, asker=_asker(request, body.user)) as served:
             prompts = await asyncio.to_thread(read_prompts, served, asked)
-            question = self._question(request, served, body, sampling, prompts)
+            question = self._question(
+                request, served, body, sampling, prompts, read=lambda other: read_prompts(other, asked)
+            )
             return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
 
     async def _chat(self, request: Request) -> Response:
@@ -276,11 +304,14 @@ class Gateway:
                 field=body.grammar_field,
             )
         await self._come_to(request)
-        with self._served(body.model, request) as served:
+        read = partial(read_messages, messages=body.messages, fallback=fallback, tools=tools)
+        with self._served(body.model, request, asker=_asker(request, body.user)) as served:
             if tools:
                 require_tools(served.tokenizer, tools)
-            prompt = await asyncio.to_thread(read_messages, served, body.messages, fallback=fallback, tools=tools)
-            question = self._question(request, served, body, sampling, [prompt], tools=tools)
+            prompt = await asyncio.to_thread(read, served)
+            question = self._question(
+                request, served, body, sampling, [prompt], read=lambda other: [read(other)], tools=tools
+            )
             return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
 
     def _question(
@@ -291,9 +322,13 @@ class Gateway:
         sampling: Sampling,
         prompts: Sequence[Prompt],
         *,
+        read: ReadPrompts,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> Question:
-        """The request as the engine takes it. Raises StatusError if the context is too short for it."""
+        """The request as the engine takes it; `read` gives its prompts in the tokens of another release.
+
+        Raises   StatusError if the context is too short for it.
+        """
         chat = isinstance(body, ChatBody)
         context, wanted = served.engine.context_length, body.wanted_length
         longest = max(len(prompt.ids) for prompt in prompts)
@@ -310,9 +345,8 @@ class Gateway:
             )
         behind = request.scope.get(_BEHIND)
         progress: Progress | None = request.scope.get(PROGRESS)
-        identity = behind or (secrets.token_hex(12) if progress is None else progress.identity)
         question = Question(
-            id=("chatcmpl-" if chat else "cmpl-") + identity,
+            id=("chatcmpl-" if chat else "cmpl-") + _identity(request),
             created=int(time.time() if progress is None else progress.created),
             served=served,
             prompts=prompts,
@@ -327,10 +361,24 @@ class Gateway:
             timeout_s=self._timeout(request, body.timeout),
             adapter=served.names[body.model],
             progress=progress,
+            watch=self._watch(request, served, body, sampling, read),
         )
         if progress is not None and progress.release is not None and progress.fingerprint != question.fingerprint:
             raise _gone(question.model)
         return question
+
+    def _watch(
+        self, request: Request, served: Served, body: CompletionBody | ChatBody, sampling: Sampling, read: ReadPrompts
+    ) -> Watch | None:
+        """What the trial that is on wants to know of a request that asks for whatever is in production."""
+        tried = self.releases.tried
+        if tried is None or _BEHIND in request.scope or body.model != served.release.factory:
+            return None
+        trial, _ = tried
+        watch = Watch(trial=trial.number, release=served.release.number, outcomes=self.outcomes)
+        if trial.kind == "shadow" and sampling.max_tokens and trial.takes(_identity(request)):
+            watch.copy = lambda question: self.shadows.copy(question, read)
+        return watch
 
     def _timeout(self, request: Request, asked: float | None) -> float | None:
         """How long a request may take: what it asks for, in its body or its header, and the endpoint's at most.
@@ -466,12 +514,18 @@ class Gateway:
             await self.releases.come_to(progress.release, _LONGEST_BEHIND_S)
 
     @contextmanager
-    def _served(self, model: str | None = None, request: Request | None = None) -> Iterator[Served]:
-        """The release that takes requests, or the one by which an answer was begun, held while the block runs. Raises
-        StatusError if neither it nor an adapter beside it is `model`."""
+    def _served(
+        self,
+        model: str | None = None,
+        request: Request | None = None,
+        *,
+        asker: Mapping[ShareOf, str] | None = None,
+    ) -> Iterator[Served]:
+        """The release that takes requests, the one on trial for its share of `asker`s, or the one by which an answer was
+        begun, held while the block runs. Raises StatusError if neither it nor an adapter beside it is `model`."""
         progress: Progress | None = None if request is None else request.scope.get(PROGRESS)
         number = None if progress is None else progress.release
-        with self.releases.hold(number) as served:
+        with self.releases.hold(number, model=model, asker=asker) as served:
             if served is None and number is not None:
                 raise _gone(f"release {number}")
             if served is None:
@@ -529,6 +583,20 @@ def _gone(model: str) -> StatusError:
         kind="server_error",
         code=LOST,
     )
+
+
+def _identity(request: Request) -> str:
+    """The id of a request's answer, without what stands before it; the same whenever it is asked for."""
+    progress: Progress | None = request.scope.get(PROGRESS)
+    known = request.scope.get(_BEHIND) or (None if progress is None else progress.identity)
+    return str(known or request.scope.setdefault(_IDENTITY, secrets.token_hex(12)))
+
+
+def _asker(request: Request, user: str | None) -> Mapping[ShareOf, str] | None:
+    """Of what a release on trial takes a share; None for work in the background, which production does."""
+    if _BEHIND in request.scope:
+        return None
+    return {"key": hash_parts(*_who(request, user)), "request": _identity(request)}
 
 
 def _who(request: Request, user: str | None) -> tuple[str, str]:

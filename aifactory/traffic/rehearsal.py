@@ -119,7 +119,7 @@ def _wait_for_the_loop(books: Books, loop: Loop, begun_after: int, seen: Seen, s
             # Swapped in: answers have come from it.
             if steady.answered[release.name] >= _ANSWERS_AFTER_SWAP:
                 return cycle
-        elif cycle.state != "running":
+        elif cycle.state not in ("running", "trial"):
             return cycle
     failed = seen.failed + steady.failed
     stopped = [event for event in books.journal.events(event=TICK_FAILED) if event.at >= started]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from aifactory.evaluate.statistics import confidence_sequence, ratio_interval
+from aifactory.evaluate.statistics import confidence_sequence, rate_sequence, ratio_interval
 
 TRUTH = 0.5
 
@@ -178,3 +178,36 @@ def test_before_there_are_two_values_anything_is_possible(values):
     found = confidence_sequence(values, confidence=0.95, tightest_at=300)
 
     assert (found.low, found.high, found.num_examples) == (-math.inf, math.inf, len(values))
+
+
+# ── rates ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.002, 0.05, 0.5, 0.98])
+def test_the_interval_of_a_rate_holds_at_every_look_at_once(rate):
+    generator = np.random.default_rng(11)
+    missed = 0
+    for _ in range(200):
+        counts = np.cumsum(generator.random(300) < rate)
+        looks = [rate_sequence(int(counts[n - 1]), n, confidence=0.9) for n in range(1, 301, 7)]
+        missed += any(not look.low <= rate <= look.high for look in looks)
+    print(f"rate {rate}: missed in {missed / 200:.3f} of sequences")
+    assert missed / 200 <= 0.1
+
+
+def test_the_interval_of_a_rate_ends_where_the_bet_against_it_has_won():
+    found = rate_sequence(3, 40, confidence=0.95)
+
+    for end in (found.low, found.high):
+        # Of a uniform prior the bet has won B(1 + 3, 1 + 37) / (p^3 (1 - p)^37).
+        won = math.gamma(4) * math.gamma(38) / math.gamma(42) / (end**3 * (1 - end) ** 37)
+        assert won == pytest.approx(20)
+    assert found.low < found.estimate == 3 / 40 < found.high
+
+
+@pytest.mark.parametrize(("count", "number", "low", "high"), [(0, 0, 0, 1), (0, 50, 0, 0.2), (50, 50, 0.8, 1)])
+def test_a_rate_of_which_nothing_or_all_has_happened(count, number, low, high):
+    found = rate_sequence(count, number, confidence=0.95)
+
+    assert found.low == low if low in (0, 1) else found.low > low
+    assert found.high == high if high in (0, 1) else found.high < high

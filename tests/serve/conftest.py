@@ -162,7 +162,7 @@ class Factory:
         bound = Bound(kind="run", sources_digest="0" * 64, champion=None if serving is None else serving.number)
         journal = self.books.journal
         cycle = journal.claim(journal.open_cycle(f"cycle-{self._count}", recipe={}, bound=bound))
-        return self.books.registry.promote(cycle, model=model, scorecard="scorecard/0", decision={})
+        return self.books.registry.promote(cycle, model=model, scorecard="scorecard/0", decision={"reasons": []})
 
 
 class Endpoint:
@@ -205,8 +205,9 @@ def answering(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         follower = None if poll_s is None else asyncio.create_task(releases.follow(poll_s, 20.0))
         worker = asyncio.create_task(gateway.batches.run(0.02)) if batches else None
+        teller = None if poll_s is None else asyncio.create_task(gateway.tell_outcomes(poll_s))
         yield
-        for task in (follower, worker):
+        for task in (follower, worker, teller):
             if task is not None:
                 task.cancel()
 
