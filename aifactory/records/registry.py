@@ -36,6 +36,8 @@ class Release:
     trigger: str
     """The cycle that made it."""
     created_at: float
+    withdrawn: str | None = None
+    """The erasure for which it may not be served any more, and its model is gone."""
 
     @property
     def name(self) -> str:
@@ -125,10 +127,11 @@ class Registry:
             self.journal.close_cycle(connection, cycle, "promoted", decision=decision)
             current = self._current(connection, channel)
             serving = None if current is None else current[1]
-            if serving != cycle.bound.champion:
+            expected = cycle.bound.replaces or cycle.bound.champion
+            if serving != expected:
                 raise StateError(
-                    f"expected release {cycle.bound.champion} on the channel {channel}, with which the candidate was "
-                    f"compared, found {serving}. Begin a new cycle."
+                    f"expected release {expected} on the channel {channel}, which the candidate was to follow, found "
+                    f"{serving}. Begin a new cycle."
                 )
             last = connection.scalar(
                 sa.select(sa.func.max(releases.c.number)).where(releases.c.factory == self.factory)
@@ -178,6 +181,11 @@ class Registry:
                 raise StateError(f"expected a release on the channel {channel}, found none yet; run a cycle first.")
             target = to if to is not None else self._before(connection, channel, current[1])
             release = None if target is None else self._release(connection, target)
+            if release is not None and release.withdrawn is not None:
+                raise StateError(
+                    f"expected a release that may be served, found {release.name}, whose model is gone: erased by "
+                    f"{release.withdrawn}."
+                )
             if release is None or release.number == current[1]:
                 raise StateError(
                     f"expected an older release to go back to, found {target}; the channel {channel} serves "
@@ -185,6 +193,31 @@ class Registry:
                 )
             self._point(connection, channel, current, release.number, "rollback", {"reason": reason}, None)
             return release
+
+    def withdraw(self, numbers: Iterable[int], *, erasure: str, channel: str = PRODUCTION) -> list[Release]:
+        """Nobody serves these releases any more, nor goes back to them; those that were withdrawn by this call.
+
+        Raises   StateError if one of them is what the channel serves.
+        """
+        wanted = sorted(set(numbers))
+        with self.database.write(serialize=True) as connection:
+            current = self._current(connection, channel)
+            if current is not None and current[1] in wanted:
+                raise StateError(
+                    f"expected another release on the channel {channel} before {self.factory}-r{current[1]} is withdrawn, found "
+                    "none; run the same command again."
+                )
+            withdrawn = []
+            for number in wanted:
+                release = self._release(connection, number)
+                if release is None or release.withdrawn is not None:
+                    continue
+                mine = (releases.c.factory == self.factory, releases.c.number == number)
+                connection.execute(releases.update().where(*mine).values(withdrawn=erasure))
+                self.journal.write_within(connection, "withdrawn", subject=release.name, detail={"erasure": erasure})
+                self.journal.audit_within(connection, "withdraw", subject=release.name, detail={"erasure": erasure})
+                withdrawn.append(release)
+            return withdrawn
 
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -235,12 +268,17 @@ class Registry:
     def _before(self, connection: Connection, channel: str, current: int) -> int | None:
         # What served when the current release was promoted: another rollback then goes further back, never forward to
         # a release that was rolled back.
-        value = connection.scalar(
-            sa.select(promotions.c.previous)
-            .where(promotions.c.factory == self.factory, promotions.c.channel == channel)
-            .where(promotions.c.release == current, promotions.c.action == "promote")
-        )
-        return None if value is None else int(value)
+        before: int | None = current
+        while before is not None:
+            before = connection.scalar(
+                sa.select(promotions.c.previous)
+                .where(promotions.c.factory == self.factory, promotions.c.channel == channel)
+                .where(promotions.c.release == before, promotions.c.action == "promote")
+            )
+            release = None if before is None else self._release(connection, before)
+            if release is not None and release.withdrawn is None:
+                break
+        return before
 
     def _release(self, connection: Connection, number: int) -> Release | None:
         query = sa.select(releases).where(releases.c.factory == self.factory, releases.c.number == number)
