@@ -21,7 +21,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from aifactory.records.artifacts import (
     Erased,
     FeedbackBatch,
     Model,
+    Noun,
     Record,
     Scorecard,
     TokenSet,
@@ -126,6 +127,8 @@ class Found:
     tokenizers: dict[str, str] = field(default_factory=dict)
     """By digest of a tokenizer that was trained on them the token set with which it was."""
     sources: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
+    """Corpora whose ledger does not say what the conditions ask for: an older version wrote it."""
 
     def add(self, place: str, thing: str, rows: int) -> None:
         of_place = self.places.setdefault(place, {})
@@ -204,7 +207,16 @@ class Eraser:
         )
         if "user" in conditions:
             user = conditions["user"]
-            asked = asked.where(completions.c.user == user)
+            on_it = sa.select(feedback.c.seq).where(
+                feedback.c.factory == completions.c.factory, feedback.c.completion == completions.c.id
+            )
+            # What nobody has put his name to is his who alone said something of it.
+            his = sa.and_(
+                completions.c.user.is_(None),
+                on_it.where(feedback.c.user == user).exists(),
+                ~on_it.where(feedback.c.user.is_distinct_from(user)).exists(),
+            )
+            asked = asked.where(sa.or_(completions.c.user == user, his))
             told = told.where(sa.func.coalesce(feedback.c.user, completions.c.user) == user)
         if "id" in conditions:
             name = conditions["id"]
@@ -299,6 +311,8 @@ class Eraser:
                 if not file.name.endswith(".parquet"):
                     continue
                 table = _named_columns(self._read(corpus, file.name))
+                if self.search.where.conditions.keys() & {"user", "label"} - set(table.column_names):
+                    self.found.silent.add(corpus.id)
                 meant = self.search.mask(table)
                 if not meant.any():
                     continue
@@ -329,7 +343,7 @@ class Eraser:
                         {"train": "corpora", "holdout": "holdouts", "rejected": "ledgers"}[side], corpus_id, count
                     )
             if self.erasure is not None:
-                self._replace(corpus, self._without(corpus, sum(hits.values())), rows)
+                self.replace(corpus, self._without(corpus, sum(hits.values())), rows)
 
     def _without(self, corpus: Corpus, erased: int) -> Corpus | None:
         """The corpus without what is meant; None where nothing is left of it."""
@@ -411,14 +425,14 @@ class Eraser:
 
     def _published(
         self,
-        noun: Any,
+        noun: type[Noun],
         old: Record,
         identity: str,
         recipe: dict[str, Any],
         inputs: Sequence[str],
         kept: Sequence[StoredFile],
-        figures: Any,
-    ) -> Any:
+        figures: Mapping[str, Any],
+    ) -> Noun:
         record = Record(
             kind=noun.kind,
             fingerprint=identity,
@@ -435,7 +449,7 @@ class Eraser:
 
     # ── what an artifact becomes ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _replace(self, old: Artifact, successor: Artifact | None, rows: dict[str, int]) -> None:
+    def replace(self, old: Artifact, successor: Artifact | None, rows: dict[str, int]) -> None:
         """Note that an artifact is erased and what is left of it; then delete it."""
         erasure = self.erasure
         assert erasure is not None
@@ -458,9 +472,9 @@ class Eraser:
                 self.books.journal.write_within(
                     connection, ERASED, subject=old.id, detail={"erasure": erasure.id, "successor": left, "rows": rows}
                 )
-        self.erase(old, left, rows)
+        self._erase(old, left, rows)
 
-    def erase(self, old: Artifact, successor: str | None, rows: dict[str, int]) -> None:
+    def _erase(self, old: Artifact, successor: str | None, rows: dict[str, int]) -> None:
         """Delete an artifact that was noted, here and where this machine has fetched it."""
         assert self.erasure is not None
         self.books.artifacts.erase(
@@ -495,7 +509,7 @@ class Eraser:
             if number in self.books.feedback.sealed():
                 successor = self.books.feedback.publish(number, self.books.artifacts, objective=objective)
                 assert successor.id != batch.id, "the log holds nothing any more of what is erased from its batch"
-            self._replace(batch, successor, {"train": gone})
+            self.replace(batch, successor, {"train": gone})
 
     def _scorecards(self) -> None:
         for card in self._all(Scorecard):
@@ -521,7 +535,7 @@ class Eraser:
             kept += [self._taken(card, file.name, target) for file in record.files if file.name != name]
             inputs = [card.id, *self.books.journal.left_of(each for each in record.inputs if each.startswith("model/"))]
             successor = self._published(Scorecard, record, identity, recipe, inputs, kept, record.figures)
-            self._replace(card, successor, {"holdout": int(gone.sum())})
+            self.replace(card, successor, {"holdout": int(gone.sum())})
 
     # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -549,7 +563,7 @@ class Eraser:
                 self.found.tokens.add(tokens.id)
                 self.found.add("token sets", tokens.id, held[tokens.id])
                 if self.erasure is not None:
-                    self._replace(tokens, None, {"train": held[tokens.id]})
+                    self.replace(tokens, None, {"train": held[tokens.id]})
 
     def _rows_of(self, tokens: TokenSet) -> int:
         count = 0
@@ -723,11 +737,15 @@ class Eraser:
     def _loose(self) -> None:
         """Checkpoints of runs that nobody needs, folders without a record, and partial files of whoever was killed.
 
-        Not once an erasure trains again: then a run is its own.
+        Runs and folders not once an erasure trains again: then they are its own.
         """
-        if self.erasure is not None and self.erasure.state != "erasing":
-            return
         if not (self.search.row_ids or self.search.rows):
+            return
+        if self.storage.is_local:
+            for path in Path(self.storage.path()).rglob(".*"):
+                if _PARTIAL.fullmatch(path.name) and path.is_file():
+                    self._partial(path)
+        if self.erasure is not None and self.erasure.state != "erasing":
             return
         saw = {each.id for each in models_that_saw(self.books, self.found)}
         for name in self.storage.names("runs"):
@@ -740,10 +758,6 @@ class Eraser:
                 there = self.storage.names(noun.kind, name)
                 if RECORD_NAME not in there and (ERASED_NAME not in there or len(there) > 1):
                     self._drop("unfinished", noun.kind, name, keep=ERASED_NAME)
-        if self.storage.is_local:
-            for path in Path(self.storage.path()).rglob(".*"):
-                if _PARTIAL.fullmatch(path.name) and path.is_file():
-                    self._partial(path)
 
     def _drop(self, place: str, *folder: str, keep: str = "") -> None:
         parts = ("runs", *folder) if place == "runs" else folder
@@ -770,7 +784,7 @@ class Eraser:
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _all(self, noun: type[Any]) -> Iterator[Any]:
+    def _all(self, noun: type[Noun]) -> Iterator[Noun]:
         """Every artifact of a kind that there is."""
         for name in self.storage.names(noun.kind):
             artifact = self.books.artifacts.find(noun, name)

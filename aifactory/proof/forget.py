@@ -135,7 +135,7 @@ def _would(books: Books, found: Found, begun: Erasure | None) -> Forgotten:
         starts_from=starts_from,
         successor=None,
         reasons=(),
-        outside=_outside(books, found.sources),
+        outside=_outside(books, found.sources, found.silent),
         left=found.waits,
     )
 
@@ -163,15 +163,18 @@ class _Forgetting:
         found = self._erase()
         saw = models_that_saw(self.books, found)
         self._note_saw(saw, found)
-        self._end_cycles()
+        self._end_cycles({model.id for model in saw})
         outcome = self._follow(saw)
         if outcome:
             self._left += outcome
         else:
             self._withdraw(saw)
         self._left += found.waits
-        outside = [*self.books.database.shred(), *_outside(self.books, self._sources(found))]
-        return self._finished(outside)
+        out_of_reach = self.books.database.shred()
+        if self.books.database.is_sqlite:
+            self._left += out_of_reach
+            out_of_reach = []
+        return self._finished([*out_of_reach, *_outside(self.books, self._sources(found), found.silent)])
 
     # ── erased ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -183,6 +186,7 @@ class _Forgetting:
             whole.tokens |= found.tokens
             whole.tokenizers.update(found.tokenizers)
             whole.sources |= found.sources
+            whole.silent = found.silent
             whole.waits = found.waits
             if not found.num_things:
                 break
@@ -216,12 +220,12 @@ class _Forgetting:
                 told = {"model": release.model, "digest": ids[release.model].digest, "number": release.number}
                 note(connection, self.erasure.id, "releases", release.name, value=told)
 
-    def _end_cycles(self) -> None:
-        """Cycles that are bound to what is gone can't go on."""
-        erased = self.books.journal.erased()
+    def _end_cycles(self, saw: set[str]) -> None:
+        """Cycles that are bound to what is gone, or train from what will be, can't go on."""
+        gone = {*self.books.journal.erased(), *saw}
         for cycle in self.books.journal.cycles():
             bound = {*cycle.bound.batches, *cycle.bound.holdouts, *cycle.bound.corpora, cycle.bound.parent or ""}
-            if cycle.state != "running" or not bound & erased.keys():
+            if cycle.state != "running" or not bound & gone:
                 continue
             reasons = [f"what it was bound to was erased by {self.erasure.id}"]
             with self.books.database.write(serialize=True) as connection:
@@ -333,18 +337,13 @@ class _Forgetting:
         for name in books.storage.names(Scorecard.kind):
             card = books.artifacts.find(Scorecard, name)
             # The first of its inputs that is a model is the one that it judges.
-            judged = [] if card is None else self._judged(card)
+            judged = [] if card is None else [each for each in card.record.inputs if each.startswith("model/")]
             if card is not None and judged and judged[0] in gone:
-                eraser._replace(card, None, {})
+                eraser.replace(card, None, {})
         for model in reversed(saw):
             run = ("runs", f"train-{model.fingerprint[:16]}")
             books.storage.delete(*run)
-            eraser._replace(model, None, {})
-
-    def _judged(self, card: Scorecard) -> list[str]:
-        """The models of a scorecard, or of the one that it is what is left of."""
-        models = [each for each in card.record.inputs if each.startswith("model/")]
-        return models
+            eraser.replace(model, None, {})
 
     def _note_late_successor(self) -> None:
         """Killed between the promotion and its note: the cycle tells of it."""
@@ -448,9 +447,12 @@ def _parents(books: Books, artifact_id: str) -> list[str]:
         return sorted(connection.scalars(query))
 
 
-def _outside(books: Books, sources: set[str]) -> list[str]:
-    """What is not the factory's, and may hold the rows still."""
-    named = []
+def _outside(books: Books, sources: set[str], silent: set[str]) -> list[str]:
+    """What is not the factory's, or does not say whose it is, and may hold the rows still."""
+    named = [
+        f"the ledger of {corpus}, which an older version wrote without user and label: its rows are found by id and key alone"
+        for corpus in sorted(silent)
+    ]
     for source in books.config.ingest.sources:
         if source.name in sources:
             place = getattr(source, "path", None) or getattr(source, "table", None) or source.kind

@@ -30,7 +30,7 @@ _ADVISORY_LOCK = 0x61_69_66_61
 _BUSY_TIMEOUT_S = 30.0
 """How long SQLite waits for another writer."""
 
-_HOLD_TEXT = ("completions", "feedback", "choices", "scores", "batch_lines", "files", "batches", "journal")
+_HOLD_TEXT = ("completions", "feedback", "choices", "scores", "batch_lines", "files", "batches", "journal", "cycles")
 """Tables of which rows are deleted or changed by an erasure."""
 
 # One thread of a process migrates at a time: alembic keeps what it runs on in module globals.
@@ -99,7 +99,7 @@ class Database:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
 
     def shred(self) -> list[str]:
-        """Leave nothing of rows that were deleted in the database's files; what could not be reached, in words.
+        """Leave nothing of rows that were deleted in the database's files; what was not reached, in words.
 
         SQLite: the file is written anew without free pages, and the write-ahead log is cut to nothing. PostgreSQL: each
         table is written anew, which locks it meanwhile.

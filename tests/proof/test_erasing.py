@@ -6,8 +6,11 @@ import io
 import json
 import os
 import random
+import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from mortal import Death, mortal
 from postgres import postgres_server, postgres_url  # noqa: F401
 from small_factories import small_config
 
@@ -34,7 +38,7 @@ def sentence(rng: random.Random, words: int = 14) -> str:
     return " ".join("".join(rng.choices("abcdefghij", k=rng.randint(3, 9))) for _ in range(words))
 
 
-def told(user: str, *, rows: int = 25) -> list[dict[str, Any]]:
+def told_by(user: str, *, rows: int = 25) -> list[dict[str, Any]]:
     """Rows of a user; some are too short to be kept, and one is no row."""
     rng = random.Random(user)
     good = [{"text": sentence(rng), "user": user, "label": "long"} for _ in range(rows)]
@@ -49,7 +53,7 @@ def write_rows(folder: Path, *rows: dict[str, Any]) -> None:
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    write_rows(tmp_path / "rows", *told(ANN), *told(BOB))
+    write_rows(tmp_path / "rows", *told_by(ANN), *told_by(BOB))
     columns = {"text": "text", "user": "user", "label": "label"}
     section = {"name": "chat", "kind": "jsonl", "path": str(tmp_path / "rows"), "columns": columns}
     values = small_config(tmp_path, ingest={"sources": [section], "steps": list(STEPS), "holdout_share": 0.3})
@@ -121,7 +125,7 @@ def ask(books: Books, name: str, user: str | None, prompt: str, *, corrected_by:
 def test_rows_of_a_source_leave_the_corpus_its_ledger_its_parts_and_its_page(factory: Factory) -> None:
     corpus = factory.ingest()
     root = Path(factory.books.storage.root)
-    texts = [row["text"] for row in told(ANN)]
+    texts = [row["text"] for row in told_by(ANN)]
     assert {file.name.partition("-")[0] for file in places_of(root, texts)} >= {"train", "holdout", "rejected"}
     kept = [row["id"] for row in rows_of(corpus, "train", "holdout") if row["user"] == BOB]
     rejected = [row["id"] for row in rows_of(corpus, "rejected") if row["user"] == BOB]
@@ -152,17 +156,17 @@ def test_what_was_erased_does_not_come_back_from_its_source_and_what_is_new_does
     before = factory.ingest()
     factory.forget(f"user = {ANN}")
     new = {"text": sentence(random.Random(7)), "user": ANN}
-    write_rows(tmp_path / "rows", *told(ANN), *told(BOB), new)
+    write_rows(tmp_path / "rows", *told_by(ANN), *told_by(BOB), new)
 
     with Factory(Config.from_yaml(config_file)) as opened:
         corpus = opened.ingest()
 
     assert corpus.id != before.id
-    assert corpus.figures["rows_erased"] == len(told(ANN))
+    assert corpus.figures["rows_erased"] == len(told_by(ANN))
     assert corpus.rows_in == corpus.rows_kept + corpus.rows_rejected + corpus.figures["rows_erased"]
     rows = rows_of(corpus, "train", "holdout", "rejected")
     assert {row["text"] for row in rows if row["user"] == ANN} == {new["text"]}
-    assert len([row for row in rows if row["user"] == BOB]) == len(told(BOB))
+    assert len([row for row in rows if row["user"] == BOB]) == len(told_by(BOB))
     with Factory(Config.from_yaml(config_file)) as opened:
         assert (
             opened.forget(f"user = {ANN}").places["parts"] > 0
@@ -184,7 +188,7 @@ def test_a_label_and_a_source_choose_rows_and_conditions_are_joined(factory: Fac
 def test_partial_files_and_folders_without_a_record_go(factory: Factory) -> None:
     corpus = factory.ingest()
     root = Path(factory.books.storage.root)
-    text = told(ANN)[0]["text"]
+    text = told_by(ANN)[0]["text"]
     orphan = root / "corpus" / "0123456789abcdef" / "train-00000.parquet"
     old = Path(corpus.uri) / ".train-00000.parquet.0123456789ab"
     young = root / "parts" / ".train.arrow.ba9876543210"
@@ -212,13 +216,20 @@ def test_the_log_loses_what_a_user_asked_and_said_and_keeps_what_others_did(fact
     ask(books, "cmpl-1", ANN, "the question of ann 1", corrected_by=BOB)
     ask(books, "cmpl-2", BOB, "the question of bob 2", corrected_by=ANN)
     ask(books, "cmpl-3", BOB, "the question of bob 3", corrected_by=BOB)
+    ask(books, "cmpl-4", None, "the question of ann 4, who did not say so")
+    books.feedback.record(Feedback(completion="cmpl-4", idempotency_key="4", user=ANN, score=0.5))
+    ask(books, "cmpl-5", None, "the question of nobody 5, of which two said something")
+    for user in (ANN, BOB):
+        books.feedback.record(Feedback(completion="cmpl-5", idempotency_key=f"5 {user}", user=user, score=0.5))
     assert books.feedback.seal(batch_rows=3, batch_after_s=None) == 1
     batch = books.feedback.publish(1, books.artifacts)
 
     done = factory.forget(f"user = {ANN}")
 
     assert done.left == []
-    assert (done.places["completions"], done.places["feedback"], done.places["batches"]) == (1, 2, 2)
+    assert (done.places["completions"], done.places["feedback"], done.places["batches"]) == (2, 4, 2)
+    assert books.feedback.feedback_keys() == {"cmpl-3", f"5 {BOB}"}
+    assert books.feedback.completion("cmpl-5") is not None
     assert [c.completion for c in books.feedback.corrections()] == ["cmpl-3"]
     assert books.feedback.completion("cmpl-2") is not None
     again = books.feedback.publish(1, books.artifacts)
@@ -328,6 +339,79 @@ def test_on_postgresql_nothing_is_left_in_the_tables(config_file: Path, postgres
                 assert ANN not in text and "question of ann" not in text, table
 
 
+def test_traffic_goes_on_meanwhile_and_loses_nothing(factory: Factory) -> None:
+    books = Books(factory.config)
+    for number in range(40):
+        ask(books, f"cmpl-{number}", ANN if number % 2 else BOB, f"question {number}", corrected_by=BOB)
+    ended, acknowledged = threading.Event(), []
+
+    def traffic() -> None:
+        for number in count(100):
+            if ended.is_set():
+                return
+            user = ANN if number % 10 == 0 else BOB
+            ask(books, f"cmpl-{number}", user, f"question {number}", corrected_by=user)
+            acknowledged.append((f"cmpl-{number}", user))
+
+    thread = threading.Thread(target=traffic)
+    thread.start()
+    try:
+        factory.forget(f"user = {ANN}")
+    finally:
+        ended.set()
+        thread.join()
+    again = factory.forget(f"user = {ANN}")
+
+    assert again.left == []
+    assert len(acknowledged) > 1
+    told = {c.completion for c in books.feedback.corrections()}
+    assert told >= {name for name, user in acknowledged if user == BOB}
+    assert not told & {name for name, user in acknowledged if user == ANN}
+    books.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_commit", [False, True])
+def test_killed_at_any_write_it_finishes_when_it_is_run_again(
+    config_file: Path, tmp_path: Path, after_commit: bool
+) -> None:
+    """Of rows, the log and files: each write once, from the same beginning."""
+    with Factory(Config.from_yaml(config_file)) as factory:
+        corpus = factory.ingest()
+        ask(factory.books, "cmpl-1", ANN, "the question of ann 1", corrected_by=BOB)
+        ask(factory.books, "cmpl-2", BOB, "the question of bob 2", corrected_by=ANN)
+        factory.books.feedback.seal(batch_rows=2, batch_after_s=None)
+        factory.books.feedback.publish(1, factory.books.artifacts)
+        root = Path(factory.books.storage.root)
+    begun = tmp_path / "begun"
+    shutil.copytree(root, begun)
+    places: list[dict[str, int]] = []
+    for dies_at in count(1):
+        shutil.rmtree(root)
+        shutil.copytree(begun, root)
+        with Factory(Config.from_yaml(config_file)) as factory:
+            try:
+                mortal(factory, dies_at, after_commit=after_commit).forget(f"user = {ANN}")
+                break
+            except Death:
+                pass
+        with Factory(Config.from_yaml(config_file)) as factory:
+            told = factory.forget(f"user = {ANN}")
+            # Killed after the very last write there is nothing left to do, and it says so.
+            assert told.left == [], dies_at
+            ended = factory.books.erasures.all()
+            assert [each.state for each in ended] == ["ended"], dies_at
+            assert factory.check_forgotten(ended[0].id).faults == [], dies_at
+            left = factory.books.artifacts.left_of(Corpus, corpus.id)
+            assert left.figures["rows_erased"] == len(told_by(ANN)), dies_at
+            found = ended[0].found["places"]
+            places.append({name: sum(each.values()) for name, each in found.items() if name != "parts"})
+            factory.books.close()
+            assert places_of(root, [ANN, "question of ann", *(row["text"] for row in told_by(ANN))]) == [], dies_at
+    assert len(places) > 15
+    assert all(each == places[0] for each in places)
+
+
 # ── the proof, by the command ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -344,7 +428,7 @@ def test_the_proof_holds_and_a_changed_one_does_not(
     status, out, err = command("forget", "--check", str(proof))
     assert (status, out.splitlines()[0]) == (0, f"{done['erasure']} holds."), out + err
     text = proof.read_text(encoding="utf-8")
-    assert ANN not in text and not [row for row in told(ANN) if row["text"] in text]
+    assert ANN not in text and not [row for row in told_by(ANN) if row["text"] in text]
 
     document = json.loads(text)
     for name, value in (("places", {}), ("rows", document["rows"][1:]), ("ended_at", "2020-01-01T00:00:00Z")):
