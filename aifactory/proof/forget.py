@@ -80,7 +80,8 @@ class Forgotten:
     def lines(self) -> list[str]:
         """The report as text."""
         if not self.places and not self.releases and self.proof is None and not self.left:
-            return ["No row is meant by that; nothing was erased."]
+            before = "" if self.erasure is None else f" What was there before fell to {self.erasure}."
+            return [f"No row is meant by that; nothing was erased.{before}"]
         would = "would be erased" if self.dry_run else "erased"
         lines = [f"{count:>9,}  {place}, {would}" for place, count in self.places.items()]
         if self.releases:
@@ -111,7 +112,7 @@ def forget_rows(books: Books, where: str, *, turn: Turn, dry_run: bool = False) 
     if open_one is None or dry_run:
         found = Eraser(books, meant, None).go_through()
         if dry_run or not found.num_things:
-            return _would(books, found, open_one)
+            return _would(books, found, open_one or books.erasures.last(str(meant)))
     return _Forgetting(books, meant, turn).to_the_end()
 
 

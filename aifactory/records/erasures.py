@@ -109,11 +109,16 @@ class Erasures:
 
     def open(self, where: str) -> Erasure | None:
         """The erasure of what `where` says that was begun and has not ended."""
+        found = self.last(where)
+        return None if found is None or found.state == "ended" else found
+
+    def last(self, where: str) -> Erasure | None:
+        """The last erasure of what `where` says."""
         keyed = self.keyed()
         if keyed is None:
             return None
         where_hash = keyed.of("where", where)
-        return next((e for e in self.all() if e.where_hash == where_hash and e.state != "ended"), None)
+        return next((each for each in reversed(self.all()) if each.where_hash == where_hash), None)
 
     def get(self, erasure_id: str) -> Erasure | None:
         """The erasure of this id."""

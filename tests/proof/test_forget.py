@@ -239,7 +239,9 @@ def test_the_proof_of_a_retrain_holds(done: Done, after: Factory) -> None:
     proof = json.loads(Path(str(done.told.proof)).read_text(encoding="utf-8"))
     assert proof["successor"]["release"] == "small-r3"
     assert list(proof["releases"]) == ["small-r2"]
-    assert after.forget(f'user = "{USER}"').lines() == ["No row is meant by that; nothing was erased."]
+    assert after.forget(f'user = "{USER}"').lines() == [
+        f"No row is meant by that; nothing was erased. What was there before fell to {done.told.erasure}."
+    ]
 
 
 @pytest.mark.slow
