@@ -764,6 +764,8 @@ class Eraser:
         self.found.add(place, "/".join(parts), 0)
         if self.erasure is None:
             return
+        with self.books.database.write(serialize=True) as connection:
+            self.books.erasures.note(connection, self.erasure.id, "places", place, "/".join(parts), value=0)
         for name in self.storage.names(*parts, hidden=True):
             if name != keep:
                 self.storage.delete_any(*parts, name)
