@@ -45,6 +45,7 @@ VERBS = {
     "explain": "a cycle: what came in, was rejected, trained, found, decided and spent; also as a page",
     "diff": "two releases side by side: data, recipe, scores, answers",
     "audit": "who or what did what, in a chain of lines in which a changed one is found",
+    "forget": "erase rows from everything that holds them, retrain without them, and write a proof",
 }
 
 
@@ -194,6 +195,13 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--limit", type=int, default=20, metavar="N", help="most lines that are shown; 20 by default"
             )
+        if verb == "forget":
+            asked = sub.add_mutually_exclusive_group(required=True)
+            asked.add_argument("--check", metavar="PROOF", help="does this proof, a file or an id, hold?")
+            asked.add_argument(
+                "--where", help="which rows: FIELD = VALUE [and ...]; fields: user, key, source, label, id"
+            )
+            sub.add_argument("--dry-run", action="store_true", help="say what would be erased, and change nothing")
         if verb == "improve":
             sub.add_argument("--once", action="store_true", help="say what would be decided now, and change nothing")
     config = verbs.add_parser("config", help="about configurations")
@@ -272,6 +280,10 @@ def _run_verb(factory: Factory, arguments: argparse.Namespace, results: TextIO) 
             expect=arguments.expect,
             limit=arguments.limit,
         )
+    if verb == "forget":
+        if arguments.check is not None:
+            return factory.check_forgotten(arguments.check)
+        return factory.forget(arguments.where, dry_run=arguments.dry_run)
     if verb == "restore":
         return factory.restore(arguments.rule, corpus=arguments.corpus)
     if verb == "improve" and arguments.once:

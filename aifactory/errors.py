@@ -7,6 +7,7 @@
     ├── PlacementError         the cluster can't hold what the configuration asks for
     ├── TaskError              a task did not end: its worker died again and again
     ├── StorageError           the storage root or an artifact in it is not as expected
+    │   └── ErasedError        what was asked for was erased because somebody asked to be forgotten
     ├── StateError             the SQL database is not as expected
     │   └── FencedError        a newer attempt at the same cycle has taken over
     ├── EmptyCorpusError       no row was left to train or to evaluate on
@@ -51,6 +52,10 @@ class TaskError(AIFactoryError):
 
 class StorageError(AIFactoryError):
     """The storage root, or an artifact in it, is not as expected."""
+
+
+class ErasedError(StorageError):
+    """What was asked for was erased (`aifactory forget`); what is left of it has another name."""
 
 
 class StateError(AIFactoryError):

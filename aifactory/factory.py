@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from aifactory.proof.audit import AuditReport
     from aifactory.proof.diff import ReleaseDiff
     from aifactory.proof.explain import CycleStory
+    from aifactory.proof.forget import Forgotten
+    from aifactory.proof.forget_check import ProofCheck
     from aifactory.proof.verify import Verification
     from aifactory.records.lineage import LineageNode
     from aifactory.report import Report
@@ -355,6 +357,18 @@ class Factory:
 
         return verify_release(self.books, release, run_tasks=self._run_tasks, from_scratch=from_scratch)
 
+    def forget(self, where: str, *, dry_run: bool = False) -> Forgotten:
+        """Rows that somebody asked to forget erased from everything, with all that learnt from them; with a proof."""
+        from aifactory.proof.forget import forget_rows
+
+        return forget_rows(self.books, where, turn=lambda cycle: self.turn_begun(cycle.trigger), dry_run=dry_run)
+
+    def check_forgotten(self, proof: str) -> ProofCheck:
+        """Whether a proof of `forget`, a file or an id, is as it was written and still true."""
+        from aifactory.proof.forget_check import check_proof
+
+        return check_proof(self.books, proof)
+
     # ── cycles ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @cached_property
@@ -381,6 +395,10 @@ class Factory:
         restored = self._restored()
         models = self._corpora.step_models.now()
         inputs = [sources_digest, *(f"{corpus}:{rule}" for corpus, rule in restored)]
+        # What was erased does not come back: without it the same sources ask for another release.
+        tombstones = self._corpora.tombstones()
+        erased = "" if tombstones is None else tombstones.digest(source.name for source in self.config.ingest.sources)
+        inputs += [f"erased:{erased}"] if erased else []
         # A folder is what it holds. A release is what it is called, as for model.base: what this cycle itself puts into
         # production would else begin the next.
         inputs += [name if name.startswith(REFERENCE) else digest for name, digest in models]
@@ -423,7 +441,7 @@ class Factory:
             same = bound.kind == "run" and bound.sources_digest == sources_digest
             same = same and _asked(bound.models) == _asked(models)
             if same and cycle.recipe["ingest"] == ingest and [*map(tuple, bound.restored)] == list(restored):
-                return list(bound.holdouts)
+                return self.books.journal.left_of(bound.holdouts)
         return self.books.journal.corpora()
 
     def _restored(self) -> list[tuple[str, str]]:
@@ -447,6 +465,8 @@ class Factory:
     def _ingest(self, cycle: Cycle) -> list[Corpus]:
         """The corpora of the parent first: what it has trained on is replayed. Then what is new."""
         artifacts = self.books.artifacts
+        if cycle.bound.corpora:  # what an erasure has left, of whose sources nothing is read
+            return [artifacts.get(Corpus, corpus_id) for corpus_id in cycle.bound.corpora]
         parent = self._parent(cycle)
         seen = {} if parent is None or cycle.bound.kind == "run" else self._trained_on(parent)
         corpora = [artifacts.get(Corpus, corpus_id) for corpus_id in seen]
@@ -514,13 +534,15 @@ class Factory:
     def _promote(self, cycle: Cycle, model: Model, scorecard: Scorecard, *, of: int) -> Release | Reject:
         """Judge, then apply the verdict in one transaction. The model was chosen `of` so many.
 
-        Where there is a release to compare it with in use, and that is asked for, it goes on trial first.
+        Where there is a release to compare it with in use, and that is asked for, it goes on trial first; not where it is to
+        replace one that must not go on: the successor of an erasure.
         """
         evidence = evidence_of_best(self.books.storage, scorecard, self.config.evaluate, of=of)
         verdict = judge(evidence, self.config.promote)
         decision = verdict.to_json()
         trial = self.config.improve.trial
-        if isinstance(verdict, Promote) and trial is not None and cycle.bound.champion is not None:
+        is_compared_in_use = cycle.bound.champion is not None and cycle.bound.replaces is None
+        if isinstance(verdict, Promote) and trial is not None and is_compared_in_use:
             kind, share = trial.steps[0]
             release = self.books.registry.begin_trial(
                 cycle, kind, share=share, by=trial.by, model=model.id, scorecard=scorecard.id, decision=decision
@@ -569,7 +591,7 @@ class Factory:
         """The token sets that a model was trained on, by the id of their corpus."""
         ids = [input_id for input_id in model.record.inputs if input_id.startswith("tokens/")]
         token_sets = [self.books.artifacts.get(TokenSet, token_id) for token_id in ids]
-        return {tokens.record.inputs[0]: tokens for tokens in token_sets}
+        return {self.books.artifacts.left_of(Corpus, tokens.record.inputs[0]).id: tokens for tokens in token_sets}
 
     def _fits(self, tokens: TokenSet) -> bool:
         """Whether a token set was packed for the objective that is asked for now."""
@@ -582,6 +604,11 @@ class Factory:
             return self.config.train.recipes(), [1.0]
         recipe = self.config.train.model_copy(update={"candidates": ()})
         retrain = self.config.improve.retrain
+        rows = sum(tokens.num_rows for tokens in feedback)
+        shares = [retrain.feedback_share * tokens.num_rows / rows for tokens in feedback]
+        shares = [1 - retrain.feedback_share, *shares]
+        if cycle.bound.kind == "forget" and cycle.bound.parent is None:
+            return [recipe], shares  # all from the beginning: as long as a first training is
         recipe = recipe.model_copy(
             update={
                 "max_steps": retrain.max_steps,
@@ -590,9 +617,7 @@ class Factory:
                 "seed": recipe.seed + len(feedback),
             }
         )
-        rows = sum(tokens.num_rows for tokens in feedback)
-        shares = [retrain.feedback_share * tokens.num_rows / rows for tokens in feedback]
-        return [recipe], [1 - retrain.feedback_share, *shares]
+        return [recipe], shares
 
     def _user_texts(self) -> list[tuple[str, str]]:
         """What the simulated users know, a user for each text."""

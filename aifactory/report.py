@@ -140,6 +140,8 @@ def lineage_of(books: Books, subject: str) -> LineageNode:
                 name = f"{adapter['name']} {adapter['digest'][:16]}"
                 parents.append(_node(name, "adapter", *([] if made is None else [made])))
             return _node(subject, "completion", *parents)
+        if (erasure := books.erasures.of_completion(subject)) is not None:
+            return _node(f"{subject} (erased by {erasure})", "completion")
     for release in books.registry.releases():
         if release.name == subject:
             parents = [tree for tree in map(books.lineage.tree, (release.model, release.scorecard)) if tree is not None]

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from aifactory.errors import ConfigError, StateError, StorageError
+from aifactory.errors import ConfigError, ErasedError, StateError, StorageError
 from aifactory.records.artifacts import Corpus, Model, TokenSet
 from aifactory.records.books import Books
+from aifactory.records.lineage import LineageNode
 from aifactory.records.registry import Release
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class TraceReport:
     """Rows that share any span that was found."""
     left_out: int
     """Places of the text's commonest runs that were not compared."""
+    erased: Sequence[str] = ()
+    """What can't be searched or named any more, since somebody asked to forget it, and by which erasure."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,6 +86,7 @@ class TraceReport:
                 f"{row.source}:{row.origin}:{row.position} from token {row.row_token}  (id {row.id}, {row.corpus})",
                 f"    {span if len(span) <= _SHOWN_CHARS else span[: _SHOWN_CHARS - 1] + '…'}",
             ]
+        lines += [f"Erased: {each}" for each in self.erased]
         if self.left_out:
             lines.append(
                 f"{self.left_out:,} places of the commonest runs were not compared: rows that share nothing but those may be "
@@ -113,9 +117,20 @@ def trace_text(
     if completion is None:
         assert text is not None
         searched = _release_named(books, release)
+    elif (erasure := books.erasures.of_completion(completion)) is not None:
+        return TraceReport(
+            release=None,
+            completion=completion,
+            token_sets=(),
+            text_tokens=0,
+            rows=(),
+            num_rows=0,
+            left_out=0,
+            erased=[f"the answer {completion} itself, by {erasure}"],
+        )
     else:
         text, searched = _answer_of(books, completion)
-    token_sets = _token_sets(books, searched)
+    token_sets, erased = _token_sets(books, searched)
     num_rows = left_out = text_tokens = 0
     rows: list[tuple[SharingRow, TokenSet, TextTokenizer, list[int]]] = []
     for tokens in token_sets:
@@ -140,6 +155,7 @@ def trace_text(
         rows=_named(books, rows[:limit]),
         num_rows=num_rows,
         left_out=left_out,
+        erased=erased,
     )
 
 
@@ -172,16 +188,47 @@ def _answer_of(books: Books, completion_id: str) -> tuple[str, Release]:
     return completion.answer, release
 
 
-def _token_sets(books: Books, release: Release | None) -> list[TokenSet]:
-    """What the model of a release was trained on, and what its ancestors were; the newest token set without a release."""
+def _token_sets(books: Books, release: Release | None) -> tuple[list[TokenSet], list[str]]:
+    """What the model of a release was trained on, and what its ancestors were; the newest token set without a release. And what
+    of it was erased: then what is left of its corpus is searched, where a token set was made of it since."""
     if release is None:
         made = [event.subject for event in books.journal.events(event="tokenized") if event.subject is not None]
         if not made:
             raise StateError(
                 f"expected a token set of the factory {books.config.name}, found none; run: aifactory tokenize CONFIG."
             )
-        return [books.artifacts.get(TokenSet, made[-1])]
-    return token_sets_of(books, release)
+        erased = books.journal.erased()
+        left = [token_id for token_id in made if token_id not in erased]
+        return ([books.artifacts.get(TokenSet, left[-1])] if left else []), []
+    try:
+        return token_sets_of(books, release), []
+    except ErasedError:
+        tree = books.lineage.tree(release.model)
+        if tree is None:
+            raise
+        return _of_tree(books, tree)
+
+
+def _of_tree(books: Books, model: LineageNode) -> tuple[list[TokenSet], list[str]]:
+    """The token sets below a model as the books tell of them, since its own record may be gone."""
+    found: dict[str, TokenSet] = {}
+    told: dict[str, None] = {}
+    models = [model]
+    for node in models:
+        models += [parent for parent in node.parents if parent.kind == Model.kind and parent not in models]
+        for tokens in (parent for parent in node.parents if parent.kind == TokenSet.kind):
+            erased = books.artifacts.erased(tokens.id)
+            if erased is None:
+                found[tokens.id] = books.artifacts.get(TokenSet, tokens.id)
+                continue
+            (corpus,) = (parent.id for parent in tokens.parents if parent.kind == Corpus.kind)
+            gone = books.artifacts.erased(corpus)
+            rows = 0 if gone is None else sum(gone.rows.values())
+            told[f"{rows:,} rows of {corpus}, of which {tokens.id} was made, by {erased.erasure}"] = None
+            for left in books.lineage.children(*books.journal.left_of([corpus]), kind=TokenSet.kind):
+                if books.artifacts.erased(left) is None:
+                    found[left] = books.artifacts.get(TokenSet, left)
+    return list(found.values()), list(told)
 
 
 def token_sets_of(books: Books, release: Release) -> list[TokenSet]:
@@ -226,7 +273,7 @@ def _named(books: Books, found: Sequence[tuple[SharingRow, TokenSet, TextTokeniz
     """The rows with what the corpus says of where they come from."""
     from aifactory.tokens.pipeline import part_of
 
-    corpora = {tokens.id: books.artifacts.get(Corpus, tokens.record.inputs[0]) for _, tokens, _, _ in found}
+    corpora = {tokens.id: books.artifacts.left_of(Corpus, tokens.record.inputs[0]) for _, tokens, _, _ in found}
     wanted: dict[tuple[str, str], set[str]] = {}
     for row, tokens, _, _ in found:
         wanted.setdefault((tokens.id, row.shard), set()).add(row.row)

@@ -156,11 +156,12 @@ class Evaluation:
             log_event("sealed", batch=number)
 
     def _published_batches(self) -> list[FeedbackBatch]:
-        """As `published_batches`; what is sealed never changes, so each is read once."""
-        for number in self.books.feedback.sealed():
-            if number not in self._batches:
+        """As `published_batches`; what is sealed never changes unless rows of it are erased, so each is read once."""
+        sealed, erased = self.books.feedback.sealed(), self.books.journal.erased()
+        for number in sealed:
+            if number not in self._batches or self._batches[number].id in erased:
                 self._batches[number] = _publish(self.books, number)
-        return [self._batches[number] for number in sorted(self._batches)]
+        return [self._batches[number] for number in sealed]
 
     def _begin(self, decision: Retrain, seen: Observation, batches: Sequence[FeedbackBatch]) -> None:
         """Bind the cycle to what it reads. The same decision about the same things names the same cycle."""
@@ -243,8 +244,9 @@ def observe(books: Books, batches: Sequence[FeedbackBatch]) -> Observation:
     running = next((cycle.trigger for cycle in cycles if _is_awaited(cycle, release)), None)
     ended = [cycle.closed_at for cycle in cycles if cycle.closed_at is not None and cycle.bound.kind == "drift"]
     withdrawn = [entry.at for entry in books.registry.trial_entries() if entry.quarantined]
-    read = {batch for cycle in cycles for batch in cycle.bound.batches}
-    standard = None if release is None else standard_of(books.artifacts.get(Scorecard, release.scorecard))
+    bound = {batch for cycle in cycles for batch in cycle.bound.batches}
+    read = bound | set(books.journal.left_of(bound))
+    standard = None if release is None else standard_of(books.artifacts.left_of(Scorecard, release.scorecard))
     kept = [] if release is None else books.feedback.scores(metric=BITS, release=release.number)
     scores = [score for score in kept if score.weight > 0]
     limit = (standard or 0.0) * (1 + policy.tolerance)
@@ -297,7 +299,8 @@ def _is_awaited(cycle: Cycle, production: Release | None) -> bool:
     """
     if cycle.state != "running" or cycle.bound.kind == "drift":
         return cycle.state in ("running", "trial")
-    return cycle.attempt > 0 and cycle.bound.champion == (None if production is None else production.number)
+    serves = cycle.bound.replaces or cycle.bound.champion
+    return cycle.attempt > 0 and serves == (None if production is None else production.number)
 
 
 def _kind(release: str | None, decision: Mapping[str, Any]) -> tuple[str | None, str, str]:

@@ -6,7 +6,8 @@ Writes   corpus/<fp>/train-*.parquet, holdout-*.parquet   the rows that are kept
          corpus/<fp>/index-*.arrow                        ids, contents and signatures of the kept rows (see `index`)
          corpus/<fp>/README.md                            the dataset card
          corpus/<fp>/report.html                          the same for a person who has a minute, with pictures
-Law      rows_in == rows_kept + rows_rejected. A piece depends on the data alone, so that the bytes never depend on the
+Law      rows_in == rows_kept + rows_rejected + rows_erased: what somebody asked to forget comes in and goes no further,
+         neither as a row nor in the ledger. A piece depends on the data alone, so that the bytes never depend on the
          number of workers.
 Raises   EmptyCorpusError, ConfigError.
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,7 @@ from aifactory.ingest.listing import Piece
 from aifactory.ingest.model_scores import StepModel
 from aifactory.ingest.readers import read_piece
 from aifactory.ingest.steps import Broken, Figures, apply_steps, reject_empty, step_recipes
+from aifactory.records.erasures import Kind, Tombstones
 from aifactory.records.identity import fingerprint, hash_text
 from aifactory.records.parts import Part, PartStore, made
 from aifactory.records.rows import (
@@ -55,7 +57,7 @@ from aifactory.records.rows import (
 )
 from aifactory.records.storage import Storage, StoredFile
 
-CODE_VERSION = 4
+CODE_VERSION = 5
 _SIDES = ("train", "holdout")
 _EXAMPLES = 3
 _EXAMPLE_CHARS = 400
@@ -88,6 +90,8 @@ class Work:
     restored: Mapping[str, frozenset[str]]
     """By rule the keys of rows that a person has brought back."""
     storage: Storage
+    tombstones: Tombstones | None = None
+    """What was erased and may not come back."""
 
     @classmethod
     def of(
@@ -97,6 +101,7 @@ class Work:
         *,
         restored: Mapping[str, frozenset[str]] | None = None,
         models: Mapping[str, StepModel] | None = None,
+        tombstones: Tombstones | None = None,
     ) -> Work:
         """The work that a configuration asks for. Raises ConfigError for a function that is not there."""
         return cls(
@@ -109,7 +114,13 @@ class Work:
             holdout_strata=recipe.holdout_strata,
             restored=restored or {},
             storage=storage,
+            tombstones=tombstones,
         )
+
+    def erased_of(self, sources: Iterable[str]) -> dict[str, str]:
+        """What of erasures bears the identity of what is made of these sources: nothing where nothing was erased from them."""
+        digest = "" if self.tombstones is None else self.tombstones.digest(sources)
+        return {"erased": digest} if digest else {}
 
     def identity(self, piece: Piece) -> str:
         """The fingerprint of what is made of one piece."""
@@ -121,6 +132,7 @@ class Work:
             "restored": {rule: sorted(keys) for rule, keys in sorted(self.restored.items())},
             "source": piece.source,
             "keyed_by_file": piece.keyed_by_file,
+            **self.erased_of([piece.source]),
         }
         return fingerprint(stage="ingest-part", code_version=CODE_VERSION, recipe=recipe, inputs=[piece.digest])
 
@@ -187,17 +199,22 @@ def _read_part(identity: str, work: Work, piece: Piece) -> None:
     kept: list[pa.Table] = []
     ledger: list[pa.Table] = []
     figures = Figures()
-    rows_in = 0
+    rows_in = rows_erased = 0
     for block in read_piece(piece):
         rows_in += block.rows.num_rows + len(block.malformed)
         if block.malformed:
-            ledger.append(pa.Table.from_pylist([line.to_ledger() for line in block.malformed], LEDGER_SCHEMA))
+            lines = pa.Table.from_pylist([line.to_ledger() for line in block.malformed], LEDGER_SCHEMA)
+            ledger.append(_not_erased(lines, "row", "id", piece.source, work))
+            rows_erased += len(block.malformed) - ledger[-1].num_rows
         rows = assign_keys(
             block.rows,
             source=piece.source,
             keyed_by_file=piece.keyed_by_file,
             holdout_share=_holdout_shares(block.rows, piece.source, work),
         )
+        rows_read = rows.num_rows
+        rows = _not_erased(rows, "key", "key", piece.source, work)
+        rows_erased += rows_read - rows.num_rows
         rows, empty = reject_empty(rows)
         rows, broken = apply_steps(rows, work.steps, figures, restored=work.restored, models=work.models)
         ledger += [_ledger_of(some) for some in (empty, *broken) if some.rules]
@@ -205,9 +222,15 @@ def _read_part(identity: str, work: Work, piece: Piece) -> None:
     rows = pa.concat_tables(kept) if kept else CORPUS_SCHEMA.empty_table()
     rejected = pa.concat_tables(ledger) if ledger else LEDGER_SCHEMA.empty_table()
     sides = [rows.filter(pc.equal(rows["side"], side)) for side in _SIDES]
-    _publish(
-        work, identity, sides, rejected, None, {"rows_in": rows_in, "steps": [dict(step) for step in figures.steps]}
-    )
+    counted = {"rows_in": rows_in, "rows_erased": rows_erased, "steps": [dict(step) for step in figures.steps]}
+    _publish(work, identity, sides, rejected, None, counted)
+
+
+def _not_erased(rows: pa.Table, kind: Kind, column: str, source: str, work: Work) -> pa.Table:
+    """The rows that nobody asked to forget; the others are not even told of in the ledger."""
+    if work.tombstones is None or source not in work.tombstones.by_source:
+        return rows
+    return rows.filter(pa.array(work.tombstones.keep(kind, source, rows[column].to_pylist()), pa.bool_()))
 
 
 def _holdout_shares(rows: pa.Table, source: str, work: Work) -> npt.NDArray[np.float64]:
@@ -348,7 +371,7 @@ def _sum_up(pieces: Sequence[Piece], work: Work, parts: Sequence[Part], whole: S
             name: sum(part.figures[name] for part in whole)
             for name in ("rows_kept", "rows_rejected", "rows_holdout", "bytes_kept")
         },
-        "rows_erased": 0,
+        "rows_erased": sum(part.figures["rows_erased"] for part in parts),
         **{name: _added(part.figures[name] for part in whole) for name in ("rejected_by_rule", "languages", "labels")},
         "lengths": dict(
             sorted(_added(part.figures["lengths"] for part in whole).items(), key=lambda item: int(item[0]))
@@ -371,8 +394,45 @@ def _sum_up(pieces: Sequence[Piece], work: Work, parts: Sequence[Part], whole: S
         "pieces": len(pieces),
         "source_files": sum(piece.num_files for piece in pieces),
     }
-    assert figures["rows_in"] == figures["rows_kept"] + figures["rows_rejected"], figures
+    assert figures["rows_in"] == sum(figures[f"rows_{what}"] for what in ("kept", "rejected", "erased")), figures
     return figures
+
+
+def counted_again(
+    figures: Mapping[str, Any],
+    parts: Iterable[tuple[pa.Table, pa.Table, pa.Table]],
+    *,
+    erased: int,
+    gone: Callable[[str], bool],
+) -> dict[str, Any]:
+    """The figures of a corpus from which rows were erased.
+
+    parts    what is left, part by part: rows that train, rows that are held out, the ledger
+    erased   how many rows are gone that were there
+    gone     whether the row of this id is
+    """
+    whole = [_counted((train, holdout), rejected, ()) for train, holdout, rejected in parts]
+    kept, rejected = (_added(part[f"{side}_by_source"] for part in whole) for side in ("kept", "rejected"))
+    examples = {
+        rule: left
+        for rule, rows in figures["examples"].items()
+        if (left := [row for row in rows if not gone(row["id"])])
+    }
+    return {
+        **figures,
+        **{
+            name: sum(part[name] for part in whole)
+            for name in ("rows_kept", "rows_rejected", "rows_holdout", "bytes_kept")
+        },
+        "rows_erased": figures["rows_erased"] + erased,
+        **{name: _added(part[name] for part in whole) for name in ("rejected_by_rule", "languages", "labels")},
+        "lengths": dict(sorted(_added(part["lengths"] for part in whole).items(), key=lambda item: int(item[0]))),
+        "sources": {
+            source: {"kept": kept.get(source, 0), "rejected": rejected.get(source, 0)} for source in figures["sources"]
+        },
+        "strata": _strata_of(_added(part["strata"] for part in whole)),
+        "examples": examples,
+    }
 
 
 def _strata_of(counted: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -176,7 +176,7 @@ def diff_releases(
     models = [books.artifacts.get(Model, release.model) for release in releases]
     trained_on = [token_sets_of(books, release) for release in releases]
     corpora = [
-        [books.artifacts.get(Corpus, tokens.record.inputs[0]) for tokens in token_sets] for token_sets in trained_on
+        [books.artifacts.left_of(Corpus, tokens.record.inputs[0]) for tokens in token_sets] for token_sets in trained_on
     ]
     cards = [_scorecard(books, release) for release in releases]
     tasks = asked if asked is not None else _held_out(books, corpora[1], limit)
@@ -214,7 +214,7 @@ def _side(release: Release, model: Model, corpora: Sequence[Corpus]) -> Side:
 
 
 def _scorecard(books: Books, release: Release) -> Scorecard:
-    return books.artifacts.get(Scorecard, release.scorecard)
+    return books.artifacts.left_of(Scorecard, release.scorecard)
 
 
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from aifactory.errors import ConfigError, StorageError
 from aifactory.records.artifacts import Corpus
 from aifactory.records.books import Books
-from aifactory.records.journal import Cycle, Event
+from aifactory.records.journal import ERASED, Cycle, Event
 from aifactory.records.lineage import LineageNode
 
 _STAGES = ("ingested", "tokenized", "trained", "evaluated")
@@ -42,6 +42,10 @@ class CorpusStory:
     """Names of the steps that looked at the rows."""
     page: str
     """Where its page lies, for a person to open."""
+    erased_by: str | None = None
+    """The erasure by which rows of it are gone, and the page with them; what is left is `left`."""
+    erased_rows: int = 0
+    left: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +161,11 @@ class CycleStory:
             lines.append(
                 f"  {came:<11} {of}: {corpus.rows_in:,} rows, {corpus.rows_kept:,} kept ({corpus.rows_holdout:,} held out), "
                 f"{corpus.rows_rejected:,} rejected ({corpus.id})"
+                + (
+                    f"; {corpus.erased_rows:,} of them erased by {corpus.erased_by}, what is left is {corpus.left or 'nothing'}"
+                    if corpus.erased_by is not None
+                    else ""
+                )
             )
         lines += [f"  rejected    {number:,} {rule}" for rule, number in self.rejected_by_rule.items()]
         for each in self.trainings:
@@ -267,6 +276,8 @@ def _story(books: Books, cycle: Cycle) -> CycleStory:
 
 
 def _why_begun(cycle: Cycle, events: Sequence[Event]) -> list[str]:
+    if cycle.bound.kind == "forget":
+        return ["the release in production had learnt from rows that were erased"]
     if cycle.bound.kind != "drift":
         return ["a command asked for a release of these sources by this recipe"]
     begun = next((e.seq for e in events if e.event == "cycle_begun" and e.trigger == cycle.trigger), None)
@@ -282,6 +293,7 @@ def _why_begun(cycle: Cycle, events: Sequence[Event]) -> list[str]:
 def _corpora(books: Books, events: Sequence[Event], made: Sequence[Event], models: Iterable[str]) -> list[CorpusStory]:
     """Those that the cycle made, and those of its models that were there before, oldest first."""
     ingested = {e.subject: e for e in events if e.event == "ingested" and e.subject}
+    erased = {e.subject: e.detail for e in events if e.event == ERASED and "successor" in e.detail}
     new = {event.subject for event in made if event.event == "ingested"}
     trees = [tree for tree in map(books.lineage.tree, models) if tree is not None]
     used = {corpus for tree in trees for corpus in _corpora_of(tree)} | new
@@ -304,6 +316,9 @@ def _corpora(books: Books, events: Sequence[Event], made: Sequence[Event], model
                 rejected_by_rule=figures["rejected_by_rule"],
                 steps=[step["step"] for step in figures.get("steps", ())],
                 page=books.storage.path(*corpus.split("/"), "report.html"),
+                erased_by=erased[corpus]["erasure"] if corpus in erased else None,
+                erased_rows=sum(erased[corpus]["rows"].values()) if corpus in erased else 0,
+                left=erased[corpus]["successor"] if corpus in erased else None,
             )
         )
     return stories

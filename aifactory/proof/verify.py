@@ -35,7 +35,7 @@ from aifactory.config import (
     Tokenize,
     Train,
 )
-from aifactory.errors import AIFactoryError, ConfigError, StorageError
+from aifactory.errors import AIFactoryError, ConfigError, ErasedError, StorageError
 from aifactory.ingest.listing import Listing, list_pieces
 from aifactory.observe.events import Timer, log_event
 from aifactory.records.artifacts import (
@@ -257,6 +257,10 @@ class _Rebuild:
         kind = artifact_id.partition("/")[0]
         try:
             artifact = self._books.artifacts.get(_NOUNS[kind], artifact_id)
+        except ErasedError as error:
+            erased = self._books.artifacts.erased(artifact_id)
+            assert erased is not None
+            raise _NotRebuildableError(f"erased by {erased.erasure} ({artifact_id})") from error
         except StorageError as error:
             raise _NotRebuildableError(f"{artifact_id} is gone: {error}") from error
         maker = self._makers.get(artifact_id)

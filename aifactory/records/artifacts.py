@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from aifactory.errors import StorageError
+from aifactory.errors import ErasedError, StorageError
 from aifactory.records.identity import canonical_json, hash_text
 from aifactory.records.storage import RECORD_NAME, Storage, StoredFile
 
@@ -151,6 +151,22 @@ class Scorecard(Artifact):
 
 
 Noun = TypeVar("Noun", bound=Artifact)
+ERASED_NAME = "erased.json"
+"""Stands in the folder of an artifact that is gone, in the place of its record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erased:
+    """What is known of an artifact that was erased: no text, and nothing that was computed from any."""
+
+    id: str
+    digest: str
+    erasure: str
+    """The erasure that it fell to, which is also the name of its proof."""
+    successor: str | None
+    """Id of the artifact that holds what is left of it."""
+    rows: Mapping[str, int]
+    """How many rows were erased from it, by side: train, holdout, rejected."""
 
 
 class ArtifactStore:
@@ -186,9 +202,36 @@ class ArtifactStore:
         """The artifact of this id. Raises StorageError if it is not there."""
         kind, _, prefix = artifact_id.partition("/")
         found = self.find(noun, prefix) if kind == noun.kind else None
+        erased = self.erased(artifact_id) if found is None else None
+        if erased is not None:
+            left = "nothing is left of it" if erased.successor is None else f"what is left of it is {erased.successor}"
+            raise ErasedError(
+                f"expected {artifact_id} in {self.storage.root}, found it erased by {erased.erasure}; {left}."
+            )
         if found is None:
             raise StorageError(f"expected {noun.kind} {artifact_id} in {self.storage.root}, found no record of it.")
         return found
+
+    def erased(self, artifact_id: str) -> Erased | None:
+        """What is known of an artifact that was erased; None where it was not."""
+        kind, _, prefix = artifact_id.partition("/")
+        data = self.storage.read_bytes(kind, prefix[:16], ERASED_NAME)
+        return None if data is None else Erased(**json.loads(data))
+
+    def left_of(self, noun: type[Noun], artifact_id: str) -> Noun:
+        """The artifact of this id, or what is left of it. Raises StorageError where nothing is."""
+        while (erased := self.erased(artifact_id)) is not None and erased.successor is not None:
+            artifact_id = erased.successor
+        return self.get(noun, artifact_id)
+
+    def erase(self, erased: Erased) -> None:
+        """Delete all files of an artifact, and say in their place that it was erased. Killed in it, do it again."""
+        kind, _, prefix = erased.id.partition("/")
+        self.storage.write_bytes(json.dumps(asdict(erased), sort_keys=True).encode(), kind, prefix, ERASED_NAME)
+        self.storage.delete_file(kind, prefix, RECORD_NAME)
+        for name in self.storage.names(kind, prefix, hidden=True):
+            if name != ERASED_NAME:
+                self.storage.delete_any(kind, prefix, name)
 
     def publish(self, noun: type[Noun], record: Record) -> Noun:
         """Write the record of an artifact whose files are already there; from then on it exists.

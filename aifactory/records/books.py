@@ -11,6 +11,7 @@ from aifactory.errors import ConfigError
 from aifactory.records.artifacts import ArtifactStore
 from aifactory.records.batch_jobs import BatchQueue
 from aifactory.records.database import Database
+from aifactory.records.erasures import Erasures
 from aifactory.records.feedback import FeedbackLog
 from aifactory.records.journal import ANONYMOUS, Journal
 from aifactory.records.lineage import Lineage
@@ -34,6 +35,7 @@ class Books:
         self.feedback = FeedbackLog(self.journal)
         self.batches = BatchQueue(self.journal, self.storage)
         self.lineage = Lineage(self.journal)
+        self.erasures = Erasures(self.journal)
 
     def __reduce__(self) -> tuple[partial[Books], tuple[Config]]:
         return partial(Books, key_id=self.journal.key_id), (self.resolved_config(),)

@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 
 from aifactory.errors import ConfigError, StateError
 
-SCHEMA_HEAD = "0006"
+SCHEMA_HEAD = "0007"
 """The newest migration; a test holds it against `migrations/versions`."""
 
 # Any number that other programs are unlikely to lock by; PostgreSQL's advisory locks are per database.
@@ -29,6 +29,9 @@ _ADVISORY_LOCK = 0x61_69_66_61
 
 _BUSY_TIMEOUT_S = 30.0
 """How long SQLite waits for another writer."""
+
+_HOLD_TEXT = ("completions", "feedback", "choices", "scores", "batch_lines", "files", "batches", "journal", "cycles")
+"""Tables of which rows are deleted or changed by an erasure."""
 
 # One thread of a process migrates at a time: alembic keeps what it runs on in module globals.
 _opening = threading.Lock()
@@ -94,6 +97,44 @@ class Database:
         """From here on to the end of this transaction no other runs that asks for the same; it may be asked for again."""
         if not self.is_sqlite:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+
+    def shred(self) -> list[str]:
+        """Leave nothing of rows that were deleted in the database's files; what was not reached, in words.
+
+        SQLite: the file is written anew without free pages, and the write-ahead log is cut to nothing. PostgreSQL: each
+        table is written anew, which locks it meanwhile.
+        """
+        if self.is_sqlite:
+            return self._shred_sqlite()
+        with self._explained(), self.engine.connect() as connection:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            for name in _HOLD_TEXT:
+                connection.exec_driver_sql(f"VACUUM FULL {name}")
+        return ["PostgreSQL's write-ahead log, replicas and backups: the server recycles or expires them"]
+
+    def _shred_sqlite(self) -> list[str]:
+        raw = self.engine.raw_connection()
+        try:
+            plain: Any = raw.driver_connection
+            deadline = time.monotonic() + _BUSY_TIMEOUT_S
+            while True:
+                try:
+                    plain.execute("PRAGMA secure_delete=ON").close()
+                    plain.execute("VACUUM").close()
+                    busy = plain.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                except sqlite3.OperationalError as error:
+                    if "locked" not in str(error) and "busy" not in str(error):
+                        raise StateError(f"expected to write {self.url.database} anew, found: {error}.") from error
+                    busy = 1
+                if not busy:
+                    return []
+                if time.monotonic() > deadline:
+                    return [
+                        f"the write-ahead log of {self.url.database}: somebody has read it all the while; run it again"
+                    ]
+                time.sleep(0.05)
+        finally:
+            raw.close()
 
     def close(self) -> None:
         """Close the connections; the next use opens new ones."""

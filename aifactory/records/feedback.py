@@ -229,9 +229,9 @@ class FeedbackLog:
             return number
 
     def sealed(self) -> list[int]:
-        """Numbers of the sealed batches, oldest first."""
+        """Numbers of the sealed batches, oldest first; without those of which all rows were erased."""
         with self.database.read() as connection:
-            query = sa.select(batches.c.number).where(batches.c.factory == self.factory)
+            query = sa.select(batches.c.number).where(batches.c.factory == self.factory, batches.c.rows > 0)
             return [int(number) for number in connection.scalars(query.order_by(batches.c.number))]
 
     def publish(self, number: int, artifacts: ArtifactStore, *, objective: str = "likelihood") -> FeedbackBatch:

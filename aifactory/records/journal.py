@@ -8,7 +8,7 @@ attempt fences the older ones off.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from aifactory.records.tables import cycles, journal
 CycleState = Literal["running", "trial", "promoted", "rejected", "failed"]
 """trial: the gate has let its model pass, which is on trial now; nobody turns it any more, and it has not ended."""
 ANONYMOUS = "anonymous"
+ERASED = "erased"
+"""Event: the artifact `subject` is gone; the detail names the erasure and, as `successor`, what is left of it."""
 TICK_FAILED = "tick_failed"
 """Event: what stops the evaluation actor for now, in the detail's `error`; its next tick tries again."""
 
@@ -32,7 +34,7 @@ TICK_FAILED = "tick_failed"
 class Bound:
     """What a cycle reads; fixed when it begins, so that what arrives later changes nothing."""
 
-    kind: Literal["run", "drift", "request"]
+    kind: Literal["run", "drift", "request", "forget"]
     sources_digest: str
     """Digest of the names and contents of the sources' files."""
     batches: Sequence[str] = ()
@@ -48,6 +50,10 @@ class Bound:
     models: Sequence[tuple[str, str]] = ()
     """What the configuration calls a model that a step of ingest asks, and what that was when the cycle began: the id of a
     model of the registry, or the digest of a folder."""
+    corpora: Sequence[str] = ()
+    """Of a retrain without what was erased: ids of the corpora that are left, instead of sources that are read."""
+    replaces: int | None = None
+    """Of such a retrain: the release in production, which has seen what was erased. It is compared with another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,10 +233,27 @@ class Journal:
             return [_to_event(row) for row in connection.execute(query).mappings()]
 
     def corpora(self) -> list[str]:
-        """Ids of the corpora that cycles have made, in order."""
-        return list(
-            dict.fromkeys(event.subject for event in self.events(event="ingested") if event.subject is not None)
-        )
+        """Ids of the corpora that cycles have made, in order; of one of which rows were erased, what is left."""
+        made = dict.fromkeys(event.subject for event in self.events(event="ingested") if event.subject is not None)
+        erased = self.erased()
+        return [corpus for corpus in made if corpus not in erased]
+
+    def erased(self) -> dict[str, str | None]:
+        """By id of an artifact that was erased the one that holds what is left of it; None where nothing is."""
+        found = {str(e.subject): e.detail["successor"] for e in self.events(event=ERASED) if "successor" in e.detail}
+
+        def last(successor: str | None) -> str | None:
+            while successor in found:
+                successor = found[successor]
+            return successor
+
+        return {artifact: last(successor) for artifact, successor in found.items()}
+
+    def left_of(self, ids: Iterable[str]) -> list[str]:
+        """The same artifacts, and of those that were erased what is left."""
+        erased = self.erased()
+        left = (erased.get(each, each) for each in ids)
+        return list(dict.fromkeys(each for each in left if each is not None))
 
     def audit_within(self, connection: Connection, action: str, *, subject: str, detail: Mapping[str, Any]) -> None:
         """Write who did what, as a part of the transaction that does it; other writers of lines wait for that to end."""

@@ -23,6 +23,8 @@ class LineageNode:
     digest: str | None
     uri: str | None
     parents: tuple[LineageNode, ...]
+    is_erased: bool = False
+    """Somebody asked to forget what it held."""
 
     def to_json(self, shown: set[str] | None = None) -> Mapping[str, Any]:
         """The tree as plain JSON. What is met again has `parents: null`: a tree of n cycles would have 2^n branches."""
@@ -34,6 +36,7 @@ class LineageNode:
             "kind": self.kind,
             "digest": self.digest,
             "uri": self.uri,
+            **({"is_erased": True} if self.is_erased else {}),
             "parents": None if met else [parent.to_json(shown) for parent in self.parents],
         }
 
@@ -45,6 +48,7 @@ class LineageNode:
         while waiting:
             node, depth = waiting.pop()
             digest = f"  sha256 {node.digest[:12]}" if node.digest else ""
+            digest += "  (erased)" if node.is_erased else ""
             met = node.id in shown and bool(node.parents)
             lines.append("  " * depth + node.id + digest + ("  (above)" if met else ""))
             if not met:
@@ -84,16 +88,25 @@ class Lineage:
                 connection.execute(lineage.insert().values(factory=self.factory, child=artifact.id, parent=parent))
             return True
 
+    def children(self, *ids: str, kind: str) -> list[str]:
+        """What of a kind was made from these artifacts."""
+        with self.database.read() as connection:
+            query = sa.select(lineage.c.child).where(lineage.c.factory == self.factory, lineage.c.parent.in_(ids))
+            return sorted(each for each in connection.scalars(query) if each.startswith(f"{kind}/"))
+
     def tree(self, artifact_id: str) -> LineageNode | None:
         """The artifact and, through its inputs, all that it was made from; None if it is not known.
 
         An input that is not indexed is shown too, without digest.
         """
+        erased = frozenset(self.journal.erased())
         with self.database.read() as connection:
-            node = self._node(connection, artifact_id, {})
+            node = self._node(connection, artifact_id, {}, erased)
         return None if node.digest is None else node
 
-    def _node(self, connection: Connection, artifact_id: str, built: dict[str, LineageNode]) -> LineageNode:
+    def _node(
+        self, connection: Connection, artifact_id: str, built: dict[str, LineageNode], erased: frozenset[str]
+    ) -> LineageNode:
         if artifact_id not in built:
             row = (
                 connection.execute(
@@ -114,6 +127,7 @@ class Lineage:
                 kind=artifact_id.partition("/")[0] if row is None else row["kind"],
                 digest=None if row is None else row["digest"],
                 uri=None if row is None else row["uri"],
-                parents=tuple(self._node(connection, parent, built) for parent in parents),
+                parents=tuple(self._node(connection, parent, built, erased) for parent in parents),
+                is_erased=artifact_id in erased,
             )
         return built[artifact_id]

@@ -61,6 +61,8 @@ class Release:
     trigger: str
     """The cycle that made it."""
     created_at: float
+    withdrawn: str | None = None
+    """The erasure for which it may not be served any more, and its model is gone."""
 
     @property
     def name(self) -> str:
@@ -338,16 +340,45 @@ class Registry:
             assert release is not None, trial
             return release
 
+    def withdraw_erased(self, numbers: Iterable[int], *, erasure: str, channel: str = PRODUCTION) -> list[Release]:
+        """Nobody serves these releases any more, nor goes back to them; those that were withdrawn by this call.
+
+        Raises   StateError if one of them is what the channel serves.
+        """
+        wanted = sorted(set(numbers))
+        with self.database.write(serialize=True) as connection:
+            current = self._current(connection, channel)
+            if current is not None and current[1] in wanted:
+                raise StateError(
+                    f"expected another release on the channel {channel} before {self.factory}-r{current[1]} is withdrawn, found "
+                    "none; run the same command again."
+                )
+            trial = current_trial(connection, self.factory)
+            if trial is not None and trial.release in wanted:
+                self._withdraw(connection, trial, reason={"reason": f"its model is gone: erased by {erasure}"})
+            withdrawn = []
+            for number in wanted:
+                release = self._release(connection, number)
+                if release is None or release.withdrawn is not None:
+                    continue
+                mine = (releases.c.factory == self.factory, releases.c.number == number)
+                connection.execute(releases.update().where(*mine).values(withdrawn=erasure))
+                self.journal.write_within(connection, "withdrawn", subject=release.name, detail={"erasure": erasure})
+                self.journal.audit_within(connection, "withdraw", subject=release.name, detail={"erasure": erasure})
+                withdrawn.append(release)
+            return withdrawn
+
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _compared_with(self, connection: Connection, cycle: Cycle, channel: str) -> tuple[int, int] | None:
-        """What the channel serves. Raises StateError if that is not what the cycle's candidate was compared with."""
+        """What the channel serves. Raises StateError if that is not what the cycle's candidate is to follow."""
         current = self._current(connection, channel)
         serving = None if current is None else current[1]
-        if serving != cycle.bound.champion:
+        expected = cycle.bound.replaces or cycle.bound.champion
+        if serving != expected:
             raise StateError(
-                f"expected release {cycle.bound.champion} on the channel {channel}, with which the candidate was "
-                f"compared, found {serving}. Begin a new cycle."
+                f"expected release {expected} on the channel {channel}, which the candidate was to follow, found "
+                f"{serving}. Begin a new cycle."
             )
         return current
 
@@ -458,7 +489,12 @@ class Registry:
         return cycle
 
     def _require_fit(self, connection: Connection, release: int, *, despite: bool) -> bool:
-        """Whether it is in quarantine, despite which it is wanted. Raises StateError if it is not."""
+        """Whether it is in quarantine, despite which it is wanted. Raises StateError if it is not, or if its model is gone."""
+        found = self._release(connection, release)
+        if found is not None and found.withdrawn is not None:
+            raise StateError(
+                f"expected a release that may be served, found {found.name}, whose model is gone: erased by {found.withdrawn}."
+            )
         why = quarantined_releases(connection, self.factory).get(release)
         if why is not None and not despite:
             reasons = "; ".join(why.get("reasons", [why.get("reason", "no reason was given")]))
@@ -519,8 +555,11 @@ class Registry:
 
     def _before(self, connection: Connection, channel: str, current: int) -> int | None:
         # What served when the current release was promoted: another rollback then goes further back, never forward to
-        # a release that was rolled back. What is in quarantine is passed over.
-        passed = {current, *quarantined_releases(connection, self.factory)}
+        # a release that was rolled back. What is in quarantine or erased is passed over.
+        erased = sa.select(releases.c.number).where(
+            releases.c.factory == self.factory, releases.c.withdrawn.is_not(None)
+        )
+        passed = {current, *quarantined_releases(connection, self.factory), *connection.scalars(erased)}
         seen: set[int] = set()
         value: int | None = current
         while value is not None and value in passed and value not in seen:

@@ -69,6 +69,8 @@ LEDGER_SCHEMA = pa.schema(
         ("detail", pa.string()),
         ("prompt", pa.string()),
         ("text", pa.string()),
+        ("user", pa.string()),
+        ("label", pa.string()),
     ]
 )
 _ID_DIGITS = 32
@@ -96,6 +98,8 @@ class Rejected:
     """The row's id; derived where the row never became one."""
     key: str = ""
     """What names the row for good; "" where it never became one, and so can't be restored."""
+    user: str = ""
+    label: str = ""
 
     def to_ledger(self) -> dict[str, object]:
         values = asdict(self)

@@ -178,11 +178,7 @@ class Storage:
         """
         if self.is_local:
             return Path(self.path(*parts))
-        cache = (
-            Path(tempfile.gettempdir())
-            / f"aifactory-cache-{os.getuid()}"
-            / hashlib.sha256(f"{self.path(*parts)}@{version}".encode()).hexdigest()[:16]
-        )
+        cache = self._cache(*parts, version=version)
         for name in names:
             target = cache / name
             if not target.exists():
@@ -192,12 +188,21 @@ class Storage:
                 _write_durably(target, data)
         return cache
 
-    def names(self, *parts: str) -> list[str]:
-        """Names directly below a directory, sorted, without partial files; empty where there is none."""
+    def drop_cache(self, *parts: str, version: str = "") -> None:
+        """Delete what this machine has fetched of a directory."""
+        if not self.is_local:
+            remove_folder(self._cache(*parts, version=version))
+
+    def _cache(self, *parts: str, version: str) -> Path:
+        name = hashlib.sha256(f"{self.path(*parts)}@{version}".encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"aifactory-cache-{os.getuid()}" / name
+
+    def names(self, *parts: str, hidden: bool = False) -> list[str]:
+        """Names directly below a directory, sorted, without partial files unless `hidden`; empty where there is none."""
         filesystem, base = self._filesystem()
         selector = pafs.FileSelector("/".join([base, *parts]), allow_not_found=True)
         found = (info.base_name for info in filesystem.get_file_info(selector))
-        return sorted(name for name in found if not name.startswith("."))
+        return sorted(name for name in found if hidden or not name.startswith("."))
 
     def size(self, *parts: str) -> int | None:
         """Bytes of one file; None where there is none."""

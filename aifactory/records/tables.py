@@ -1,5 +1,5 @@
 """The tables of the state database: cycles, journal, audit, artifacts, releases and their trials, completions, feedback,
-scores, files and batch jobs.
+scores, files, batch jobs and erasures.
 
 Every row carries the factory's name: two factories share a database without meeting. Times are seconds since 1970, UTC.
 Documents (recipes, decisions, requests) are JSON text, so that SQLite and PostgreSQL keep the very same bytes.
@@ -111,6 +111,7 @@ releases = Table(
     Column("scorecard", String(128), nullable=False),
     Column("trigger", String(64), nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("withdrawn", String(64), doc="The erasure by which it may not be served any more; empty where it may."),
     PrimaryKeyConstraint("factory", "number"),
     UniqueConstraint("factory", "trigger", name="releases_one_per_cycle"),
 )
@@ -305,4 +306,40 @@ batch_lines = Table(
     Column("result", Text, nullable=False, doc="The line of the output file."),
     PrimaryKeyConstraint("factory", "job", "line"),
     ForeignKeyConstraint(["factory", "job"], ["batch_jobs.factory", "batch_jobs.id"]),
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("id", String(64), nullable=False),
+    Column("where_hash", String(64), nullable=False, doc="Keyed hash of what was asked for: no name is kept."),
+    Column("state", String(16), nullable=False, doc="erasing, retraining, ended"),
+    Column("found", Text, nullable=False, doc="What was erased so far, JSON."),
+    Column("begun_at", Float, nullable=False),
+    Column("ended_at", Float),
+    PrimaryKeyConstraint("factory", "id"),
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("hash", String(64), nullable=False, doc="Keyed hash of the id of what was erased, or of a row's key."),
+    Column("kind", String(16), nullable=False, doc="row, key, completion"),
+    Column("source", Text, nullable=False, doc="Of a row: its source. It may not come back from there."),
+    Column("erasure", String(64), nullable=False),
+    PrimaryKeyConstraint("factory", "hash"),
+    Index("tombstones_by_erasure", "factory", "erasure"),
+)
+
+erasure_keys = Table(
+    "erasure_keys",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column(
+        "secret", String(64), nullable=False, doc="Of the keyed hashes, 256 bits as hex digits. It is nowhere else."
+    ),
+    Column("made_at", Float, nullable=False),
+    PrimaryKeyConstraint("factory"),
 )

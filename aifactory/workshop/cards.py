@@ -25,7 +25,7 @@ def write_card(books: Books, model: Model, scorecard: Scorecard | None = None) -
     card = model_card(
         config.name,
         model,
-        corpora=[books.artifacts.get(Corpus, tokens.record.inputs[0]) for tokens in token_sets],
+        corpora=[books.artifacts.left_of(Corpus, tokens.record.inputs[0]) for tokens in token_sets],
         scorecard=scorecard,
         base=None if "architecture" in model.record.recipe else public_name(config.model.base),
         parent=parent,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pyarrow.compute as pc
 
-from aifactory.config import Columns, Ingest, NearDuplicatesStep, ParquetSource
+from aifactory.config import Columns, FeedbackSource, Ingest, NearDuplicatesStep, ParquetSource
 from aifactory.errors import StorageError
 from aifactory.ingest.decisions import Earlier
 from aifactory.ingest.index import Index, held_out, joined, read_index, sign, signature_recipe
@@ -15,6 +15,7 @@ from aifactory.ingest.listing import Piece, list_pieces
 from aifactory.ingest.pipeline import CODE_VERSION, Work, ingest_pieces
 from aifactory.ingest.steps import step_recipes
 from aifactory.records.artifacts import Corpus, FeedbackBatch
+from aifactory.records.erasures import Tombstones
 from aifactory.records.journal import Cycle
 from aifactory.records.rows import index_names, read_ledger, read_part
 from aifactory.records.storage import Storage
@@ -84,10 +85,14 @@ class Corpora:
             "holdout_strata": [stratum.model_dump(mode="json") for stratum in recipe.holdout_strata],
         }
         restored: Sequence[tuple[str, str]] = ()
+        tombstones: Tombstones | None = None
         if batch is None:
             plain["sources"] = [source.recipe() for source in recipe.sources]
             plain["restored"] = [list(each) for each in cycle.bound.restored]
             restored = cycle.bound.restored
+            tombstones = self.tombstones()
+            if tombstones is not None and (digest := tombstones.digest(source.name for source in recipe.sources)):
+                plain["erased"] = digest
         elsewhere = [
             books.artifacts.get(Corpus, corpus_id)
             for corpus_id in cycle.bound.holdouts
@@ -103,7 +108,7 @@ class Corpora:
             )
             ingested = ingest_pieces(
                 pieces,
-                Work.of(recipe, storage, restored=self._restored(restored), models=models),
+                Work.of(recipe, storage, restored=self._restored(restored), models=models, tombstones=tombstones),
                 name=self._bench.config.name,
                 earlier=earlier,
                 target=target,
@@ -120,12 +125,22 @@ class Corpora:
         )
         return self._bench.make(cycle, identity, write, event="ingested", num_cpus=self._bench.data_cpus)
 
+    def tombstones(self) -> Tombstones | None:
+        """What was erased and may not come back from the sources. The factory's own log has lost it already, and what
+        somebody else said in the same words is not his who asked."""
+        found = self._bench.books.erasures.tombstones()
+        if found is None:
+            return None
+        logs = {s.name for s in self._bench.config.ingest.sources if isinstance(s, FeedbackSource)}
+        left = {source: hashes for source, hashes in found.by_source.items() if source not in logs}
+        return Tombstones(found.keyed, left) if left else None
+
     def _restored(self, asked_for: Sequence[tuple[str, str]]) -> dict[str, frozenset[str]]:
         """By rule the keys of the rows that a person has brought back from the ledgers."""
         books = self._bench.books
         keys: dict[str, set[str]] = {}
         for corpus_id, rule in asked_for:
-            corpus = books.artifacts.get(Corpus, corpus_id)
+            corpus = books.artifacts.left_of(Corpus, corpus_id)
             for table in read_ledger(books.storage, corpus, columns=["rule", "key"]):
                 found = table.filter(pc.equal(table["rule"], rule))["key"].to_pylist()
                 keys.setdefault(rule, set()).update(filter(None, found))

@@ -79,7 +79,7 @@ class Run:
         first = self.training.token_sets[0]
         names = _names(first, f"{TOKENIZER_FOLDER}/")
         file = pack_held_out(
-            [books.artifacts.get(Corpus, tokens.record.inputs[0]) for tokens in self.training.token_sets],
+            [books.artifacts.left_of(Corpus, tokens.record.inputs[0]) for tokens in self.training.token_sets],
             tokenizer_folder=books.artifacts.fetch(first, names) / TOKENIZER_FOLDER,
             chat_fallback=config.serve.chat_fallback,
             row_len=first.figures["row_len"],
