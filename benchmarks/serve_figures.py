@@ -45,10 +45,11 @@ def figures(
         found[f"over_llamacpp_c{c}"] = worst(min, over)
     found["bandwidth_share_c1"] = _bandwidth_share(raw, said, min(loads), answer_tokens)
     length = min(loads)
-    for ours, alone in zip(
-        raw[f"tokens_per_s_endpoint_{length}_c8"], raw[f"tokens_per_s_float32_{length}_c8"], strict=False
-    ):
-        raw["http_ms_per_token_c8"].append(1e3 / ours - 1e3 / alone)
+    for name in ("endpoint", "endpoint_serve"):
+        pairs = zip(raw[f"tokens_per_s_{name}_{length}_c8"], raw[f"tokens_per_s_float32_{length}_c8"], strict=False)
+        raw[f"http_ms_per_token_{name}_c8"] = [1e3 / ours - 1e3 / alone for ours, alone in pairs]
+    raw["http_ms_per_token_c8"] = raw["http_ms_per_token_endpoint_c8"]
+    raw["noop_rps_c32"] = raw["noop_rps_endpoint_c32"]
     for key in ("http_ms_per_token_c8", "noop_rps_c32", "swap_failed", "swap_p99_ratio", "swap_beyond_load_s"):
         # A failure counts in whatever round it was.
         choose = sum if key == "swap_failed" else statistics.median

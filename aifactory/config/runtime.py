@@ -30,6 +30,10 @@ class Endpoint(Section):
     """What becomes of answers whose replica is lost. direct: they end with an error that says so. resilient: a front before the
     replicas has others answer what had sent nothing, and go on with streams from the token at which they broke off, by the
     same release; each request takes another hop. Default: direct."""
+    ingress: Literal["auto", "haproxy", "serve"] = "serve"
+    """What takes connections. haproxy: HAProxy, which hands requests to replicas over HTTP: many times the requests a second;
+    a stream whose replica is lost is broken off. serve: Ray Serve's own proxy, which ends such a stream by an error. auto:
+    haproxy where it is installed. Of a Ray Serve that runs already, it is what it is. Default: serve."""
     fronts: PositiveInt = 2
     """Of resilient: fronts, which hold no model and ask Ray for no CPU; what one of them was answering is lost with it.
     Default: 2."""

@@ -24,6 +24,7 @@ from aifactory.config.runtime import Endpoint as EndpointOptions
 from aifactory.errors import PlacementError
 from aifactory.observe.events import log_event
 from aifactory.records.books import Books
+from aifactory.serve import haproxy
 from aifactory.serve.progress import Call, Part
 from aifactory.serve.proxy import CALLBACK
 
@@ -186,8 +187,8 @@ def start(books: Books) -> Endpoint:
         if not _is_started():
             serve.start(
                 http_options=HTTPOptions(host=wanted.host, port=wanted.port or _free_port(wanted.host)),
-                # The controller's environment is that of the proxies, which it starts.
-                controller_options={"runtime_env": {"env_vars": _CONTROLLER}},
+                # The controller's environment is that of the proxies and of the replicas, which it starts.
+                controller_options={"runtime_env": {"env_vars": _environment(wanted)}},
             )
         # The gateway bounds its queue and what is open, and says 429. Serve's own limits come after: they leave it room to
         # say so. What finds no replica with room waits in the proxy, bounded as well.
@@ -226,6 +227,20 @@ def start(books: Books) -> Endpoint:
     endpoint = Endpoint(url=_url(wanted.route_prefix), model=config.name)
     log_event("served", url=endpoint.url, model=endpoint.model)
     return endpoint
+
+
+def _environment(wanted: EndpointOptions) -> dict[str, str]:
+    """How Serve's processes are to work. Raises PlacementError where HAProxy is wanted and not there."""
+    found = None if wanted.ingress == "serve" else haproxy.programs()
+    if found is None and wanted.ingress == "haproxy":
+        raise PlacementError(
+            f"expected HAProxy and {haproxy.PROGRAM} for runtime.endpoint.ingress: haproxy, found not both; "
+            "pip install 'ray[serve]' on Linux brings the one and aifactory the other, or leave ingress at auto"
+        )
+    # Between a loop for what Serve does and one for what we do every message would cross threads.
+    lean = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+    ingress = {} if found is None else haproxy.environment(*found, folder=haproxy.new_folder())
+    return {**_CONTROLLER, **lean, **ingress}
 
 
 def stop(factory: str, *, drain_timeout_s: float = 30.0) -> None:
