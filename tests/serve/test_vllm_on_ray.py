@@ -151,9 +151,10 @@ def test_it_answers_swaps_is_replaced_when_its_process_is_killed_and_ends_with_t
         for each in asking:
             each.result()
     # Those in flight were told in their streams, and those who came before the other replica was there by a status.
-    assert {error.type for error in errors} == {"server_error"}
+    # Who was let in at the very moment is told 429 by the engine itself.
+    assert {error.type for error in errors} <= {"server_error", "rate_limit_error"}
     assert {"engine_failed"} <= {error.code for error in errors}
-    assert {error.status_code for error in errors if isinstance(error, openai.APIStatusError)} <= {502, 503}
+    assert {error.status_code for error in errors if isinstance(error, openai.APIStatusError)} <= {429, 502, 503}
     assert any("ended by the server" in error.message for error in errors)
     assert ask(client).choices[0].text == expected[2]
     wait_until(lambda: not any(process.is_running() for process in before), timeout_s=60)
