@@ -143,8 +143,11 @@ def _would(books: Books, found: Found, begun: Erasure | None) -> Forgotten:
 
 def newest_clean(books: Books, saw: Sequence[str]) -> Release | None:
     """The newest release that may be served and whose model is none of these."""
+    unfit = set(books.registry.quarantined())
+    trial = books.registry.trial()
+    unfit |= set() if trial is None else {trial.release}
     for release in reversed(books.registry.releases()):
-        if release.withdrawn is None and release.model not in saw:
+        if release.withdrawn is None and release.model not in saw and release.number not in unfit:
             return release
     return None
 
@@ -241,6 +244,12 @@ class _Forgetting:
     def _follow(self, saw: Sequence[Model]) -> list[str]:
         """See to it that no release which saw the rows is in production; why one still is, or nothing."""
         ids = [model.id for model in saw]
+        trial = self.books.registry.trial()
+        tried = None if trial is None else self.books.registry.release(trial.release)
+        if tried is not None and tried.model in ids:
+            self.books.registry.withdraw(
+                reason={"reason": f"{self.erasure.id}: it had learnt from rows that were erased"}
+            )
         production = self.books.registry.production()
         if production is None or production.model not in ids:
             return []
@@ -331,7 +340,7 @@ class _Forgetting:
         noted = self._fresh().found
         self._note_late_successor()
         numbers = [told["number"] for told in noted.get("releases", {}).values()]
-        for release in books.registry.withdraw_erased(numbers, erasure=self.erasure.id):
+        for release in books.registry.retire(numbers, erasure=self.erasure.id):
             log_event("withdrawn", release=release.name, erasure=self.erasure.id)
         eraser = Eraser(books, self._where, self.erasure)
         gone = {model.id for model in saw}

@@ -340,7 +340,7 @@ class Registry:
             assert release is not None, trial
             return release
 
-    def withdraw_erased(self, numbers: Iterable[int], *, erasure: str, channel: str = PRODUCTION) -> list[Release]:
+    def retire(self, numbers: Iterable[int], *, erasure: str, channel: str = PRODUCTION) -> list[Release]:
         """Nobody serves these releases any more, nor goes back to them; those that were withdrawn by this call.
 
         Raises   StateError if one of them is what the channel serves.
@@ -363,8 +363,8 @@ class Registry:
                     continue
                 mine = (releases.c.factory == self.factory, releases.c.number == number)
                 connection.execute(releases.update().where(*mine).values(withdrawn=erasure))
-                self.journal.write_within(connection, "withdrawn", subject=release.name, detail={"erasure": erasure})
-                self.journal.audit_within(connection, "withdraw", subject=release.name, detail={"erasure": erasure})
+                self.journal.write_within(connection, "retired", subject=release.name, detail={"erasure": erasure})
+                self.journal.audit_within(connection, "retire", subject=release.name, detail={"erasure": erasure})
                 withdrawn.append(release)
             return withdrawn
 
