@@ -290,8 +290,8 @@ class Eraser:
                 connection.execute(feedback.delete().where(feedback.c.factory == factory, feedback.c.seq.in_(seqs_)))
             for some in _chunks(ids):
                 mine = shadow_answers.c.factory == factory
-                gone = connection.execute(shadow_answers.delete().where(mine, shadow_answers.c.completion.in_(some)))
-                counted["shadow answers"] = counted.get("shadow answers", 0) + gone.rowcount
+                shadows = shadow_answers.delete().where(mine, shadow_answers.c.completion.in_(some))
+                counted["shadow answers"] = counted.get("shadow answers", 0) + connection.execute(shadows).rowcount
                 connection.execute(
                     completions.delete().where(completions.c.factory == factory, completions.c.id.in_(some))
                 )
