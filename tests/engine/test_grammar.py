@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 
 import jsonschema
 import pytest
+from conformance import TIMEOUT_S
 
 from aifactory.engine.protocol import Grammar
 from aifactory.errors import BadRequestError
@@ -65,16 +67,20 @@ def test_an_answer_ends_where_nothing_may_follow_and_a_short_one_is_a_beginning(
     assert whole.reason == "stop"
     assert (cut.wait().reason, len(cut.ids)) == ("length", 2)
 
-    done = collected(lambda delta: many.append(delta))
+    ended = threading.Event()
+
+    def take(delta):
+        many.append(delta)
+        if sum(each.finish_reason is not None for each in many) == 3:
+            ended.set()
+
     engine.submit(
         make_request(
             "many", [1], max_tokens=60, n=3, seed=1, temperature=1.5, grammar=Grammar(kind="regex", text="[a-f]{4}")
         ),
-        done,
+        take,
     )
-    while sum(delta.finish_reason is not None for delta in many) < 3:
-        done.wait()
-        done._done.clear()
+    assert ended.wait(TIMEOUT_S)
     for index in range(3):
         assert re.fullmatch("[a-f]{4}", "".join(delta.text for delta in many if delta.index == index))
 

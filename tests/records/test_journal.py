@@ -20,6 +20,7 @@ BOUND = Bound(
     holdouts=[],
     restored=[],
     models=[],
+    corpora=[],
 )
 
 

@@ -38,7 +38,7 @@ class AnswersAtOnce:
     """An engine that says the same to everybody."""
 
     def __init__(self):
-        self.context_length, self.requests, self.num_unfinished = 500, [], 0
+        self.context_length, self.requests, self.num_unfinished, self.failure = 500, [], 0, None
 
     def submit(self, request, on_delta):
         self.requests.append(request)

@@ -164,7 +164,7 @@ class Scripted:
     """An engine that always draws the same tokens."""
 
     def __init__(self, tokenizer, text):
-        self.context_length, self.num_unfinished = 1_000, 0
+        self.context_length, self.num_unfinished, self.failure = 1_000, 0, None
         self._tokenizer, self._ids = tokenizer, [*tokenizer.encode(text), tokenizer.eos_id]
 
     def submit(self, request, on_delta):

@@ -70,11 +70,16 @@ def fakes(factory, fake_engine):
 # ── while requests run ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def engine_threads():
+    """Those of the engines in this process; other tests may have left some."""
+    return {thread for thread in threading.enumerate() if thread.name == "torch-engine"}
+
+
 def test_swaps_under_load_fail_nothing_and_mix_nothing(factory, answer_on, load, says, wait_until):
     seed_of = {1: 1, 2: 2, 3: 3}
     expected = {(release, prompt): says(seed, prompt, 20) for release, seed in seed_of.items() for prompt in PROMPTS}
     assert len(set(expected.values())) == len(expected), "models that can be told apart"
-    engines = []
+    engines, before = [], engine_threads()
 
     def load_and_note(folder):
         engine, tokenizer = load(folder)
@@ -131,7 +136,7 @@ def test_swaps_under_load_fail_nothing_and_mix_nothing(factory, answer_on, load,
         assert wrong == []
         assert set(seen) == {1, 2, 3}
         assert sum(factory.books.feedback.completions_by_release().values()) == sum(seen.values())
-        wait_until(lambda: sum(thread.name == "torch-engine" for thread in threading.enumerate()) <= 1)
+        wait_until(lambda: len(engine_threads() - before) <= 1)
         for engine in engines[:-1]:
             with pytest.raises(CapacityError):
                 engine.submit(GenerationRequest(id="late", prompt_ids=(1,)), lambda delta: None)
