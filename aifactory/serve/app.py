@@ -237,10 +237,8 @@ def _environment(wanted: EndpointOptions) -> dict[str, str]:
             f"expected HAProxy and {haproxy.PROGRAM} for runtime.endpoint.ingress: haproxy, found not both; "
             "pip install 'ray[serve]' on Linux brings the one and aifactory the other, or leave ingress at auto"
         )
-    # Between a loop for what Serve does and one for what we do every message would cross threads.
-    lean = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
     ingress = {} if found is None else haproxy.environment(*found, folder=haproxy.new_folder())
-    return {**_CONTROLLER, **lean, **ingress}
+    return {**_CONTROLLER, **ingress}
 
 
 def stop(factory: str, *, drain_timeout_s: float = 30.0) -> None:

@@ -14,6 +14,7 @@ import openai
 import pytest
 import torch
 import uvicorn
+from endpoint_on_ray import Served
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -384,3 +385,22 @@ def fake(factory: Factory, exported: Callable[[int], Path]) -> Iterator[tuple[En
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[..., None]:
     return until
+
+
+@pytest.fixture
+def serve(ray_session: None, module_factory: Callable[..., Factory], tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Serve the model of seed 1 on Ray, with these options of the endpoint."""
+    from aifactory.serve.app import start, stop
+
+    made: list[Factory] = []
+
+    def begin(**options: object) -> Served:
+        factory = module_factory(tmp_path, port=0, poll_s=0.2, **options)
+        factory.promote(factory.publish(1))
+        made.append(factory)
+        return Served(factory, start(factory.books).url)
+
+    yield begin
+    for factory in made:
+        stop(factory.books.config.name, drain_timeout_s=0.0)
+        factory.books.close()

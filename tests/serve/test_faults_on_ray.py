@@ -6,28 +6,9 @@ import threading
 
 import openai
 import pytest
-from endpoint_on_ray import PROMPT, TOKENS, Served, kill, processes, replicas
+from endpoint_on_ray import PROMPT, TOKENS, kill, processes, replicas
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def serve(ray_session, module_factory, tmp_path):
-    """Serve the model of seed 1 on Ray, with these options of the endpoint."""
-    from aifactory.serve.app import start, stop
-
-    made = []
-
-    def begin(**options):
-        factory = module_factory(tmp_path, port=0, poll_s=0.2, **options)
-        factory.promote(factory.publish(1))
-        made.append(factory)
-        return Served(factory, start(factory.books).url)
-
-    yield begin
-    for factory in made:
-        stop(factory.books.config.name, drain_timeout_s=0.0)
-        factory.books.close()
 
 
 def test_direct_says_of_each_answer_that_its_replica_died(serve, says, wait_until):
