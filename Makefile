@@ -17,8 +17,9 @@ test: $(VENV)/installed-dev $(VENV)/kernels
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not faults and not fuzz and not gpu and not slow and not vllm" $(LOOPS)
 
 # The loop in all its turns: negative controls, killed actors, two nodes, Ray jobs.
+SLOW ?= tests
 test-slow: $(VENV)/installed-dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(SLOW)
 
 # What every engine promises, on the project's own and on vLLM's, each in its environment.
 test-engines: $(VENV)/installed-dev $(VENV)/kernels .peers/vllm/installed

@@ -8,7 +8,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import openai
 import psutil
 
@@ -43,7 +42,7 @@ class Served:
                         text += chunk.choices[0].text
                         ended = ended or chunk.choices[0].finish_reason is not None
                     begun.set()
-            except (openai.APIError, httpx.HTTPError) as error:
+            except openai.APIError as error:
                 return text, error
             return text, None if ended else "without an end"
 
