@@ -425,6 +425,9 @@ class Answering:
             if entry.waits and not question.behind:
                 self._make_way()
             await entry.admitted
+            # An engine of a small model may be done before the alarm is heard; what is late already is not begun.
+            if alarm is not None and loop.time() >= alarm.when():
+                raise _too_late(question.timeout_s)
             if trial is not None:
                 trial.begin()
             for number in range(len(question.prompts)):
