@@ -92,6 +92,11 @@ class Connection:
     def close(self) -> None:
         self._writer.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the server has not closed it; servers do so with what has been idle for some seconds."""
+        return not self._reader.at_eof()
+
     async def send(self, request: bytes) -> tuple[int, AsyncIterator[bytes]]:
         """Status of an answer, and its body as it comes."""
         self._writer.write(request)
@@ -207,7 +212,7 @@ async def open_loop(target: Target, arrivals: Sequence[Arrival]) -> Seen:
             due = started + arrival.at_s
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             try:
-                connection = free.pop() if free else await Connection.open(target)
+                connection = await _idle(free) or await Connection.open(target)
                 await _answer(connection, requests[index], index, due, seen, arrival.answer_tokens, None)
             except (RuntimeError, OSError, EOFError, ValueError):
                 return
@@ -219,6 +224,17 @@ async def open_loop(target: Target, arrivals: Sequence[Arrival]) -> Seen:
     for connection in free:
         connection.close()
     return seen
+
+
+async def _idle(free: list[Connection]) -> Connection | None:
+    while free:
+        connection = free.pop()
+        # Let the loop hear of an end that has come meanwhile.
+        await asyncio.sleep(0)
+        if connection.is_open:
+            return connection
+        connection.close()
+    return None
 
 
 async def no_ops(target: Target, path: str, *, concurrency: int, seconds: float) -> tuple[float, float]:
