@@ -3,7 +3,11 @@
 A Llama of a billion parameters (the shape of Llama 3.2 1B) with random weights in bfloat16, prompts of 128 tokens; decode steps
 with every slot in use.
 
-Keys     tokens_per_s_bB       of answers, B requests at once
+Who      fused    decode steps by the project's kernels, as CUDA graphs: what the engine takes by itself
+         graphs   by the model's own forward, as CUDA graphs
+         plain    by the model's own forward, kernel by kernel
+Keys     of fused, and with _graphs and _plain behind them of the others:
+         tokens_per_s_bB       of answers, B requests at once
          between_ms_p50_bB     from a token to the next of its answer; _p99 likewise
          ttft_ms_p50_bB        from sending to the first token
          bandwidth_gb_s        what reading 2 GB on the device reaches, measured in the same run
@@ -14,6 +18,7 @@ With --quick a small model, on the CPU where there is no GPU.
 from __future__ import annotations
 
 import statistics
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -74,51 +79,59 @@ QUICK = Sizes(
 )
 
 
+WHO: dict[str, dict[str, bool]] = {
+    "": {},
+    "_graphs": {"compiled": False},
+    "_plain": {"compiled": False, "graphs": False},
+}
+"""Options of the engine, by what stands behind their keys."""
+
+
 def measure(quick: bool, rounds: int | None) -> Measured:
-    """One engine, whose slots the largest batch fills."""
+    """Engines whose slots the largest batch fills, in turn."""
     if not quick and not torch.cuda.is_available():
         raise SystemExit("expected an NVIDIA GPU, found none; --quick runs on the CPU")
     sizes, device = QUICK if quick else FULL, "cuda" if torch.cuda.is_available() else "cpu"
-    model = random_llama(sizes.config, torch.bfloat16, device)
-    engine = TorchEngine(
-        model,
-        byte_tokenizer(min(sizes.config.vocab_size, 20_000)),
-        num_slots=max(sizes.batches),
-        prefix_tokens=0,
-        device=device,
-    )
     raw: dict[str, list[float]] = {}
-    try:
+    with ExitStack() as stack:
+        engines = {who: _start(sizes, device, options) for who, options in WHO.items()}
+        for engine in engines.values():
+            stack.callback(engine.close, 0.0)
+        # The first round warms up: kernels are chosen and captured, memory is taken.
         for round_number in range((rounds or sizes.rounds) + 1):
             bandwidth = bandwidth_gb_s(sizes.bandwidth_bytes, device)
+            found = {"bandwidth_gb_s": bandwidth}
             for batch in sizes.batches:
-                seen = closed_loop(
-                    engine,
-                    random_prompts(batch, sizes.prompt_tokens, seed=1000 * round_number + batch),
-                    concurrency=batch,
-                    answer_tokens=sizes.answer_tokens,
-                )
-                # The first round warms up: kernels are chosen, memory is taken.
-                if round_number == 0:
-                    continue
-                tokens = batch * (sizes.prompt_tokens + sizes.answer_tokens / 2)
-                step_bytes = engine.weight_bytes + engine.cache_use.bytes_per_token * tokens
-                found = {
-                    f"tokens_per_s_b{batch}": seen.tokens_per_s,
-                    f"between_ms_p50_b{batch}": 1e3 * percentile(seen.between, 0.5),
-                    f"between_ms_p99_b{batch}": 1e3 * percentile(seen.between, 0.99),
-                    f"ttft_ms_p50_b{batch}": 1e3 * percentile(seen.first, 0.5),
-                    f"bandwidth_share_b{batch}": step_bytes / statistics.median(seen.between) / 1e9 / bandwidth,
-                    "bandwidth_gb_s": bandwidth,
-                }
-                for key, value in found.items():
-                    raw.setdefault(key, []).append(value)
-    finally:
-        engine.close(0.0)
+                prompts = random_prompts(batch, sizes.prompt_tokens, seed=1000 * round_number + batch)
+                for who, engine in engines.items():
+                    seen = closed_loop(engine, prompts, concurrency=batch, answer_tokens=sizes.answer_tokens)
+                    tokens = batch * (sizes.prompt_tokens + sizes.answer_tokens / 2)
+                    step_bytes = engine.weight_bytes + engine.cache_use.bytes_per_token * tokens
+                    median_s = statistics.median(seen.between)
+                    found |= {
+                        f"tokens_per_s_b{batch}{who}": seen.tokens_per_s,
+                        f"between_ms_p50_b{batch}{who}": 1e3 * median_s,
+                        f"between_ms_p99_b{batch}{who}": 1e3 * percentile(seen.between, 0.99),
+                        f"ttft_ms_p50_b{batch}{who}": 1e3 * percentile(seen.first, 0.5),
+                        f"bandwidth_share_b{batch}{who}": step_bytes / median_s / 1e9 / bandwidth,
+                    }
+            for key, value in found.items() if round_number else ():
+                raw.setdefault(key, []).append(value)
     return Measured(
         figures={key: round(statistics.median(values), 3) for key, values in raw.items()},
         raw=raw,
         notes=[torch.cuda.get_device_name() if device == "cuda" else "on the CPU, which proves only that it runs"],
+    )
+
+
+def _start(sizes: Sizes, device: str, options: dict[str, bool]) -> TorchEngine:
+    return TorchEngine(
+        random_llama(sizes.config, torch.bfloat16, device),
+        byte_tokenizer(min(sizes.config.vocab_size, 20_000)),
+        num_slots=max(sizes.batches),
+        prefix_tokens=0,
+        device=device,
+        **options,
     )
 
 

@@ -17,7 +17,11 @@ from aifactory.engine.protocol import Delta, Engine, TokenScore
 from aifactory.text.tokenizer import TextTokenizer
 
 CONTEXT = 2048
-KINDS = {"torch": ("torch-plain", "torch-kernels"), "vllm": ("vllm",)}
+KINDS = {
+    "torch": ("torch-plain", "torch-kernels", "torch-steps"),
+    "cuda": ("cuda-plain", "cuda-graphs"),
+    "vllm": ("vllm",),
+}
 """What is tested by AIFACTORY_ENGINE."""
 TIMEOUT_S = 120.0
 
@@ -173,7 +177,9 @@ class Conforming:
                 num_slots=self.num_slots,
                 max_queued=self.max_queued,
                 prefill_chunk=16,
+                device="cuda" if self.kind.startswith("cuda") else "cpu",
                 compiled=self.kind == "torch-kernels",
+                graphs=self.kind in ("torch-steps", "cuda-graphs"),
             )
         self._engines.append(engine)
         return engine

@@ -1,13 +1,13 @@
 """SlotCache: keys and values of many requests in one block, handed to a Hugging Face forward as past_key_values.
 
-    row      0   1   2 | 3        | 4 ... num_slots-1
-             decoding  | prefill  | free
+    row      0   1   2 | 3        | 4 ... num_slots-1 | num_slots
+             decoding  | prefill  | free              | spare, if asked for: written to by what fills up a batch
 
 Decoding requests keep to the first rows, so a step reads a view `[:num_rows, :, :num_read]` and copies nothing; a row that
 becomes free is filled by moving the last one (`move`), once a request instead of a gather in each step and layer.
 Before each forward one states what it writes and reads (`plan_decode`, `plan_prefill`); both give its attention mask.
 
-Shapes   keys_SHTD, values_SHTD: S num_slots, H heads_kv, T context (rounded up), D head dim
+Shapes   keys_SHTD, values_SHTD: S rows, H heads_kv, T context (rounded up), D head dim
          B rows in a step, Q query tokens, L positions read in a step: the longest row, rounded up to READ_MULTIPLE
 Law      what a row reads beyond its own length is masked; it must only be finite, since 0 * nan is nan (`clear`).
 """
@@ -60,9 +60,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_croppable = False
     supports_early_init = False
 
-    def __init__(self, *, num_slots: int, num_positions: int) -> None:
+    def __init__(self, *, num_rows: int, num_positions: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.num_slots = num_slots
+        self.num_rows = num_rows
         self.num_positions = num_positions
         self.plan: DecodePlan | PrefillPlan | None = None
         self._maps: list[mmap.mmap] = []
@@ -102,7 +102,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return self.num_positions
 
     def _zeros_like(self, states: Tensor) -> Tensor:
-        shape = (self.num_slots, states.shape[1], self.num_positions, states.shape[3])
+        shape = (self.num_rows, states.shape[1], self.num_positions, states.shape[3])
         if states.device.type != "cpu":
             return torch.zeros(shape, dtype=states.dtype, device=states.device)
         # The system commits a page when it is first written, so a long context costs nothing until it is used, and takes
@@ -115,7 +115,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def release(self, row: int) -> None:
         """Give the memory of a row back to the system; it reads as zeros then. Nothing happens on a device."""
         for area in self._maps:
-            size = len(area) // self.num_slots
+            size = len(area) // self.num_rows
             begin, end = row * size, (row + 1) * size
             begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
             if begin < end and hasattr(area, "madvise"):
@@ -126,31 +126,43 @@ class SlotCache(Cache):
     """All layers' slots, and the mask of what each row may attend to."""
 
     def __init__(
-        self, *, num_layers: int, num_slots: int, context_length: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        *,
+        num_layers: int,
+        num_slots: int,
+        context_length: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        has_spare_row: bool = False,
     ) -> None:
         """`dtype` is the model's: its attention wants an additive mask of the same."""
-        self.num_slots = num_slots
+        self.num_slots = self.spare_row = num_slots
+        self._num_rows = num_slots + has_spare_row
         self.num_positions = _round_up(context_length)
-        self.slot_layers = [SlotLayer(num_slots=num_slots, num_positions=self.num_positions) for _ in range(num_layers)]
+        self.slot_layers = [
+            SlotLayer(num_rows=self._num_rows, num_positions=self.num_positions) for _ in range(num_layers)
+        ]
         super().__init__(layers=list(self.slot_layers))
-        # 0 where a decoding row attends, -inf elsewhere; one element a row is written in a step.
-        self._mask_ST = torch.full((num_slots, self.num_positions), -torch.inf, dtype=dtype, device=device)
+        # 0 where a decoding row attends, -inf elsewhere; whoever writes a token in a step opens its element.
+        self.mask_ST = torch.full((self._num_rows, self.num_positions), -torch.inf, dtype=dtype, device=device)
         self._positions_T = torch.arange(self.num_positions, device=device)
-        self._rows_S = torch.arange(num_slots, device=device)
+        self._rows_S = torch.arange(self._num_rows, device=device)
         # No row was ever written beyond; `clear` must not commit the rest of the memory.
         self._num_touched = 0
 
-    def plan_decode(self, positions_B: Tensor, *, longest: int) -> Tensor:
+    def plan_decode(self, positions_B: Tensor, *, longest: int, rows_B: Tensor | None = None) -> Tensor:
         """Let the next forward add one token to each of the first B rows, at `positions_B`; `longest` counts them in.
 
-        Shapes     positions_B (B,) int64; returns the mask (B, 1, 1, L).
+        rows_B     where the tokens are written, if not all of them to the first rows: the spare row takes what is not wanted
+        Shapes     positions_B, rows_B (B,) int64; returns the mask (B, 1, 1, L).
         Invariant  each row was opened by `open_row` at its own position.
         """
         num_rows, num_read = positions_B.shape[0], _round_up(longest)
-        rows_B = self._rows_S[:num_rows]
-        self._mask_ST[rows_B, positions_B] = 0.0
+        if rows_B is None:
+            rows_B = self._rows_S[:num_rows]
+        self.mask_ST[rows_B, positions_B] = 0.0
         self._set_plan(DecodePlan(rows_B=rows_B, positions_B=positions_B, num_rows=num_rows, num_read=num_read))
-        return self._mask_ST[:num_rows, None, None, :num_read]
+        return self.mask_ST[:num_rows, None, None, :num_read]
 
     def plan_prefill(self, row: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Let the next forward write the tokens [begin, end) of one row.
@@ -160,7 +172,7 @@ class SlotCache(Cache):
         num_read = _round_up(end)
         positions_Q = self._positions_T[begin:end]
         allowed_QL = self._positions_T[:num_read] <= positions_Q[:, None]
-        mask_QL = torch.full(allowed_QL.shape, -torch.inf, dtype=self._mask_ST.dtype, device=self._mask_ST.device)
+        mask_QL = torch.full(allowed_QL.shape, -torch.inf, dtype=self.mask_ST.dtype, device=self.mask_ST.device)
         mask_QL.masked_fill_(allowed_QL, 0.0)
         self._set_plan(PrefillPlan(row=row, begin=begin, end=end, num_read=num_read))
         return positions_Q[None], mask_QL[None, None]
@@ -171,8 +183,8 @@ class SlotCache(Cache):
 
     def open_row(self, row: int, length: int) -> None:
         """Let a row of `length` written positions attend to them when it decodes."""
-        self._mask_ST[row, :length] = 0.0
-        self._mask_ST[row, length:] = -torch.inf
+        self.mask_ST[row, :length] = 0.0
+        self.mask_ST[row, length:] = -torch.inf
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a row's first `length` positions over those of another row, and open that."""
@@ -218,7 +230,7 @@ class SlotCache(Cache):
     def bytes_per_token(self) -> int:
         """What the keys and values of one token take, over all layers."""
         states = [_data(states) for layer in self.slot_layers for states in (layer.keys, layer.values)]
-        return sum(state.nbytes for state in states) // (self.num_slots * self.num_positions)
+        return sum(state.nbytes for state in states) // (self._num_rows * self.num_positions)
 
     def addresses(self) -> list[tuple[int, int]]:
         """Where each layer's keys and values begin, for kernels that read them in place. They stay there."""

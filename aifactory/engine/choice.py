@@ -36,6 +36,8 @@ class Choice:
         self._matchers = {row: answer.matcher for row, answer in enumerate(answers) if answer.matcher is not None}
         self._batch = SamplingBatch(samplings, draws, device=device)
         self._num_top = {row: s.logprobs for row, s in enumerate(samplings) if s.logprobs is not None}
+        self.is_likeliest = not (self._num_top or self._matchers) and self._edits.is_empty and self._batch.is_greedy
+        """Whether each row takes the token of its largest logit, and nobody asks for its score."""
 
     def choose(self, logits_BV: Tensor) -> tuple[Tensor, list[int], list[TokenScore | None]]:
         """The next tokens, (B,) int64 on the device and as a list, NOT_FINITE where a row has none; and their scores."""

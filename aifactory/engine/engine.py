@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,15 @@ from aifactory.engine.adapters import Adapter, load_adapter
 from aifactory.engine.answer import Answer
 from aifactory.engine.cache import SlotCache, require_full_attention
 from aifactory.engine.compiled import CompiledForward
+from aifactory.engine.fused import FusedForward, why_not_fused
 from aifactory.engine.limits import Limits
 from aifactory.engine.load import load_model, read_context_length, read_eos_ids
+from aifactory.engine.own_forward import OwnForward
 from aifactory.engine.packed import WeightKind, pack_model, why_not_packed
 from aifactory.engine.parity import check_cached_forward, check_packed, plain_logits
 from aifactory.engine.protocol import CacheUse, GenerationRequest, OnDelta
 from aifactory.engine.scheduler import Scheduler
+from aifactory.engine.steps import DecodeForward, DecodeSteps
 from aifactory.engine.team import ThreadTeam
 from aifactory.errors import BadRequestError, CapacityError, ConfigError, TokenizerMismatchError
 from aifactory.text.tokenizer import TextTokenizer, load_tokenizer
@@ -59,6 +63,7 @@ class TorchEngine:
         adapters: Mapping[str, Path] | None = None,
         compiled: bool | None = None,
         weights: WeightKind | None = None,
+        graphs: bool | None = None,
     ) -> None:
         """Check the model, allocate the cache, start the thread. The model belongs to the engine from here on.
 
@@ -76,10 +81,12 @@ class TorchEngine:
                         anyway, at no cost. Without, each row is then computed by itself, and no beginning is reused: a
                         step of B rows takes as long as B steps of one.
         adapters        folders of low-rank adapters in peft's form, by the names that requests choose them by
-        compiled        whether the engine's own kernels compute the model (`why_not_packed` says which ones they can);
-                        its weights are then laid out anew, in place. None: wherever they can. They are compiled once on
-                        a machine, which takes ten seconds or so.
-        weights         with the kernels: what weights are kept and read as. None: as the model has them.
+        compiled        whether the engine's own kernels compute the model: on a CPU all of it (`why_not_packed` says which
+                        ones they can), on CUDA the decode steps (`why_not_fused`). Its weights are then laid out anew, in
+                        place. None: wherever they can. They are compiled once on a machine, which takes ten seconds or so.
+        weights         with the kernels on a CPU: what weights are kept and read as. None: as the model has them.
+        graphs          whether decode steps are CUDA graphs. None: on CUDA, unless `batch_invariant`. On a CPU there is none, but
+                        the same is done in the same memory.
         Raises          ConfigError, ParityError if this engine can't serve the architecture; TokenizerMismatchError.
         """
         for name, value, least in (
@@ -119,20 +126,28 @@ class TorchEngine:
                     before_V = plain_logits(model, vocab_size=vocab_size, context_length=context_length)
                     packed = pack_model(model, kind, self._team)
                     check_packed(model, before_V, kind, context_length=context_length)
+                with_steps = _takes_steps(
+                    graphs, device=device, batch_invariant=batch_invariant, is_packed=kind is not None
+                )
                 cache = SlotCache(
                     num_layers=model.config.get_text_config(decoder=True).num_hidden_layers,
                     num_slots=num_slots,
                     context_length=context_length,
                     dtype=model.dtype,
                     device=device,
+                    has_spare_row=with_steps,
                 )
-                check_cached_forward(model, cache, vocab_size=vocab_size, context_length=context_length)
-                forward = None
+                check = partial(
+                    check_cached_forward, model, cache, vocab_size=vocab_size, context_length=context_length
+                )
+                check()
+                forward = steps = None
                 if self._team is not None and packed is not None:
                     forward = CompiledForward(model, packed, cache, self._team)
-                    check_cached_forward(
-                        model, cache, vocab_size=vocab_size, context_length=context_length, compiled=forward
-                    )
+                    check(compiled=forward)
+                if with_steps:
+                    steps = DecodeSteps(_decode_forward(model, cache, compiled), cache, device=device)
+                    check(steps=steps)
         except BaseException:
             if self._team is not None:
                 self._team.close()
@@ -161,6 +176,7 @@ class TorchEngine:
             prefix_tokens=self._prefix_tokens,
             batch_invariant=batch_invariant,
             compiled=forward,
+            steps=steps,
         )
 
         self._model: PreTrainedModel | None = model
@@ -205,6 +221,7 @@ class TorchEngine:
         adapters: Mapping[str, Path] | None = None,
         compiled: bool | None = None,
         weights: WeightKind | None = None,
+        graphs: bool | None = None,
     ) -> TorchEngine:
         """The engine of a model folder with its tokenizer.
 
@@ -225,6 +242,7 @@ class TorchEngine:
             adapters=adapters,
             compiled=compiled,
             weights=weights,
+            graphs=graphs,
         )
 
     @property
@@ -419,16 +437,32 @@ def _matrix_bytes(model: PreTrainedModel) -> int:
     return sum(parameter.nbytes for parameter in model.parameters() if id(parameter) not in looked_up)
 
 
+def _takes_steps(graphs: bool | None, *, device: str, batch_invariant: bool, is_packed: bool) -> bool:
+    if graphs and (batch_invariant or is_packed):
+        other = "batch_invariant" if batch_invariant else "the compiled kernels of a CPU"
+        raise ConfigError(f"Expected graphs or {other}, found both. Leave one of them out.")
+    if graphs is None:
+        return torch.device(device).type == "cuda" and not batch_invariant
+    return graphs
+
+
+def _decode_forward(model: PreTrainedModel, cache: SlotCache, compiled: bool | None) -> DecodeForward:
+    if compiled is not False and model.device.type == "cuda" and why_not_fused(model) is None:
+        return FusedForward(model, cache, most_rows=cache.num_slots)
+    return OwnForward(model, cache)
+
+
 def _kind_of_weights(model: PreTrainedModel, compiled: bool | None, weights: WeightKind | None) -> WeightKind | None:
     """What the kernels keep the weights as; None where the model's own forward is to compute everything."""
     if compiled is False and weights is not None:
         raise ConfigError(f"Expected weights only with the compiled kernels, found {weights!r} and compiled off.")
-    reason = why_not_packed(model)
+    on_cuda = model.device.type == "cuda" and weights is None
+    reason = why_not_fused(model) if on_cuda else why_not_packed(model)
     if reason is not None and (compiled or weights is not None):
         raise ConfigError(
             f"Expected a model for the compiled kernels, found that {reason}. Leave `compiled` and `weights` out."
         )
-    if compiled is False or reason is not None:
+    if compiled is False or reason is not None or on_cuda:
         return None
     own: dict[torch.dtype, WeightKind] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
     return weights or own.get(model.dtype, "float32")

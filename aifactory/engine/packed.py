@@ -113,15 +113,10 @@ class PackedEmbedding(nn.Module):
 
 def why_not_packed(model: PreTrainedModel) -> str | None:
     """What keeps the kernels from computing this model; None if nothing does."""
-    name = type(model).__name__
-    if name not in _ARCHITECTURES:
-        return f"it is a {name}, none of {', '.join(_ARCHITECTURES)}"
+    reason = why_not_llama(model)
+    if reason is not None:
+        return reason
     config = model.config
-    if config.hidden_act != "silu":
-        return f"its MLP is gated by {config.hidden_act}, not by silu"
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("dynamic", "longrope"):
-        return f"its rotary positions ({rope}) depend on the length of the text"
     head_dim = model.model.layers[0].self_attn.head_dim
     widths = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size, "head_dim": head_dim}
     for field, width in widths.items():
@@ -129,6 +124,19 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
             return f"its {field} of {width} is no multiple of {_MULTIPLE}"
     if model.device.type != "cpu":
         return f"it is on {model.device}"
+    return None
+
+
+def why_not_llama(model: PreTrainedModel) -> str | None:
+    """What of this model a block of Llama, with biases or norms of queries and keys, does not have; None if nothing."""
+    name = type(model).__name__
+    if name not in _ARCHITECTURES:
+        return f"it is a {name}, none of {', '.join(_ARCHITECTURES)}"
+    if model.config.hidden_act != "silu":
+        return f"its MLP is gated by {model.config.hidden_act}, not by silu"
+    rope = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        return f"its rotary positions ({rope}) depend on the length of the text"
     return None
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from aifactory.engine.cache import SlotCache
 from aifactory.engine.compiled import CompiledForward
 from aifactory.engine.packed import WeightKind
+from aifactory.engine.steps import DecodeSteps
 from aifactory.errors import ParityError
 
 _MAX_RELATIVE_ERROR = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -45,10 +46,12 @@ def check_cached_forward(
     vocab_size: int,
     context_length: int,
     compiled: CompiledForward | None = None,
+    steps: DecodeSteps | None = None,
 ) -> None:
     """Prefill two short rows in chunks, decode one token of both at once, compare with two plain forwards.
 
     compiled   what computes in place of the model's own forward
+    steps      what decodes in its place
     Also allocates the cache, so that memory that isn't there is missed now and not at the first request.
 
     Raises  ParityError, if this architecture does with a cache what SlotCache doesn't know of.
@@ -67,14 +70,18 @@ def check_cached_forward(
                 compiled.prefill(ids, row, begin, last_only=True)
         cache.open_row(row, length)
     positions_B = torch.tensor(lengths, device=device)
-    mask = cache.plan_decode(positions_B, longest=1 + max(lengths))
     last_ids = torch.tensor([[row_ids[-1]] for row_ids in rows], device=device)
-    if compiled is None:
+    if steps is not None:
+        steps.feed(last_ids[:, 0], positions_B)
+        cached_BV = steps.step(1 + max(lengths))
+    elif compiled is not None:
+        cached_BV = compiled.step(last_ids, positions_B)
+    else:
+        mask = cache.plan_decode(positions_B, longest=1 + max(lengths))
         options = {"position_ids": positions_B[:, None], "attention_mask": mask, "past_key_values": cache}
         cached_BV = _logits(model, last_ids, **options)
-    else:
-        cached_BV = compiled.step(last_ids, positions_B)
-    limit = _MAX_RELATIVE_ERROR.get(cached_BV.dtype, _MAX_RELATIVE_ERROR_16_BIT)
+    # The kernels of a CPU give fp32 whatever the model's type was, and have its weights in fp32 by then.
+    limit = _MAX_RELATIVE_ERROR.get(model.dtype, _MAX_RELATIVE_ERROR_16_BIT)
     for row, row_ids in enumerate(rows):
         plain_V = _logits(model, torch.tensor([row_ids], device=device), use_cache=False)[0].double()
         error = float((cached_BV[row].double() - plain_V).norm() / plain_V.norm().clamp_min(1e-12))

@@ -65,6 +65,11 @@ class SamplingBatch:
                 rows_of.setdefault(key, []).append(row)
         self._groups = [_Group(rows, samplings, device) for rows in rows_of.values()]
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether no row draws."""
+        return not self._groups
+
     def choose(self, logits_BV: Tensor) -> Tensor:
         """From logits after all edits, the next token of each row, (B,) int64; NOT_FINITE for a row that has none."""
         top_B, ids_B = logits_BV.max(dim=-1)

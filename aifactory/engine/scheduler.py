@@ -28,6 +28,7 @@ from aifactory.engine.logprobs import score_tokens
 from aifactory.engine.prefix import PrefixStore
 from aifactory.engine.protocol import FinishReason, TokenScore
 from aifactory.engine.sampling import NOT_FINITE, Draws
+from aifactory.engine.steps import DecodeSteps
 
 _log = logging.getLogger(__name__)
 
@@ -75,15 +76,18 @@ class Scheduler:
         prefix_tokens: int,
         batch_invariant: bool = False,
         compiled: CompiledForward | None = None,
+        steps: DecodeSteps | None = None,
     ) -> None:
         """`on_finished` hears of each request that leaves, just before its last delta is delivered.
 
         batch_invariant   with the model's own forward: rows never share one, and prompts are always cut at the same
                           places, for what a kernel computes depends on the shape of what it is given
         compiled   computes steps in place of the model's own forward, over the same cache
+        steps      takes those of rows without adapters in its place
         """
         self._model = model
         self._compiled = compiled
+        self._steps = steps
         # The kernels give the same bits however rows and prompts are put together.
         self._rows_alone = batch_invariant and compiled is None
         self._cache = cache
@@ -103,6 +107,7 @@ class Scheduler:
         self._choice: Choice | None = None
         self._ids_B1: Tensor | None = None
         self._positions_B: Tensor | None = None
+        self._takes_steps = False
         self._adapters: dict[str, Adapter] = {}
         self._hooks = AdapterHooks(model)
         # The head is the largest matrix of a small model: compute it for the last position only, where the model can.
@@ -282,18 +287,7 @@ class Scheduler:
         try:
             if self._choice is None:
                 self._choice = self._gather()
-            assert self._ids_B1 is not None and self._positions_B is not None
-            longest = 1 + max([slot.length for slot in self._decoding])
-            if self._compiled is not None:
-                self._cache.touch(longest)
-                adapters = [slot.adapter for slot in self._decoding]
-                logits_BV = self._compiled.step(self._ids_B1, self._positions_B, adapters)
-            elif self._rows_alone:
-                logits_BV = torch.cat([self._forward_alone(slot) for slot in self._decoding])
-            else:
-                mask_B11L = self._cache.plan_decode(self._positions_B, longest=longest)
-                logits_BV = self._forward(self._decoding, self._ids_B1, self._positions_B[:, None], mask_B11L)[:, -1]
-            ids_B, token_ids, scores = self._choice.choose(logits_BV)
+            token_ids, scores = self._next_tokens(self._choice)
         except Exception as error:
             _log.exception("decode failed requests=%d", len(self._decoding))
             slots, self._decoding, self._choice = self._decoding, [], None
@@ -302,17 +296,49 @@ class Scheduler:
                 self._end(slot, "error", _describe(error))
                 self._release(slot.row)
             return
-        self._ids_B1 = ids_B[:, None]
-        self._positions_B += 1
         for slot, token_id, score in zip(self._decoding, token_ids, scores, strict=True):
             slot.length += 1
             self._take(slot, token_id, score)
         self._drop_finished()
 
+    def _next_tokens(self, choice: Choice) -> tuple[list[int], list[TokenScore | None]]:
+        """One more token of every decoding row, and its score."""
+        longest = 1 + max([slot.length for slot in self._decoding])
+        if self._takes_steps:
+            assert self._steps is not None
+            self._hooks.use([])  # of a prompt that was read since
+            logits_BV = self._steps.step(longest)
+            if choice.is_likeliest:
+                token_ids = self._steps.likeliest()
+                # While these are told. In vain if a row ends with its token.
+                self._steps.begin_next(longest + 1)
+                return token_ids, [None] * len(token_ids)
+            ids_B, token_ids, scores = choice.choose(logits_BV)
+            self._steps.put(ids_B)
+            return token_ids, scores
+        assert self._ids_B1 is not None and self._positions_B is not None
+        if self._compiled is not None:
+            self._cache.touch(longest)
+            adapters = [slot.adapter for slot in self._decoding]
+            logits_BV = self._compiled.step(self._ids_B1, self._positions_B, adapters)
+        elif self._rows_alone:
+            logits_BV = torch.cat([self._forward_alone(slot) for slot in self._decoding])
+        else:
+            mask_B11L = self._cache.plan_decode(self._positions_B, longest=longest)
+            logits_BV = self._forward(self._decoding, self._ids_B1, self._positions_B[:, None], mask_B11L)[:, -1]
+        ids_B, token_ids, scores = choice.choose(logits_BV)
+        self._ids_B1 = ids_B[:, None]
+        self._positions_B += 1
+        return token_ids, scores
+
     def _gather(self) -> Choice:
         slots = self._decoding
         self._ids_B1 = torch.tensor([[slot.next_id] for slot in slots], device=self._device)
         self._positions_B = torch.tensor([slot.length for slot in slots], device=self._device)
+        self._takes_steps = self._steps is not None and all(slot.adapter is None for slot in slots)
+        if self._takes_steps:
+            assert self._steps is not None
+            self._steps.feed(self._ids_B1[:, 0], self._positions_B)
         return Choice(
             [slot.answer for slot in slots],
             [slot.draws for slot in slots],
