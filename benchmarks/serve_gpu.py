@@ -18,10 +18,15 @@ With --quick a small model, on the CPU where there is no GPU.
 from __future__ import annotations
 
 import statistics
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from closed_loop import bandwidth_gb_s, byte_tokenizer, closed_loop, random_llama
 from moments import percentile, random_prompts
 from runner import Measured, main

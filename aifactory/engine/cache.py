@@ -145,6 +145,7 @@ class SlotCache(Cache):
         super().__init__(layers=list(self.slot_layers))
         # 0 where a decoding row attends, -inf elsewhere; whoever writes a token in a step opens its element.
         self.mask_ST = torch.full((self._num_rows, self.num_positions), -torch.inf, dtype=dtype, device=device)
+        self._zero = torch.zeros((), dtype=dtype, device=device)
         self._positions_T = torch.arange(self.num_positions, device=device)
         self._rows_S = torch.arange(self._num_rows, device=device)
         # No row was ever written beyond; `clear` must not commit the rest of the memory.
@@ -160,7 +161,8 @@ class SlotCache(Cache):
         num_rows, num_read = positions_B.shape[0], _round_up(longest)
         if rows_B is None:
             rows_B = self._rows_S[:num_rows]
-        self.mask_ST[rows_B, positions_B] = 0.0
+        # With a zero of the device: a graph can hold no copy from the CPU.
+        self.mask_ST.index_put_((rows_B, positions_B), self._zero)
         self._set_plan(DecodePlan(rows_B=rows_B, positions_B=positions_B, num_rows=num_rows, num_read=num_read))
         return self.mask_ST[:num_rows, None, None, :num_read]
 

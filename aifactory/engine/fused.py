@@ -3,12 +3,13 @@
     model ─FusedForward─▶ one matrix for queries, keys and values, and one for gate and up, in each layer
                           (the model's own modules are views of the same memory, and go on computing prompts)
 
-Rows     up to 16 by kernels of this project (triton_kernels.py), as the step then takes as long as its weights take to read;
-         more by the library's matrix products, with the same attention.
+Rows     one by kernels of this project alone (triton_kernels.py): such a step takes as long as its weights take to read.
+         Several by the library's matrix products, with the same attention.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -21,13 +22,13 @@ from transformers import PreTrainedModel
 from aifactory.engine.cache import SlotCache
 from aifactory.engine.packed import why_not_llama
 
-_MOST_FUSED = 16
 _MOST_QUERIES = 16
 _LONG = 1024
 """Positions from which on a context is read in parts, side by side: one program a head no longer keeps up with the weights."""
 _PARTS = 16
 _LEAST_PART = 256
 _BLOCK_T = 64
+_GATE_BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +40,16 @@ class Tiles:
     columns: int
     """At once."""
     warps: int
-    stages: int
 
 
-_ALONE = {
-    "qkv": Tiles(rows=8, columns=512, warps=4, stages=2),
-    "out": Tiles(rows=8, columns=512, warps=4, stages=2),
-    "up": Tiles(rows=8, columns=512, warps=4, stages=2),
-    "down": Tiles(rows=8, columns=512, warps=4, stages=2),
-    "head": Tiles(rows=8, columns=512, warps=4, stages=2),
+MEASURED = {
+    "qkv": Tiles(rows=8, columns=1024, warps=4),
+    "out": Tiles(rows=4, columns=1024, warps=4),
+    "up": Tiles(rows=8, columns=512, warps=4),
+    "down": Tiles(rows=4, columns=2048, warps=4),
+    "head": Tiles(rows=8, columns=512, warps=2),
 }
-_TOGETHER = {
-    "qkv": Tiles(rows=16, columns=256, warps=4, stages=4),
-    "out": Tiles(rows=16, columns=256, warps=4, stages=4),
-    "up": Tiles(rows=16, columns=256, warps=4, stages=4),
-    "down": Tiles(rows=16, columns=256, warps=4, stages=4),
-    "head": Tiles(rows=16, columns=256, warps=4, stages=4),
-}
+"""Of all that were tried the fastest on an H200, of a model of a billion parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +89,29 @@ class FusedForward:
     """A `DecodeForward` of models that `why_not_fused` has nothing against."""
 
     def __init__(
-        self, model: PreTrainedModel, cache: SlotCache, *, most_rows: int, tiles: dict[str, Tiles] | None = None
+        self,
+        model: PreTrainedModel,
+        cache: SlotCache,
+        *,
+        most_rows: int,
+        tiles: Mapping[str, Tiles] = MEASURED,
+        overlaps: bool | None = None,
     ) -> None:
         """Lay the weights out anew, in place. The cache must be allocated.
 
         most_rows   of a step
-        tiles       how projections are cut, by their names, where it is not to be as measured
+        tiles       how projections are cut, by their names
+        overlaps    whether a kernel is started before the one before it has ended, which takes compute capability 9.0.
+                    None: where the device has it.
         """
         from aifactory.engine import triton_kernels
 
         self._kernels = triton_kernels
         self._tiles = tiles
+        if overlaps is None:
+            overlaps = model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (9, 0)
+        self._overlaps = overlaps
+        self._launch = {"launch_pdl": True} if overlaps else {}
         config, attention = model.config, model.model.layers[0].self_attn
         self._cache = cache
         self._eps = float(config.rms_norm_eps)
@@ -131,22 +137,57 @@ class FusedForward:
         return min(_LONG if longest <= _LONG else self._cache.num_positions, self._cache.num_positions)
 
     def __call__(self, ids_B1: Tensor, positions_B: Tensor, rows_B: Tensor, extent: int) -> Tensor:
-        """The logits (B, V), float32."""
+        """The logits (B, V), float32 of one row, of several in the weights' type."""
         x_BH = functional.embedding(ids_B1[:, 0], self._embedding_VH).float()
-        parts = 1 if extent <= _LONG else _PARTS
-        project = self._project if len(x_BH) <= _MOST_FUSED else self._project_many
+        places = positions_B, rows_B, 1 if extent <= _LONG else _PARTS
+        return self._alone(x_BH, *places) if len(x_BH) == 1 else self._together(x_BH, *places)
+
+    def _alone(self, x_1H: Tensor, positions_B: Tensor, rows_B: Tensor, parts: int) -> Tensor:
+        """Each product by a kernel of this project, norm, gate and sum within."""
         for index, layer in enumerate(self._layers):
-            qkv_BN = project("qkv", x_BH, *layer.qkv, norm_K=layer.norm_H)
-            attended_BN = self._attend(qkv_BN, index, layer, positions_B, rows_B, parts)
-            project("out", attended_BN, *layer.out, add_to=x_BH)
-            inner_BI = project("up", x_BH, *layer.up, norm_K=layer.mlp_norm_H, is_gated=True)
-            project("down", inner_BI, *layer.down, add_to=x_BH)
-        return project("head", x_BH, *self._head, norm_K=self._norm_H)
+            qkv_1N = self._project("qkv", x_1H, *layer.qkv, norm_K=layer.norm_H)
+            attended_1N = self._attend(qkv_1N, index, layer, positions_B, rows_B, parts)
+            self._project("out", attended_1N, *layer.out, add_to=x_1H)
+            inner_1I = self._project("up", x_1H, *layer.up, norm_K=layer.mlp_norm_H, is_gated=True)
+            self._project("down", inner_1I, *layer.down, add_to=x_1H)
+        return self._project("head", x_1H, *self._head, norm_K=self._norm_H)
+
+    def _together(self, x_BH: Tensor, positions_B: Tensor, rows_B: Tensor, parts: int) -> Tensor:
+        """Products by the library, which is at its best with several rows; what lies between them in one kernel each."""
+        y_BH = None
+        for index, layer in enumerate(self._layers):
+            qkv_BN = functional.linear(self._normalize(x_BH, y_BH, layer.norm_H), *layer.qkv)
+            y_BH = functional.linear(self._attend(qkv_BN, index, layer, positions_B, rows_B, parts), *layer.out)
+            gated_BN = functional.linear(self._normalize(x_BH, y_BH, layer.mlp_norm_H), *layer.up)
+            y_BH = functional.linear(self._gate(gated_BN), *layer.down)
+        return functional.linear(self._normalize(x_BH, y_BH, self._norm_H), *self._head)
+
+    def _normalize(self, x_BH: Tensor, y_BH: Tensor | None, norm_H: Tensor) -> Tensor:
+        out_BH = torch.empty_like(x_BH, dtype=norm_H.dtype)
+        num_rows, width = x_BH.shape
+        self._kernels.normalize[(num_rows,)](
+            x_BH,
+            x_BH if y_BH is None else y_BH,
+            norm_H,
+            out_BH,
+            width,
+            self._eps,
+            BLOCK_K=_power_of_two(width),
+            ADDS=y_BH is not None,
+            num_warps=8,
+        )
+        return out_BH
+
+    def _gate(self, y_BN: Tensor) -> Tensor:
+        num_rows, width = y_BN.shape[0], y_BN.shape[1] // 2
+        out_BN = torch.empty(num_rows, width, dtype=y_BN.dtype, device=y_BN.device)
+        self._kernels.gate[(num_rows, -(-width // _GATE_BLOCK))](y_BN, out_BN, width, BLOCK_N=_GATE_BLOCK)
+        return out_BN
 
     def _project(
         self,
         name: str,
-        x_BK: Tensor,
+        x_1K: Tensor,
         weight_NK: Tensor,
         bias_N: Tensor | None,
         *,
@@ -154,57 +195,38 @@ class FusedForward:
         is_gated: bool = False,
         add_to: Tensor | None = None,
     ) -> Tensor:
-        num_rows, num_outputs = len(x_BK), len(weight_NK) // (2 if is_gated else 1)
-        out_BN = add_to if add_to is not None else torch.empty(num_rows, num_outputs, device=x_BK.device)
-        tiles = (self._tiles or (_ALONE if num_rows == 1 else _TOGETHER))[name]
+        num_outputs = len(weight_NK) // (2 if is_gated else 1)
+        out_1N = add_to if add_to is not None else torch.empty(1, num_outputs, device=x_1K.device)
+        tiles = self._tiles[name]
         self._kernels.project[(-(-num_outputs // tiles.rows),)](
-            x_BK,
-            x_BK if norm_K is None else norm_K,
+            x_1K,
+            x_1K if norm_K is None else norm_K,
             weight_NK,
-            x_BK if bias_N is None else bias_N,
-            out_BN,
-            x_BK.shape[1],
+            x_1K if bias_N is None else bias_N,
+            out_1N,
+            x_1K.shape[1],
             num_outputs,
             self._eps,
-            num_rows=num_rows,
-            ROWS=1 if num_rows == 1 else 16,
             BLOCK_N=tiles.rows,
             BLOCK_K=tiles.columns,
             HAS_NORM=norm_K is not None,
             HAS_BIAS=bias_N is not None,
             IS_GATED=is_gated,
             ADDS=add_to is not None,
+            OVERLAPS=self._overlaps,
             num_warps=tiles.warps,
-            num_stages=tiles.stages,
+            **self._launch,
         )
-        return out_BN
-
-    def _project_many(
-        self,
-        name: str,
-        x_BK: Tensor,
-        weight_NK: Tensor,
-        bias_N: Tensor | None,
-        *,
-        norm_K: Tensor | None = None,
-        is_gated: bool = False,
-        add_to: Tensor | None = None,
-    ) -> Tensor:
-        if norm_K is not None:
-            x_BK = functional.rms_norm(x_BK, x_BK.shape[-1:], norm_K.float(), self._eps)
-        y_BN = functional.linear(x_BK.to(weight_NK.dtype), weight_NK, bias_N)
-        if is_gated:
-            gate_BN, up_BN = y_BN.chunk(2, dim=-1)
-            y_BN = functional.silu(gate_BN) * up_BN
-        if add_to is not None:
-            return add_to.add_(y_BN)
-        return y_BN.float()
+        return out_1N
 
     def _attend(
         self, qkv_BN: Tensor, index: int, layer: _Layer, positions_B: Tensor, rows_B: Tensor, parts: int
     ) -> Tensor:
         num_rows, heads, group, width = len(qkv_BN), self._num_heads_kv, self._group, self._width
-        out_BN = torch.empty(num_rows, heads * group * width, device=qkv_BN.device)
+        out_BN = torch.empty(num_rows, heads * group * width, dtype=qkv_BN.dtype, device=qkv_BN.device)
+        # What lies before and after it is another's kernel where there are several rows.
+        overlaps = self._overlaps and num_rows == 1
+        launch = self._launch if overlaps else {}
         states = self._cache.slot_layers[index]
         gains = layer.gains or (qkv_BN, qkv_BN)
         self._kernels.attend[(num_rows, heads, parts)](
@@ -232,12 +254,23 @@ class FusedForward:
             PARTS=parts,
             LEAST_PART=_LEAST_PART,
             HAS_GAINS=layer.gains is not None,
+            OVERLAPS=overlaps,
             num_warps=4,
             num_stages=3,
+            **launch,
         )
         if parts > 1:
             self._kernels.merge[(num_rows * heads, group)](
-                self._sums, self._most, self._weight, out_BN, G=group, D=width, PARTS=parts, num_warps=1
+                self._sums,
+                self._most,
+                self._weight,
+                out_BN,
+                G=group,
+                D=width,
+                PARTS=parts,
+                OVERLAPS=overlaps,
+                num_warps=1,
+                **launch,
             )
         return out_BN
 
@@ -259,7 +292,8 @@ def _fused(layer: Any) -> _Layer:
 
 def _one_below_another(*modules: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Their weights and biases as one matrix and one vector; the modules read the same memory from then on."""
-    weight_NK = torch.cat([module.weight.detach() for module in modules])
+    weights: list[Tensor] = [module.weight.detach() for module in modules]
+    weight_NK = torch.cat(weights)
     biases = [module.bias for module in modules if module.bias is not None]
     bias_N = torch.cat(biases) if biases else None
     sizes = [module.out_features for module in modules]
@@ -269,3 +303,7 @@ def _one_below_another(*modules: nn.Linear) -> tuple[Tensor, Tensor | None]:
         for module, part in zip(modules, torch.split(bias_N, sizes), strict=True):
             module.bias = nn.Parameter(part, requires_grad=False)
     return weight_NK, bias_N
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()

@@ -1,12 +1,13 @@
 """Kernels of a decode step of a Llama-like model, for CUDA, in Triton. Imported only where Triton is.
 
-    x ─▶ project(norm) ─▶ qkv ─▶ attend ─▶ project ─▶ + x ─▶ project(norm, gate and up) ─▶ project ─▶ + x
+    one row    x ─▶ project(norm) ─▶ attend ─▶ project ─▶ + x ─▶ project(norm, gate) ─▶ project ─▶ + x
+    several    x ─▶ normalize ─▶ (product) ─▶ attend ─▶ (product) ─▶ normalize(+ x) ─▶ (product) ─▶ gate ─▶ (product) ─▶ ...
 
-Each weight is read once, by as many programs as there are blocks of its rows; a norm is one number a row of x, which each
-program finds on its way through x, so it is no kernel of its own. Five kernels a layer, six where contexts are long.
+Of one row each weight is read once, by as many programs as there are blocks of its rows; a norm is one number, which each
+program finds on its way through x, so it is no kernel of its own. Five kernels a layer, six where contexts are long. With
+OVERLAPS each is started while the one before it runs, and waits for that one's end before it reads what that one writes.
 
-Law      sums are in fp32, and so are x, the results of projections, and softmax; products of several rows are of the
-         weights' type.
+Law      x, sums and softmax are in fp32, and so is all of one row; products of several rows are of the weights' type.
 Source   online softmax over blocks: Dao et al. 2022, "FlashAttention", arXiv:2205.14135, algorithm 1; its parts side by side
          and merged: Dao et al. 2023, "Flash-Decoding", https://crfm.stanford.edu/2023/10/12/flashdecoding.html; rotary
          positions: Su et al. 2021, arXiv:2104.09864, section 3.4.2, halves as in transformers' `rotate_half`.
@@ -21,99 +22,101 @@ import triton.language as tl
 
 @triton.jit
 def project(
-    x_BK,
+    x_K,
     gain_K,
     weight_NK,
     bias_N,
-    out_BN,
+    out_N,
     K,
     N,
     eps,
-    num_rows: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_NORM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     IS_GATED: tl.constexpr,
     ADDS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
-    """out = norm(x) W^T + bias, of the rows [pid * BLOCK_N, ...) of W.
+    """out = norm(x) W^T + bias for one x, of the rows [pid * BLOCK_N, ...) of W.
 
-    ROWS      num_rows rounded up: 1, or 16 for the tensor cores
     HAS_NORM  x is taken as norm(x) * gain, by the root of its mean square
     IS_GATED  W has 2 N rows: the result is silu(x W1^T) * x W2^T
     ADDS      to what is in `out`
+    OVERLAPS  it has been started before the kernel before it has ended: its first weights come meanwhile
     """
+    if OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_n = (n < N)[:, None]
+    rows = weight_NK + n.to(tl.int64)[:, None] * K
+    gated_rows = weight_NK + (n + N).to(tl.int64)[:, None] * K
+    k = tl.arange(0, BLOCK_K)
+    w = tl.load(rows + k[None, :], mask=is_n & (k < K)[None, :], other=0.0)
+    w2 = w
+    if IS_GATED:
+        w2 = tl.load(gated_rows + k[None, :], mask=is_n & (k < K)[None, :], other=0.0)
+    if OVERLAPS:
+        tl.extra.cuda.gdc_wait()
+    sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    gated = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    squares = tl.zeros((BLOCK_K,), tl.float32)
+    for begin in range(0, K, BLOCK_K):
+        k = begin + tl.arange(0, BLOCK_K)
+        next_k = k + BLOCK_K
+        inside = is_n & (next_k < K)[None, :]
+        next_w = tl.load(rows + next_k[None, :], mask=inside, other=0.0)
+        next_w2 = next_w
+        if IS_GATED:
+            next_w2 = tl.load(gated_rows + next_k[None, :], mask=inside, other=0.0)
+        x = tl.load(x_K + k, mask=k < K, other=0.0).to(tl.float32)
+        if HAS_NORM:
+            squares += x * x
+            x = x * tl.load(gain_K + k, mask=k < K, other=0.0).to(tl.float32)
+        sums += w.to(tl.float32) * x[None, :]
+        if IS_GATED:
+            gated += w2.to(tl.float32) * x[None, :]
+        w = next_w
+        w2 = next_w2
+    y = tl.sum(sums, axis=1)
+    up = tl.sum(gated, axis=1)
+    if HAS_NORM:
+        scale = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+        y = y * scale
+        up = up * scale
+    if IS_GATED:
+        y = y * tl.sigmoid(y) * up
+    n_ok = n < N
+    if HAS_BIAS:
+        y += tl.load(bias_N + n, mask=n_ok, other=0.0).to(tl.float32)
+    if ADDS:
+        y += tl.load(out_N + n, mask=n_ok, other=0.0)
+    tl.store(out_N + n, y, mask=n_ok)
+
+
+@triton.jit
+def normalize(x_BK, y_BK, gain_K, out_BK, K, eps, BLOCK_K: tl.constexpr, ADDS: tl.constexpr):
+    """out = norm(x) * gain, of one row; before that x += y where it ADDS."""
+    row = tl.program_id(0).to(tl.int64) * K
+    k = tl.arange(0, BLOCK_K)
+    is_k = k < K
+    x = tl.load(x_BK + row + k, mask=is_k, other=0.0)
+    if ADDS:
+        x += tl.load(y_BK + row + k, mask=is_k, other=0.0).to(tl.float32)
+        tl.store(x_BK + row + k, x, mask=is_k)
+    scale = tl.rsqrt(tl.sum(x * x, axis=0) / K + eps)
+    tl.store(out_BK + row + k, x * scale * tl.load(gain_K + k, mask=is_k, other=0.0).to(tl.float32), mask=is_k)
+
+
+@triton.jit
+def gate(y_BN, out_BN, N, BLOCK_N: tl.constexpr):
+    """out = silu(y1) * y2, y1 and y2 the halves of a row of y."""
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     is_n = n < N
-    rows_of_w = weight_NK + n.to(tl.int64)[:, None] * K
-    gated_w = weight_NK + (n + N).to(tl.int64)[:, None] * K
-    k_block = tl.arange(0, BLOCK_K)
-    if ROWS == 1:
-        sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-        gated = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-        squares = tl.zeros((BLOCK_K,), tl.float32)
-        for begin in range(0, K, BLOCK_K):
-            k = begin + k_block
-            is_k = k < K
-            x = tl.load(x_BK + k, mask=is_k, other=0.0).to(tl.float32)
-            if HAS_NORM:
-                squares += x * x
-                x = x * tl.load(gain_K + k, mask=is_k, other=0.0).to(tl.float32)
-            inside = is_n[:, None] & is_k[None, :]
-            sums += tl.load(rows_of_w + k[None, :], mask=inside, other=0.0).to(tl.float32) * x[None, :]
-            if IS_GATED:
-                gated += tl.load(gated_w + k[None, :], mask=inside, other=0.0).to(tl.float32) * x[None, :]
-        y = tl.sum(sums, axis=1)
-        up = tl.sum(gated, axis=1)
-        if HAS_NORM:
-            scale = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
-            y = y * scale
-            up = up * scale
-        if IS_GATED:
-            y = y * tl.sigmoid(y) * up
-        if HAS_BIAS:
-            y += tl.load(bias_N + n, mask=is_n, other=0.0).to(tl.float32)
-        if ADDS:
-            y += tl.load(out_BN + n, mask=is_n, other=0.0)
-        tl.store(out_BN + n, y, mask=is_n)
-    else:
-        row = tl.arange(0, ROWS)
-        is_row = row < num_rows
-        sums = tl.zeros((ROWS, BLOCK_N), tl.float32)
-        gated = tl.zeros((ROWS, BLOCK_N), tl.float32)
-        squares = tl.zeros((ROWS,), tl.float32)
-        for begin in range(0, K, BLOCK_K):
-            k = begin + k_block
-            is_k = k < K
-            x = tl.load(x_BK + row[:, None] * K + k[None, :], mask=is_row[:, None] & is_k[None, :], other=0.0)
-            x = x.to(tl.float32)
-            if HAS_NORM:
-                squares += tl.sum(x * x, axis=1)
-                x = x * tl.load(gain_K + k, mask=is_k, other=0.0).to(tl.float32)[None, :]
-            x = x.to(weight_NK.dtype.element_ty)
-            inside = is_n[:, None] & is_k[None, :]
-            w = tl.load(rows_of_w + k[None, :], mask=inside, other=0.0)
-            sums = tl.dot(x, tl.trans(w), sums, input_precision="ieee")
-            if IS_GATED:
-                w = tl.load(gated_w + k[None, :], mask=inside, other=0.0)
-                gated = tl.dot(x, tl.trans(w), gated, input_precision="ieee")
-        y = sums
-        up = gated
-        if HAS_NORM:
-            scale = tl.rsqrt(squares / K + eps)
-            y = y * scale[:, None]
-            up = up * scale[:, None]
-        if IS_GATED:
-            y = y * tl.sigmoid(y) * up
-        if HAS_BIAS:
-            y += tl.load(bias_N + n, mask=is_n, other=0.0).to(tl.float32)[None, :]
-        place = out_BN + row[:, None] * N + n[None, :]
-        inside = is_row[:, None] & is_n[None, :]
-        if ADDS:
-            y += tl.load(place, mask=inside, other=0.0)
-        tl.store(place, y, mask=inside)
+    y = tl.load(y_BN + row * 2 * N + n, mask=is_n, other=0.0).to(tl.float32)
+    up = tl.load(y_BN + row * 2 * N + N + n, mask=is_n, other=0.0).to(tl.float32)
+    tl.store(out_BN + row * N + n, y * tl.sigmoid(y) * up, mask=is_n)
 
 
 @triton.jit
@@ -143,12 +146,16 @@ def attend(
     PARTS: tl.constexpr,
     LEAST_PART: tl.constexpr,
     HAS_GAINS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Write a token's key and value at its position, and attend from it to all positions of its row up to that.
 
     QUERIES   G rounded up, at least 16
     PARTS     1: the result goes to `out`. Else each part of the context leaves its own for `merge`.
     """
+    if OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     b, h, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = tl.load(rows_B + b).to(tl.int64)
     position = tl.load(positions_B + b)
@@ -161,11 +168,11 @@ def attend(
     is_g = g < G
     qkv = qkv_BN + b.to(tl.int64) * ((G + 2) * H * D)
     q_rows = qkv + (h * G + g)[:, None] * D
-    q = tl.load(q_rows + d[None, :], mask=is_g[:, None], other=0.0)
-    q_other = tl.load(q_rows + other_d[None, :], mask=is_g[:, None], other=0.0)
+    q = tl.load(q_rows + d[None, :], mask=is_g[:, None], other=0.0).to(tl.float32)
+    q_other = tl.load(q_rows + other_d[None, :], mask=is_g[:, None], other=0.0).to(tl.float32)
     k_row = qkv + (G * H + h) * D
-    k = tl.load(k_row + d)
-    k_other = tl.load(k_row + other_d)
+    k = tl.load(k_row + d).to(tl.float32)
+    k_other = tl.load(k_row + other_d).to(tl.float32)
     if HAS_GAINS:
         q_scale = tl.rsqrt(tl.sum(q * q, axis=1) / D + eps)[:, None]
         q = q * q_scale * tl.load(q_gain_D + d).to(tl.float32)[None, :]
@@ -228,8 +235,12 @@ def merge(
     G: tl.constexpr,
     D: tl.constexpr,
     PARTS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """One head's result from those of the parts of its context. A part without positions has -inf and zeros."""
+    if OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     head, g = tl.program_id(0), tl.program_id(1)
     part = tl.arange(0, PARTS)
     d = tl.arange(0, D)

@@ -32,7 +32,7 @@ SHAPE = {
     "max_position_embeddings": 256,
     "initializer_range": 0.3,
 }
-SMALL_TILES = {name: Tiles(rows=16, columns=32, warps=4, stages=2) for name in ("qkv", "out", "up", "down", "head")}
+SMALL_TILES = {name: Tiles(rows=16, columns=32, warps=4) for name in ("qkv", "out", "up", "down", "head")}
 
 
 @pytest.fixture(params=["llama", "qwen2", "qwen3"])
