@@ -7,7 +7,7 @@ CONFIG ?= configs/quickstart.yaml
 LOOPS := tests/test_loop.py tests/test_clusters.py tests/test_data_faults.py tests/test_faults.py
 
 .NOTPARALLEL:
-.PHONY: quickstart test test-slow test-engines test-serve-vllm test-faults test-fuzz test-lm-eval test-gpu check format schema peers clean
+.PHONY: quickstart test test-slow test-engines test-serve-vllm test-faults test-fuzz test-lm-eval test-gpu test-kernels check format schema peers clean
 
 quickstart: $(VENV)/installed $(VENV)/kernels
 	$(BIN)/aifactory run $(CONFIG)
@@ -47,6 +47,12 @@ test-lm-eval: $(VENV)/installed-dev .peers/lm-eval/installed
 # Needs an NVIDIA GPU.
 test-gpu: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu -s
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/engine/test_fused.py
+	HF_HUB_OFFLINE=1 AIFACTORY_ENGINE=cuda $(BIN)/python -m pytest tests/engine/test_conformance.py
+
+# The kernels for CUDA on a machine without it, by Triton's interpreter: what they compute, not how fast; minutes.
+test-kernels: .peers/triton/installed
+	HF_HUB_OFFLINE=1 TRITON_INTERPRET=1 PYTHONPATH=$(CURDIR) .peers/triton/bin/python -m pytest --noconftest tests/engine/test_fused.py
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
@@ -71,6 +77,8 @@ peers: .peers/datatrove/installed .peers/datasets/installed .peers/trl/installed
 .peers/datasets/installed: PEERS = $(DATA_PEERS) datasets==5.2.0
 .peers/trl/installed: PEERS = $(TRAIN_PEERS) accelerate==1.15.0 datasets==5.2.0 trl==1.16.0
 .peers/lightning/installed: PEERS = $(TRAIN_PEERS) lightning==2.6.6
+# Triton 3.6's interpreter can't do with a newer NumPy.
+.peers/triton/installed: PEERS = torch==2.13.0 transformers==5.23.0 numpy==2.3.5 triton==3.6.0 pytest==9.2.0
 # Not beside the others: transformers imports scipy wherever it finds it.
 .peers/lm-eval/installed: PEERS = $(TRAIN_PEERS) accelerate==1.15.0 datasets==5.2.0 'lm-eval[api]==0.4.13'
 # Built from source for this very processor, which takes about 20 minutes once; pip keeps what it built.

@@ -72,7 +72,9 @@ def random_llama(config: LlamaConfig, dtype: torch.dtype, device: str) -> LlamaF
 
 def byte_tokenizer(num_tokens: int) -> TextTokenizer:
     """A tokenizer in which every id of the model has a text, so that each token is told at once."""
-    names = [END_OF_TEXT, *(chr(0x4E00 + index) for index in range(num_tokens - 1))]
+    # Letters without a surrogate between them, however many are needed.
+    first = 0x4E00 if num_tokens <= 20_000 else 0x20000
+    names = [END_OF_TEXT, *(chr(first + index) for index in range(num_tokens - 1))]
     tokenizer = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

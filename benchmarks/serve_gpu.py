@@ -84,11 +84,7 @@ QUICK = Sizes(
 )
 
 
-WHO: dict[str, dict[str, bool]] = {
-    "": {},
-    "_graphs": {"compiled": False},
-    "_plain": {"compiled": False, "graphs": False},
-}
+WHO: dict[str, dict[str, bool]] = {"": {}, "_graphs": {"compiled": False}}
 """Options of the engine, by what stands behind their keys."""
 
 
@@ -132,7 +128,7 @@ def measure(quick: bool, rounds: int | None) -> Measured:
 def _start(sizes: Sizes, device: str, options: dict[str, bool]) -> TorchEngine:
     return TorchEngine(
         random_llama(sizes.config, torch.bfloat16, device),
-        byte_tokenizer(min(sizes.config.vocab_size, 20_000)),
+        byte_tokenizer(sizes.config.vocab_size),
         num_slots=max(sizes.batches),
         prefix_tokens=0,
         device=device,

@@ -272,8 +272,8 @@ def main() -> None:
     }
     if device.type == "cuda" and not arguments.quick:
         RESULTS.mkdir(exist_ok=True)
-        kind = "ablation" if arguments.ablation else "run"
-        file = RESULTS / f"train-gpu-{kind}-{result['date']}.json"
+        name = "train_gpu_ablation" if arguments.ablation else "train_gpu"
+        file = RESULTS / f"{name}-{result['date']}.json"
         file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     keys = ("tokens_per_s", "mfu", "mfu_computed", "peak_tflops", "peak_memory_gib")
     shown = {name: {key: each[key] for key in keys} if "mfu" in each else each for name, each in found.items()}

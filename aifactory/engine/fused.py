@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,9 @@ _LONG = 1024
 """Positions from which on a context is read in parts, side by side: one program a head no longer keeps up with the weights."""
 _PARTS = 16
 _LEAST_PART = 256
-_BLOCK_T = 64
+_BLOCK_T = 128
 _GATE_BLOCK = 1024
+_ATTEND_WARPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,10 @@ class Tiles:
 
 
 MEASURED = {
-    "qkv": Tiles(rows=8, columns=1024, warps=4),
-    "out": Tiles(rows=4, columns=1024, warps=4),
-    "up": Tiles(rows=8, columns=512, warps=4),
-    "down": Tiles(rows=4, columns=2048, warps=4),
+    "qkv": Tiles(rows=4, columns=1024, warps=4),
+    "out": Tiles(rows=16, columns=1024, warps=8),
+    "up": Tiles(rows=4, columns=512, warps=2),
+    "down": Tiles(rows=4, columns=1024, warps=8),
     "head": Tiles(rows=8, columns=512, warps=2),
 }
 """Of all that were tried the fastest on an H200, of a model of a billion parameters."""
@@ -95,23 +96,16 @@ class FusedForward:
         *,
         most_rows: int,
         tiles: Mapping[str, Tiles] = MEASURED,
-        overlaps: bool | None = None,
     ) -> None:
         """Lay the weights out anew, in place. The cache must be allocated.
 
         most_rows   of a step
         tiles       how projections are cut, by their names
-        overlaps    whether a kernel is started before the one before it has ended, which takes compute capability 9.0.
-                    None: where the device has it.
         """
         from aifactory.engine import triton_kernels
 
         self._kernels = triton_kernels
         self._tiles = tiles
-        if overlaps is None:
-            overlaps = model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (9, 0)
-        self._overlaps = overlaps
-        self._launch = {"launch_pdl": True} if overlaps else {}
         config, attention = model.config, model.model.layers[0].self_attn
         self._cache = cache
         self._eps = float(config.rms_norm_eps)
@@ -213,9 +207,7 @@ class FusedForward:
             HAS_BIAS=bias_N is not None,
             IS_GATED=is_gated,
             ADDS=add_to is not None,
-            OVERLAPS=self._overlaps,
             num_warps=tiles.warps,
-            **self._launch,
         )
         return out_1N
 
@@ -224,9 +216,6 @@ class FusedForward:
     ) -> Tensor:
         num_rows, heads, group, width = len(qkv_BN), self._num_heads_kv, self._group, self._width
         out_BN = torch.empty(num_rows, heads * group * width, dtype=qkv_BN.dtype, device=qkv_BN.device)
-        # What lies before and after it is another's kernel where there are several rows.
-        overlaps = self._overlaps and num_rows == 1
-        launch = self._launch if overlaps else {}
         states = self._cache.slot_layers[index]
         gains = layer.gains or (qkv_BN, qkv_BN)
         self._kernels.attend[(num_rows, heads, parts)](
@@ -254,10 +243,8 @@ class FusedForward:
             PARTS=parts,
             LEAST_PART=_LEAST_PART,
             HAS_GAINS=layer.gains is not None,
-            OVERLAPS=overlaps,
-            num_warps=4,
+            num_warps=_ATTEND_WARPS,
             num_stages=3,
-            **launch,
         )
         if parts > 1:
             self._kernels.merge[(num_rows * heads, group)](
@@ -268,9 +255,7 @@ class FusedForward:
                 G=group,
                 D=width,
                 PARTS=parts,
-                OVERLAPS=overlaps,
                 num_warps=1,
-                **launch,
             )
         return out_BN
 
@@ -292,8 +277,7 @@ def _fused(layer: Any) -> _Layer:
 
 def _one_below_another(*modules: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Their weights and biases as one matrix and one vector; the modules read the same memory from then on."""
-    weights: list[Tensor] = [module.weight.detach() for module in modules]
-    weight_NK = torch.cat(weights)
+    weight_NK = torch.cat([cast(Tensor, module.weight) for module in modules])
     biases = [module.bias for module in modules if module.bias is not None]
     bias_N = torch.cat(biases) if biases else None
     sizes = [module.out_features for module in modules]

@@ -4,8 +4,8 @@
     several    x ─▶ normalize ─▶ (product) ─▶ attend ─▶ (product) ─▶ normalize(+ x) ─▶ (product) ─▶ gate ─▶ (product) ─▶ ...
 
 Of one row each weight is read once, by as many programs as there are blocks of its rows; a norm is one number, which each
-program finds on its way through x, so it is no kernel of its own. Five kernels a layer, six where contexts are long. With
-OVERLAPS each is started while the one before it runs, and waits for that one's end before it reads what that one writes.
+program finds on its way through x, so it is no kernel of its own. Five kernels a layer, six where contexts are long. A weight
+is the first to leave the cache: nothing reads it again in this step.
 
 Law      x, sums and softmax are in fp32, and so is all of one row; products of several rows are of the weights' type.
 Source   online softmax over blocks: Dao et al. 2022, "FlashAttention", arXiv:2205.14135, algorithm 1; its parts side by side
@@ -36,48 +36,32 @@ def project(
     HAS_BIAS: tl.constexpr,
     IS_GATED: tl.constexpr,
     ADDS: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):
     """out = norm(x) W^T + bias for one x, of the rows [pid * BLOCK_N, ...) of W.
 
     HAS_NORM  x is taken as norm(x) * gain, by the root of its mean square
     IS_GATED  W has 2 N rows: the result is silu(x W1^T) * x W2^T
     ADDS      to what is in `out`
-    OVERLAPS  it has been started before the kernel before it has ended: its first weights come meanwhile
     """
-    if OVERLAPS:
-        tl.extra.cuda.gdc_launch_dependents()
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     is_n = (n < N)[:, None]
     rows = weight_NK + n.to(tl.int64)[:, None] * K
     gated_rows = weight_NK + (n + N).to(tl.int64)[:, None] * K
-    k = tl.arange(0, BLOCK_K)
-    w = tl.load(rows + k[None, :], mask=is_n & (k < K)[None, :], other=0.0)
-    w2 = w
-    if IS_GATED:
-        w2 = tl.load(gated_rows + k[None, :], mask=is_n & (k < K)[None, :], other=0.0)
-    if OVERLAPS:
-        tl.extra.cuda.gdc_wait()
     sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     gated = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     squares = tl.zeros((BLOCK_K,), tl.float32)
     for begin in range(0, K, BLOCK_K):
         k = begin + tl.arange(0, BLOCK_K)
-        next_k = k + BLOCK_K
-        inside = is_n & (next_k < K)[None, :]
-        next_w = tl.load(rows + next_k[None, :], mask=inside, other=0.0)
-        next_w2 = next_w
-        if IS_GATED:
-            next_w2 = tl.load(gated_rows + next_k[None, :], mask=inside, other=0.0)
+        inside = is_n & (k < K)[None, :]
+        w = tl.load(rows + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
         x = tl.load(x_K + k, mask=k < K, other=0.0).to(tl.float32)
         if HAS_NORM:
             squares += x * x
             x = x * tl.load(gain_K + k, mask=k < K, other=0.0).to(tl.float32)
         sums += w.to(tl.float32) * x[None, :]
         if IS_GATED:
-            gated += w2.to(tl.float32) * x[None, :]
-        w = next_w
-        w2 = next_w2
+            w = tl.load(gated_rows + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
+            gated += w.to(tl.float32) * x[None, :]
     y = tl.sum(sums, axis=1)
     up = tl.sum(gated, axis=1)
     if HAS_NORM:
@@ -146,16 +130,12 @@ def attend(
     PARTS: tl.constexpr,
     LEAST_PART: tl.constexpr,
     HAS_GAINS: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):
     """Write a token's key and value at its position, and attend from it to all positions of its row up to that.
 
     QUERIES   G rounded up, at least 16
     PARTS     1: the result goes to `out`. Else each part of the context leaves its own for `merge`.
     """
-    if OVERLAPS:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     b, h, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = tl.load(rows_B + b).to(tl.int64)
     position = tl.load(positions_B + b)
@@ -235,12 +215,8 @@ def merge(
     G: tl.constexpr,
     D: tl.constexpr,
     PARTS: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):
     """One head's result from those of the parts of its context. A part without positions has -inf and zeros."""
-    if OVERLAPS:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     head, g = tl.program_id(0), tl.program_id(1)
     part = tl.arange(0, PARTS)
     d = tl.arange(0, D)
