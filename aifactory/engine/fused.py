@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -277,8 +277,8 @@ def _fused(layer: Any) -> _Layer:
 
 def _one_below_another(*modules: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Their weights and biases as one matrix and one vector; the modules read the same memory from then on."""
-    weight_NK = torch.cat([cast(Tensor, module.weight) for module in modules])
-    biases = [module.bias for module in modules if module.bias is not None]
+    weight_NK = torch.cat([module.weight for module in modules])
+    biases: list[Tensor] = [module.bias for module in modules if module.bias is not None]
     bias_N = torch.cat(biases) if biases else None
     sizes = [module.out_features for module in modules]
     for module, part in zip(modules, torch.split(weight_NK, sizes), strict=True):
