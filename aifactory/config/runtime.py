@@ -51,6 +51,11 @@ class Endpoint(Section):
     """What computes the answers: the project's own engine (torch), or vLLM's where it is installed (extra `vllm`), which gives
     no embeddings, goes on with no stream (`mode: direct` alone) and refuses what it would compute otherwise.
     Default: torch."""
+    weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """What the project's own engine reads weights as. float32: greedy answers are those of the trained model, token for token.
+    bfloat16: faster, the most for few requests at once, each weight rounded to 8 bits of precision; int8: faster still, on a CPU
+    alone. A release that then says something else than its trainer, beyond a bound, is not served. auto: float32 on a
+    CPU, bfloat16 on a GPU. Default: auto."""
     adapters: Mapping[AdapterName, str] = Field(default={}, max_length=64)
     """Low-rank adapters beside the release, by the names that requests give as `model`: the folder of one in peft's form or
     of a model that was exported with its adapter, on every machine of a replica; or a release (`registry:` and its name or
@@ -91,6 +96,16 @@ class Endpoint(Section):
     def _only_resilient_has_fronts(self) -> Endpoint:
         if self.mode == "direct" and self.fronts != Endpoint.model_fields["fronts"].default:
             raise ValueError("expected fronts beside mode: resilient alone, found mode: direct; delete it")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_for_an_engine_that_has_them(self) -> Endpoint:
+        if self.weights != "auto" and self.engine == "vllm":
+            raise ValueError(
+                f"expected weights beside engine: torch alone, found {self.weights} beside engine: vllm; delete it"
+            )
+        if self.weights == "int8" and self.gpus_per_replica:
+            raise ValueError("expected weights: int8 on a CPU alone, found gpus_per_replica; take bfloat16")
         return self
 
     @model_validator(mode="after")

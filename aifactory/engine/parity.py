@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from aifactory.engine.cache import SlotCache
 from aifactory.engine.compiled import CompiledForward
+from aifactory.engine.load import read_context_length
 from aifactory.engine.packed import WeightKind
 from aifactory.engine.steps import DecodeSteps
 from aifactory.errors import ParityError
@@ -37,6 +38,21 @@ def check_packed(model: PreTrainedModel, before_V: Tensor, kind: WeightKind, *, 
             f"Expected weights as {kind} to give the logits of the model as it was within {_MAX_PACKED_ERROR[kind]:g} of "
             f"their norm, found {error:.2g}. Take weights of higher precision for this model."
         )
+
+
+def in_bfloat16(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model with weights of 16 bits, in place.
+
+    Raises  ParityError if its logits are not near those before.
+    """
+    context_length = read_context_length(model.config, None)
+    embedding = model.get_input_embeddings().weight
+    assert isinstance(embedding, Tensor)
+    with torch.inference_mode():
+        before_V = plain_logits(model, vocab_size=len(embedding), context_length=context_length)
+        model = model.to(torch.bfloat16)  # type: ignore[arg-type]
+        check_packed(model, before_V, "bfloat16", context_length=context_length)
+    return model
 
 
 def check_cached_forward(

@@ -29,9 +29,14 @@ def _load_torch(
     from aifactory.engine.engine import TorchEngine
     from aifactory.engine.golden import check_golden_answers
     from aifactory.engine.load import load_model
+    from aifactory.engine.parity import in_bfloat16
 
     model, tokenizer = load_model(folder, device=device, dtype=torch.float32), load_tokenizer(folder)
+    # As it was trained; what fewer bits change is checked after it.
     check_golden_answers(folder, model, tokenizer, tolerance=tolerance)
+    on_cuda = device == "cuda"
+    if on_cuda and endpoint.weights != "float32":
+        model = in_bfloat16(model)
     engine = TorchEngine(
         model,
         tokenizer,
@@ -39,6 +44,7 @@ def _load_torch(
         max_queued=endpoint.max_queued,
         device=device,
         num_threads=threads,
+        weights=None if on_cuda or endpoint.weights == "auto" or endpoint.weights == "float32" else endpoint.weights,
     )
     return engine, tokenizer
 

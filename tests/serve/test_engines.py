@@ -6,6 +6,7 @@ import asyncio
 import sys
 
 import pytest
+import torch
 
 from aifactory.config import Config
 from aifactory.config.runtime import Endpoint
@@ -34,6 +35,43 @@ def test_the_projects_own_engine_answers_unless_another_is_named(exported):
         engine.close(0.0)
     with pytest.raises(ParityError):
         load_engine(exported(1), Endpoint(), tolerance=-1.0)
+
+
+@pytest.mark.parametrize(("weights", "read"), [("auto", 4), ("float32", 4), ("bfloat16", 2), ("int8", 1)])
+def test_the_engine_reads_weights_as_the_configuration_says(exported, weights, read):
+    engine, _ = load_engine(exported(1), Endpoint(slots=2), tolerance=1e-3)
+    other, _ = load_engine(exported(1), Endpoint(slots=2, weights=weights), tolerance=1e-3)
+    try:
+        share = other.weight_bytes / engine.weight_bytes
+    finally:
+        for each in (engine, other):
+            each.close(0.0)
+    # int8 has a scale a row beside it.
+    assert read / 4 <= share <= read / 4 + (0.1 if weights == "int8" else 0.0)
+
+
+def test_weights_that_an_engine_or_a_device_does_not_have_are_refused():
+    with pytest.raises(ValueError, match="weights beside engine: torch alone, found bfloat16"):
+        Endpoint(engine="vllm", weights="bfloat16")
+    with pytest.raises(ValueError, match="int8 on a CPU alone"):
+        Endpoint(weights="int8", gpus_per_replica=1)
+
+
+def test_a_model_in_bfloat16_is_near_what_it_was_or_is_refused(exported):
+    from aifactory.engine import parity
+    from aifactory.engine.load import load_model
+
+    model = parity.in_bfloat16(load_model(exported(1), device="cpu", dtype=torch.float32))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+    model = load_model(exported(1), device="cpu", dtype=torch.float32)
+
+    def turn(model, _, output):
+        output.logits = output.logits if model.dtype == torch.float32 else -output.logits
+
+    model.register_forward_hook(turn)
+    with pytest.raises(ParityError, match="weights as bfloat16"):
+        parity.in_bfloat16(model)
 
 
 def test_vllm_that_is_not_installed_is_a_configuration_error_that_says_what_to_install(exported, no_vllm):
