@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -20,8 +20,8 @@ from starlette.responses import Response
 
 from aifactory.errors import BadRequestError
 from aifactory.records.batch_jobs import BatchJob, BatchQueue, UploadedFile
-from aifactory.serve.bodies import BatchBody
-from aifactory.serve.wire import StatusError, parse
+from aifactory.serve.bodies import BatchBody, BatchesQuery, FilesQuery
+from aifactory.serve.wire import StatusError, parse, parse_query
 
 Handler = Callable[[Request], Awaitable[Response]]
 _ENDED_AT = {"completed": "completed_at", "failed": "failed_at", "cancelled": "cancelled_at", "expired": "expired_at"}
@@ -76,9 +76,13 @@ class BatchRoutes:
                 )
             yield piece
 
-    async def _files(self, _: Request) -> Response:
-        """The files that were uploaded or written, newest first."""
-        return _list([_file_card(file) for file in await asyncio.to_thread(self._queue.files)])
+    async def _files(self, request: Request) -> Response:
+        """The files that were uploaded or written, newest first unless it is asked otherwise."""
+        asked = parse_query(FilesQuery, request.query_params.multi_items())
+        files = await asyncio.to_thread(self._queue.files)
+        files = [file for file in files if asked.purpose in (None, file.purpose)]
+        page, has_more = _page(files if asked.order == "desc" else files[::-1], asked)
+        return _list([_file_card(file) for file in page], has_more=has_more)
 
     async def _file(self, request: Request) -> Response:
         """One file."""
@@ -115,10 +119,11 @@ class BatchRoutes:
         )
         return _json(await self._job_card(job))
 
-    async def _jobs(self, _: Request) -> Response:
+    async def _jobs(self, request: Request) -> Response:
         """The batches, newest first."""
-        jobs = await asyncio.to_thread(self._queue.jobs)
-        return _list([await self._job_card(job) for job in jobs])
+        asked = parse_query(BatchesQuery, request.query_params.multi_items())
+        page, has_more = _page(await asyncio.to_thread(self._queue.jobs), asked)
+        return _list([await self._job_card(job) for job in page], has_more=has_more)
 
     async def _job(self, request: Request) -> Response:
         """One batch."""
@@ -187,10 +192,23 @@ def _unknown(kind: str, name: str) -> StatusError:
     return StatusError(404, f"Expected the id of a {kind}, found {name[:64]!r}.", kind="invalid_request_error")
 
 
-def _list(cards: list[dict[str, Any]]) -> Response:
+Kept = TypeVar("Kept", UploadedFile, BatchJob)
+
+
+def _page(kept: Sequence[Kept], asked: FilesQuery | BatchesQuery) -> tuple[Sequence[Kept], bool]:
+    """The part that is asked for, and whether there are more after it."""
+    if asked.after is not None:
+        places = [place for place, each in enumerate(kept) if each.id == asked.after]
+        if not places:
+            raise BadRequestError(f"Expected the id of one of those listed, found {asked.after!r}.", field="after")
+        kept = kept[places[0] + 1 :]
+    return kept[: asked.limit], len(kept) > asked.limit
+
+
+def _list(cards: list[dict[str, Any]], *, has_more: bool) -> Response:
     ids = [card["id"] for card in cards]
     first, last = (ids[0], ids[-1]) if ids else (None, None)
-    return _json({"object": "list", "data": cards, "first_id": first, "last_id": last, "has_more": False})
+    return _json({"object": "list", "data": cards, "first_id": first, "last_id": last, "has_more": has_more})
 
 
 def _json(payload: Mapping[str, Any]) -> Response:

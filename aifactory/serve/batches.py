@@ -93,7 +93,10 @@ class Batches:
 
     async def _answer(self, job: BatchJob) -> None:
         data = await asyncio.to_thread(self._queue.read_file, job.input_file)
-        lines, problems = ([], [_problem("the input file is gone", None)]) if data is None else _read(data, job)
+        lines: list[Line] = []
+        problems = [_problem("the input file is gone", None)]
+        if data is not None:  # it may be 100 MB, and others are answered meanwhile
+            lines, problems = await asyncio.to_thread(_read, data, job)
         if problems:
             await asyncio.to_thread(self._queue.fail, job.id, self._holder, problems)
             return
@@ -203,7 +206,10 @@ def _line(number: int, text: bytes, endpoint: str, seen: set[str]) -> Line | str
     body = value.get("body")
     if not isinstance(body, dict):
         return f"expected an object as the body, found a {type(body).__name__}"
-    return Line(number=number, custom_id=custom_id, body=json.dumps(body).encode())
+    try:
+        return Line(number=number, custom_id=custom_id, body=json.dumps(body).encode())
+    except RecursionError:  # it may take more of a stack to write than to read
+        return "expected JSON of fewer levels"
 
 
 def _problem(message: str, line: int | None) -> dict[str, Any]:

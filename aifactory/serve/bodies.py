@@ -395,6 +395,28 @@ class BatchBody(ClosedBody):
     _without_nul = field_validator("input_file_id")(_refuse_nul)
 
 
+class FilesQuery(ClosedBody):
+    """GET /v1/files: which of them."""
+
+    limit: int = Field(default=10_000, ge=1, le=10_000)
+    """At most so many."""
+    after: str | None = Field(default=None, max_length=64)
+    """Those after the file of this id, in their order."""
+    order: Literal["asc", "desc"] = "desc"
+    """By when they came: the newest first (desc) or last."""
+    purpose: str | None = Field(default=None, max_length=64)
+    """Those of this purpose alone."""
+
+
+class BatchesQuery(ClosedBody):
+    """GET /v1/batches: which of them, newest first."""
+
+    limit: int = Field(default=20, ge=1, le=100)
+    """At most so many."""
+    after: str | None = Field(default=None, max_length=64)
+    """Those after the batch of this id."""
+
+
 class FeedbackBody(ClosedBody):
     """POST /v1/feedback: what somebody says of an answer."""
 

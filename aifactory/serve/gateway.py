@@ -40,11 +40,13 @@ from aifactory.serve.batches import Batches
 from aifactory.serve.bodies import (
     MOST_SECONDS,
     BatchBody,
+    BatchesQuery,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
     EmbeddingBody,
     FeedbackBody,
+    FilesQuery,
     TokenizeBody,
 )
 from aifactory.serve.openapi import Operation, describe, page
@@ -54,7 +56,18 @@ from aifactory.serve.proxy import LOST
 from aifactory.serve.releases import Releases, Served
 from aifactory.serve.tool_calls import require_tools
 from aifactory.serve.trials import Outcomes, ReadPrompts, Shadows, Watch
-from aifactory.serve.wire import ALWAYS, ClosedBody, Incoming, StatusError, error_body, parse, path_of, shutting_down
+from aifactory.serve.wire import (
+    ALWAYS,
+    ClosedBody,
+    Incoming,
+    NoQuery,
+    StatusError,
+    error_body,
+    parse,
+    parse_query,
+    path_of,
+    shutting_down,
+)
 from aifactory.text.chat import takes_tools
 
 _RETRY_AFTER_S = "1"
@@ -145,10 +158,13 @@ class Gateway:
         route = self._route_of(path)
         try:
             # The server sends the head of a GET's answer alone.
-            handler = self._routes.get(("GET" if request.method == "HEAD" else request.method, route))
+            method = "GET" if request.method == "HEAD" else request.method
+            handler = self._routes.get((method, route))
             if handler is not None:
                 if route not in ALWAYS:
                     self._require_room()
+                if route.startswith("/v1/") and (method, route) not in _QUERIES:
+                    parse_query(NoQuery, request.query_params.multi_items())
                 return await handler(request)
             allowed = [method for method, known in self._routes if known == route]
             if allowed:
@@ -192,7 +208,10 @@ class Gateway:
 
     async def ask_behind(self, path: str, body: bytes, identity: str) -> tuple[int, Any]:
         """Status and answer of a request that came with no connection: in the background, under an id of its own."""
-        if json.loads(body).get("stream"):
+        streams = False
+        with suppress(RecursionError):  # too deep for here: said of it below, as of any other
+            streams = json.loads(body).get("stream")
+        if streams:
             return 400, error_body("Expected no stream in a batch.", kind="invalid_request_error", field="stream")
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -245,6 +264,7 @@ class Gateway:
                 method=method,
                 path=path,
                 body=_BODIES.get(path) if method == "POST" else None,
+                query=_QUERIES.get((method, path)),
                 summary=(handler.__doc__ or "").strip(),
             )
             for (method, path), handler in self._routes.items()
@@ -573,6 +593,11 @@ _BODIES: Mapping[str, type[ClosedBody]] = {
     "/detokenize": DetokenizeBody,
 }
 """What is posted where."""
+_QUERIES: Mapping[tuple[str, str], type[ClosedBody]] = {
+    ("GET", "/v1/files"): FilesQuery,
+    ("GET", "/v1/batches"): BatchesQuery,
+}
+"""What may be asked after the question mark."""
 
 
 def _gone(model: str) -> StatusError:

@@ -39,6 +39,7 @@ class Operation:
     path: str
     summary: str
     body: type[ClosedBody] | None = None
+    query: type[ClosedBody] | None = None
 
 
 def describe(operations: Iterable[Operation], *, title: str) -> dict[str, Any]:
@@ -72,10 +73,12 @@ def _operation(operation: Operation) -> dict[str, Any]:
         schema = {"$ref": _REF + operation.body.__name__}
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
-    if names:
-        described["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-        ]
+    parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    if operation.query is not None:
+        fields = operation.query.model_json_schema()["properties"]
+        parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in fields.items()]
+    if parameters:
+        described["parameters"] = parameters
     return described
 
 

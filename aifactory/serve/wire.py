@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar, get_args
 
@@ -67,6 +67,26 @@ def parse(kind: type[Body], data: bytes) -> Body:
         _require_whole_characters(values)
     try:
         return kind.model_validate({name: value for name, value in values.items() if not _asks_nothing(name, value)})
+    except ValidationError as error:
+        raise _explain(error, kind) from error
+
+
+class NoQuery(ClosedBody):
+    """What is asked for by the path alone."""
+
+
+def parse_query(kind: type[Body], items: Iterable[tuple[str, str]]) -> Body:
+    """The parameters after the question mark as a value. Numbers are written in digits there, so they are read from text.
+
+    Raises   BadRequestError that names the parameter that is wrong, unknown or there twice.
+    """
+    values: dict[str, str] = {}
+    for name, value in items:
+        if name in values:
+            raise BadRequestError(f"Expected {name} once in the query, found it twice.", field=name)
+        values[name] = value
+    try:
+        return kind.model_validate_strings(values)
     except ValidationError as error:
         raise _explain(error, kind) from error
 
@@ -168,9 +188,9 @@ def _explain(error: ValidationError, kind: type[ClosedBody]) -> BadRequestError:
     path = _path(problem["loc"])
     field = path[0] + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path[1:])
     if problem["type"] == "extra_forbidden":
-        known = sorted(_owner(kind, path[:-1]).model_fields)
+        known = ", ".join(sorted(_owner(kind, path[:-1]).model_fields)) or "none here"
         return BadRequestError(
-            f"Expected only options that are supported ({', '.join(known)}), found {field!r}; leave it out.",
+            f"Expected only options that are supported ({known}), found {field[:60]!r}; leave it out.",
             field=field,
         )
     if problem["type"] == "missing":

@@ -75,6 +75,45 @@ def test_a_file_comes_back_as_it_was_until_it_is_deleted(batching):
     assert factory.books.storage.read_bytes("files", file.id) is None
 
 
+def test_lists_come_in_pages_that_hold_each_once(batching):
+    endpoint, _ = batching
+    for number in range(5):
+        upload(endpoint, [line(number)])
+    files = endpoint.client.files
+    every = [each.id for each in files.list()]
+    first = files.list(limit=2)
+
+    assert [each.id for each in first.data] == every[:2]
+    assert first.has_more
+    assert [each.id for each in files.list(limit=2, after=every[1]).data] == every[2:4]
+    # The client asks for the next page by itself.
+    assert [each.id for each in files.list(limit=2)] == every
+    assert [each.id for each in files.list(order="asc")] == every[::-1]
+    assert not files.list(purpose="fine-tune").data
+    assert not files.list(after=every[-1]).has_more
+    assert endpoint.client.batches.list(limit=1).has_more in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/files?limit=0", "limit"),
+        ("/v1/files?limit=many", "limit"),
+        ("/v1/files?after=nobody", "after"),
+        ("/v1/files?order=up", "order"),
+        ("/v1/batches?limit=101", "limit"),
+        ("/v1/batches?order=asc", "order"),
+        ("/v1/batches?limit=1&limit=2", "limit"),
+        ("/v1/models?limit=3", "limit"),
+    ],
+)
+def test_a_parameter_that_is_wrong_or_unknown_is_named_and_never_ignored(batching, path, field):
+    answer = httpx.get(f"{batching[0].url}{path}")
+
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == field
+
+
 def test_each_line_gets_what_the_same_request_gets(batching, wait_until):
     endpoint, factory = batching
     lines = [
