@@ -12,6 +12,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     data      sources and steps together, tokens
     recipe    model, training, evaluation, gate, serving, improvement, traffic
     trial     how a release is tried beside production
+    watch     how what users ask is watched
     runtime   where and with what
     schema    the whole
     reading   from YAML and overrides to a checked model, or to an error with file and line
@@ -65,6 +66,7 @@ from aifactory.config.steps import (
     UnicodeStep,
 )
 from aifactory.config.trial import ReleaseTrial
+from aifactory.config.watch import PromptWatch
 
 __all__ = [
     "AlphabeticStep",
@@ -104,6 +106,7 @@ __all__ = [
     "PersonalStep",
     "Preference",
     "PromoteGate",
+    "PromptWatch",
     "ReleaseTrial",
     "Retrain",
     "RowStep",

@@ -9,6 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 from aifactory.config.section import Section
 from aifactory.config.sources import Source
 from aifactory.config.trial import ReleaseTrial
+from aifactory.config.watch import PromptWatch
 
 
 class Architecture(Section):
@@ -351,12 +352,16 @@ class Improve(Section):
     """Age of the oldest row at which a smaller batch is sealed too, seconds. Default: never."""
     cooldown_s: float = Field(default=0.0, ge=0)
     """Shortest time between the end of one retrain and the next, seconds. Default: 0."""
+    max_retrains_per_day: int = Field(default=24, ge=1)
+    """Most retrains that begin in any 24 hours, whatever they come to. Default: 24."""
     max_attempts: int = Field(default=3, ge=1)
     """Attempts at one retrain before it is given up. Default: 3."""
     holdout_share: float = Field(default=0.25, gt=0, lt=1)
     """Share of the feedback rows that never trains and judges the candidate. Default: 0.25."""
     retrain: Retrain = Retrain()
     """The recipe of a retrain."""
+    prompts: PromptWatch | None = PromptWatch()
+    """How what users ask is watched; none: it is not."""
     trial: ReleaseTrial | None = None
     """How a release that the gate lets pass is tried before it takes production. Default: none, it takes it at once."""
 

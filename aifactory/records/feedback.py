@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -336,13 +336,36 @@ class FeedbackLog:
         with self.database.read() as connection:
             return [Correction(**row) for row in connection.execute(query.limit(limit)).mappings()]
 
-    def scores(self, *, metric: str, release: int) -> list[Score]:
-        """The scores of a release by one metric, in the order of the feedback."""
+    def prompts(
+        self, *, release: int, since: float, until: float, after: tuple[float, str] = (0.0, ""), limit: int
+    ) -> list[tuple[float, str, str]]:
+        """Time, id and prompt of answers of a release, in order: those given after `since` and up to `until` (seconds since 1970,
+        UTC) that come after the time and id `after`."""
+        at, name = completions.c.at, completions.c.id
+        query = (
+            sa.select(at, name, completions.c.prompt)
+            .where(completions.c.factory == self.factory, completions.c.release == release)
+            .where(at > since, at <= until, sa.or_(at > after[0], sa.and_(at == after[0], name > after[1])))
+            .order_by(at, name)
+            .limit(limit)
+        )
+        with self.database.read() as connection:
+            return [(row.at, row.id, row.prompt) for row in connection.execute(query)]
+
+    def scores(self, *, metric: str, release: int, without: Collection[int] = ()) -> list[Score]:
+        """The scores of a release by one metric, in the order of the feedback; not those of the batches `without`."""
         query = (
             sa.select(scores.c.feedback, scores.c.metric, scores.c.release, scores.c.value, scores.c.weight)
             .where(scores.c.factory == self.factory, scores.c.metric == metric, scores.c.release == release)
             .order_by(scores.c.feedback)
         )
+        if without:
+            read = sa.select(feedback.c.seq).where(
+                feedback.c.factory == self.factory,
+                feedback.c.seq == scores.c.feedback,
+                feedback.c.batch.in_(sorted(without)),
+            )
+            query = query.where(~read.exists())
         with self.database.read() as connection:
             return [Score(**row) for row in connection.execute(query).mappings()]
 
