@@ -12,6 +12,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     data      sources and steps together, tokens
     recipe    model, training, evaluation, gate, serving, improvement, traffic
     trial     how a release is tried beside production
+    trust     which feedback is believed
     watch     how what users ask is watched
     runtime   where and with what
     schema    the whole
@@ -66,12 +67,14 @@ from aifactory.config.steps import (
     UnicodeStep,
 )
 from aifactory.config.trial import ReleaseTrial
+from aifactory.config.trust import Canary, FeedbackTrust
 from aifactory.config.watch import PromptWatch
 
 __all__ = [
     "AlphabeticStep",
     "Architecture",
     "C4Step",
+    "Canary",
     "Columns",
     "Config",
     "CorpusStep",
@@ -80,6 +83,7 @@ __all__ = [
     "Endpoint",
     "Evaluate",
     "FeedbackSource",
+    "FeedbackTrust",
     "FileSource",
     "FineWebStep",
     "GopherQualityStep",

@@ -9,6 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 from aifactory.config.section import Section
 from aifactory.config.sources import Source
 from aifactory.config.trial import ReleaseTrial
+from aifactory.config.trust import FeedbackTrust
 from aifactory.config.watch import PromptWatch
 
 
@@ -360,6 +361,8 @@ class Improve(Section):
     """Share of the feedback rows that never trains and judges the candidate. Default: 0.25."""
     retrain: Retrain = Retrain()
     """The recipe of a retrain."""
+    trust: FeedbackTrust | None = FeedbackTrust()
+    """Which feedback is believed; none: all is."""
     prompts: PromptWatch | None = PromptWatch()
     """How what users ask is watched; none: it is not."""
     trial: ReleaseTrial | None = None

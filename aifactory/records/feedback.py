@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 from aifactory.errors import BadRequestError
 from aifactory.records.artifacts import ArtifactStore, FeedbackBatch, Record, digest_of
 from aifactory.records.identity import fingerprint, hash_parts
-from aifactory.records.journal import Journal
+from aifactory.records.journal import ANONYMOUS, Journal
 from aifactory.records.tables import batches, choices, completions, feedback, scores
 
 BATCH_CODE_VERSION = 1
@@ -78,6 +78,8 @@ class Correction:
     correction: str
     user: str
     """Who corrected it; the completion's id where nobody said."""
+    key: str = ANONYMOUS
+    """The key by which it came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,6 +314,7 @@ class FeedbackLog:
                 completions.c.answer,
                 feedback.c.correction,
                 sa.func.coalesce(feedback.c.user, completions.c.user, completions.c.id).label("user"),
+                feedback.c.key_id.label("key"),
             )
             .join(
                 completions,
@@ -413,6 +416,9 @@ def _batch_table(rows: Sequence[Correction], objective: str) -> pa.Table:
             "feedback": [row.feedback for row in rows],
         }
     )
+    keys = ["" if row.key == ANONYMOUS else row.key for row in rows]
+    if any(keys):
+        table = table.append_column("key", pa.array(keys, pa.string()))
     answers = pa.array([row.answer for row in rows], pa.string())
     if objective == "dpo":
         return table.append_column("rejected", answers)
@@ -450,4 +456,5 @@ def _contributor(row: Correction) -> str:
 def _contents(row: Correction, *, with_answer: bool = False) -> str:
     answer = [row.answer] if with_answer else []
     chat = ["chat", row.messages] if row.messages else []
-    return hash_parts(_contributor(row), row.prompt, row.correction, *answer, *chat)
+    key = [] if row.key == ANONYMOUS else ["key", row.key]
+    return hash_parts(_contributor(row), row.prompt, row.correction, *answer, *chat, *key)
