@@ -611,7 +611,7 @@ class Factory:
             return [recipe], shares  # all from the beginning: as long as a first training is
         recipe = recipe.model_copy(
             update={
-                "max_steps": retrain.max_steps,
+                "max_steps": cycle.bound.max_steps or retrain.max_steps,
                 "learning_rate": retrain.learning_rate,
                 # Another order than that of the parent's first steps, or the replay would repeat just those.
                 "seed": recipe.seed + len(feedback),

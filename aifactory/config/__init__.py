@@ -12,6 +12,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     data      sources and steps together, tokens
     recipe    model, training, evaluation, gate, serving, improvement, traffic
     trial     how a release is tried beside production
+    budget    what retrains may cost
     trust     which feedback is believed
     watch     how what users ask is watched
     runtime   where and with what
@@ -19,6 +20,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     reading   from YAML and overrides to a checked model, or to an error with file and line
 """
 
+from aifactory.config.budget import Budget
 from aifactory.config.data import HoldoutStratum, Ingest, Tokenize
 from aifactory.config.reading import plain_overrides
 from aifactory.config.recipe import (
@@ -73,6 +75,7 @@ from aifactory.config.watch import PromptWatch
 __all__ = [
     "AlphabeticStep",
     "Architecture",
+    "Budget",
     "C4Step",
     "Canary",
     "Columns",

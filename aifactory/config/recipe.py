@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
+from aifactory.config.budget import Budget
 from aifactory.config.section import Section
 from aifactory.config.sources import Source
 from aifactory.config.trial import ReleaseTrial
@@ -361,6 +362,8 @@ class Improve(Section):
     """Share of the feedback rows that never trains and judges the candidate. Default: 0.25."""
     retrain: Retrain = Retrain()
     """The recipe of a retrain."""
+    budget: Budget | None = None
+    """What retrains may cost, and what they must be worth. Default: none, that is not asked."""
     trust: FeedbackTrust | None = FeedbackTrust()
     """Which feedback is believed; none: all is."""
     prompts: PromptWatch | None = PromptWatch()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from aifactory.evaluate.sequential import Found
+from aifactory.improve.budget import Spending, afford
 
 if TYPE_CHECKING:
     from aifactory.config import Improve
@@ -37,11 +38,13 @@ class Observation:
     """Since the last release was withdrawn, or rolled back, for cause."""
     retrains_today: int = 0
     """That were begun in the 24 hours until now."""
+    spending: Spending | None = None
+    """What retrains have cost and brought; none where no budget is set."""
     prompts: str | None = None
     """What has established that prompts are others than they were; none where nothing has."""
 
 
-Awaited = Literal["release", "cycle", "standard", "scores", "drift", "feedback", "cooldown"]
+Awaited = Literal["release", "cycle", "standard", "scores", "drift", "feedback", "cooldown", "budget"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +65,12 @@ class Retrain:
 
     batches: Sequence[str]
     reasons: Sequence[str]
+    max_steps: int | None = None
+    """Optimiser steps, where the budget has no room for those of the configuration."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"decision": "retrain", "reasons": list(self.reasons), "batches": list(self.batches)}
+        shrunk = {} if self.max_steps is None else {"max_steps": self.max_steps}
+        return {"decision": "retrain", "reasons": list(self.reasons), "batches": list(self.batches), **shrunk}
 
 
 Decision = Wait | Retrain
@@ -82,10 +88,19 @@ def decide(policy: Improve, seen: Observation) -> Decision:
     if isinstance(scores, Wait) and not (moved and counts):
         return Wait(awaited=scores.awaited, reasons=(*moved, *scores.reasons))
     found = (*moved, *scores.reasons) if isinstance(scores, Wait) else (*moved, scores)
-    return _held_up(policy, seen, found) or Retrain(
-        batches=tuple(seen.new_batches),
-        reasons=(*found, f"{len(seen.new_batches)} new feedback batch(es) to learn from"),
-    )
+    held_up = _held_up(policy, seen, found)
+    if held_up is not None:
+        return held_up
+    found = (*found, f"{len(seen.new_batches)} new feedback batch(es) to learn from")
+    if policy.budget is None or seen.spending is None:
+        return Retrain(batches=tuple(seen.new_batches), reasons=found)
+    lost = seen.live - seen.standard if seen.standard is not None and seen.num_scored else None
+    afforded = afford(policy.budget, seen.spending, max_steps=policy.retrain.max_steps, lost=lost)
+    reasons = (*found, *afforded.reasons)
+    if not afforded.steps:
+        return Wait(awaited="budget", reasons=reasons)
+    steps = None if afforded.steps == policy.retrain.max_steps else afforded.steps
+    return Retrain(batches=tuple(seen.new_batches), reasons=reasons, max_steps=steps)
 
 
 def _scores(policy: Improve, seen: Observation) -> Wait | str:

@@ -17,6 +17,7 @@ from aifactory.errors import FencedError, StateError
 from aifactory.evaluate.sequential import mean_exceeds
 from aifactory.improve.decision import Decision, Observation, Retrain, Wait, decide
 from aifactory.improve.prompts import PromptSequence
+from aifactory.improve.spending import spending
 from aifactory.improve.trials import Trials
 from aifactory.observe.events import log_event
 from aifactory.records.artifacts import ArtifactStore, FeedbackBatch, Model, Scorecard
@@ -224,6 +225,7 @@ class Evaluation:
                 champion=production.number,
                 holdouts=self.books.journal.corpora(),
                 models=self.books.registry.bound_models(config.ingest.models),
+                max_steps=decision.max_steps,
             ),
         )
         log_event("triggered", cycle=cycle.number, trigger=cycle.trigger, because="; ".join(decision.reasons))
@@ -310,6 +312,7 @@ def observe(books: Books, batches: Sequence[FeedbackBatch]) -> Observation:
         seconds_since_cycle=now - max(ended) if ended else float("inf"),
         seconds_since_withdrawal=now - max(withdrawn, default=-math.inf),
         retrains_today=sum(c.bound.kind == "drift" and now - c.opened_at < _DAY_S for c in cycles),
+        spending=None if policy.budget is None else spending(books, policy.budget),
         prompts=None if drift is None else drift["said"],
     )
 
