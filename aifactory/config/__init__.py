@@ -13,6 +13,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     recipe    model, training, evaluation, gate, serving, improvement, traffic
     trial     how a release is tried beside production
     budget    what retrains may cost
+    judge     a model elsewhere that compares answers
     trust     which feedback is believed
     watch     how what users ask is watched
     runtime   where and with what
@@ -22,6 +23,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
 
 from aifactory.config.budget import Budget
 from aifactory.config.data import HoldoutStratum, Ingest, Tokenize
+from aifactory.config.judge import Judge
 from aifactory.config.reading import plain_overrides
 from aifactory.config.recipe import (
     Architecture,
@@ -95,6 +97,7 @@ __all__ = [
     "HoldoutStratum",
     "Improve",
     "Ingest",
+    "Judge",
     "KeepLabelsStep",
     "LabelByFunctionStep",
     "LabelByModelStep",

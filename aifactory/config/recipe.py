@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from aifactory.config.budget import Budget
+from aifactory.config.judge import Judge
 from aifactory.config.section import Section
 from aifactory.config.sources import Source
 from aifactory.config.trial import ReleaseTrial
@@ -291,6 +292,14 @@ class Evaluate(Section):
     """Resamples of the paired, clustered bootstrap. Default: 2000."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Coverage of every interval, two-sided. Default: 0.95."""
+    judge: Judge | None = None
+    """A model elsewhere that compares answers with those of the release in production. Default: none."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = handler(self)
+        # Recipes bear identity: one without a judge is the one that it was before there was any.
+        return plain if self.judge is not None else {name: value for name, value in plain.items() if name != "judge"}
 
 
 class PromoteGate(Section):

@@ -147,6 +147,8 @@ class Config(Section):
         if "ingest" in plain:
             plain["ingest"]["sources"] = [source.recipe() for source in self.ingest.sources]
             plain["ingest"]["steps"] = [step.recipe() for step in self.ingest.steps]
+        if self.evaluate.judge is not None and "evaluate" in plain:
+            plain["evaluate"]["judge"] = self.evaluate.judge.recipe()
         if self.traffic is not None and "traffic" in plain:
             plain["traffic"]["source"] = self.traffic.source.recipe()
         return plain

@@ -28,7 +28,18 @@ import pyarrow.parquet as pq
 from aifactory.cluster.tasks import RunTasks
 from aifactory.config import Evaluate
 from aifactory.errors import EmptyCorpusError, StorageError
+from aifactory.evaluate.answering import greedy_answers
 from aifactory.evaluate.gate import Comparison, Evidence
+from aifactory.evaluate.judge import (
+    JudgeClient,
+    Judged,
+    Judgement,
+    Pair,
+    agreement,
+    judgement,
+    judgement_of,
+    read_labelled,
+)
 from aifactory.evaluate.statistics import Interval, ratio_interval
 from aifactory.records.artifacts import ArtifactStore, Corpus, Model, Scorecard
 from aifactory.records.identity import share_of
@@ -126,6 +137,9 @@ def evaluate_model(
     candidate_bits = _flat(scored[: len(chunks)])
     champion_found = iter(_flat(scored[len(chunks) : 2 * len(chunks)])) if champion is not None else None
     own_beginnings, other_beginnings = (iter(found) for found in (scored[-2:] if wanted else ([], [])))
+    judged = None
+    if recipe.judge is not None and champion is not None:
+        judged = _judged(recipe, (candidate, champion), wanted or holdout, store, run, chat_fallback)
     (baselines,) = run(_baselines, [(store, candidate, sources, [e.task for e in examples])])
 
     table = pa.Table.from_pylist(
@@ -148,10 +162,15 @@ def evaluate_model(
         ],
         schema=EXAMPLES_SCHEMA,
     )
+    if judged is not None:
+        for column in ("forward", "backward"):
+            said = [getattr(judged.by_example.get(_key(e)), column, None) for e in examples]
+            table = table.append_column(f"judge_{column}", pa.array(said, pa.float64()))
     comparisons = {name: _compare(table, name, recipe) for name in ("holdout", "known", "target")}
     fixed, reference = comparisons["holdout"], comparisons["known"]
     assert fixed is not None
-    evidence = Evidence(fixed=fixed, target=comparisons["target"], parity_error=parity_error)
+    found = None if judged is None else judged.judgement
+    evidence = Evidence(fixed=fixed, target=comparisons["target"], parity_error=parity_error, judge=found)
     figures = {
         "holdout": asdict(fixed),
         "known": None if reference is None else asdict(reference),
@@ -159,6 +178,7 @@ def evaluate_model(
         "parity_error": parity_error,
         "gzip_bits_per_byte": _ratio(table, "holdout", "gzip"),
         "unigram_bits_per_byte": _ratio(table, "holdout", "unigram"),
+        **({} if found is None else {"judge": found.to_json()}),
     }
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
@@ -173,7 +193,12 @@ def evidence_of(figures: Any) -> Evidence:
     """The evidence as a scorecard's record keeps it."""
     fixed = _comparison(figures["holdout"])
     assert fixed is not None
-    return Evidence(fixed=fixed, target=_comparison(figures["target"]), parity_error=figures["parity_error"])
+    return Evidence(
+        fixed=fixed,
+        target=_comparison(figures["target"]),
+        parity_error=figures["parity_error"],
+        judge=judgement_of(figures.get("judge")),
+    )
 
 
 def evidence_of_best(storage: Storage, scorecard: Scorecard, recipe: Evaluate, *, of: int) -> Evidence:
@@ -199,7 +224,18 @@ def evidence_of_best(storage: Storage, scorecard: Scorecard, recipe: Evaluate, *
     fixed = _compare(table, "holdout", wide)
     assert fixed is not None
     target = None if evidence.target is None else _compare(table, "target", wide)
-    return Evidence(fixed=fixed, target=target, parity_error=evidence.parity_error, num_candidates=of)
+    judged = evidence.judge
+    if judged is not None:
+        rows = table.filter(pa.compute.is_valid(table["judge_forward"])).to_pylist()
+        preference = ratio_interval(
+            [(row["judge_forward"] + row["judge_backward"]) / 2 for row in rows],
+            [1.0] * len(rows),
+            [row["cluster"] for row in rows],
+            confidence=confidence,
+            samples=samples,
+        )
+        judged = replace(judged, preference=preference)
+    return Evidence(fixed=fixed, target=target, parity_error=evidence.parity_error, judge=judged, num_candidates=of)
 
 
 def score_tasks(store: ArtifactStore, model: Model, tasks: Sequence[Task], chat_fallback: str) -> list[float]:
@@ -208,6 +244,61 @@ def score_tasks(store: ArtifactStore, model: Model, tasks: Sequence[Task], chat_
 
     loaded, tokenizer = _loaded(store.storage, model.id, model.digest)
     return answer_bits(loaded, tokenizer, tasks, fallback=chat_fallback)
+
+
+# ── the judge ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _JudgedExamples:
+    by_example: dict[tuple[str, str, int], Judged]
+    judgement: Judgement
+
+
+def _judged(
+    recipe: Evaluate,
+    models: tuple[Model, Model],
+    examples: Sequence[Example],
+    store: ArtifactStore,
+    run: RunTasks,
+    chat_fallback: str,
+) -> _JudgedExamples | None:
+    """What the judge says of what the candidate and the champion answer to some examples; None where they answer nothing."""
+    judge = recipe.judge
+    assert judge is not None
+    some = examples[: judge.max_pairs]
+    tasks = [example.task for example in some]
+    mine, theirs = run(
+        greedy_answers, [(store, model, tasks, judge.max_answer_tokens, chat_fallback) for model in models]
+    )
+    client = JudgeClient(judge)
+    agreed = None
+    if judge.labelled is not None:
+        labelled = read_labelled(judge.read_labelled(), origin=judge.labelled)
+        agreed = agreement(labelled, client.judge(labelled))
+    asked = [
+        (example, Pair(prompt=example.task.asked, first=one, second=other))
+        for example, one, other in zip(some, mine, theirs, strict=True)
+        if one is not None and other is not None
+    ]
+    if not asked:
+        return None
+    said = client.judge([pair for _, pair in asked])
+    return _JudgedExamples(
+        {_key(example): each for (example, _), each in zip(asked, said, strict=True)},
+        judgement(
+            judge,
+            said,
+            [example.cluster for example, _ in asked],
+            agreed,
+            confidence=recipe.confidence,
+            samples=recipe.bootstrap_samples,
+        ),
+    )
+
+
+def _key(example: Example) -> tuple[str, str, int]:
+    return example.set, example.row, example.number
 
 
 # ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -244,8 +244,11 @@ class FeedbackLog:
                     each `true` or `false`
         """
         compared = objective != "likelihood"
-        rows = sorted(self.corrections(batch=number), key=lambda row: _contents(row, with_answer=compared))
-        contents = [_contents(row, with_answer=compared) for row in rows]
+        found = self.corrections(batch=number)
+        # One key is a way in like any other; of several it is told apart, since one of them may be capped.
+        keyed = len({row.key for row in found}) > 1
+        rows = sorted(found, key=lambda row: _contents(row, with_answer=compared, with_key=keyed))
+        contents = [_contents(row, with_answer=compared, with_key=keyed) for row in rows]
         if compared:
             contents.append(objective)
         identity = fingerprint(stage="batch", code_version=BATCH_CODE_VERSION, recipe={"rows": contents}, inputs=[])
@@ -254,7 +257,7 @@ class FeedbackLog:
             return existing
         # A column is of one type: the prompts of chats are turns, and stand in a file of their own.
         parts = {"rows.parquet": [r for r in rows if not r.messages], "chats.parquet": [r for r in rows if r.messages]}
-        tables = {name: _batch_table(part, objective) for name, part in parts.items() if part}
+        tables = {name: _batch_table(part, objective, keyed=keyed) for name, part in parts.items() if part}
         files = []
         for name, table in tables.items():
             sink = io.BytesIO()
@@ -405,7 +408,7 @@ class FeedbackLog:
         return int(connection.scalar(query) or 0)
 
 
-def _batch_table(rows: Sequence[Correction], objective: str) -> pa.Table:
+def _batch_table(rows: Sequence[Correction], objective: str, *, keyed: bool) -> pa.Table:
     """Corrections as rows to learn from; those of chats have turns for a prompt."""
     table = pa.table(
         {
@@ -416,8 +419,8 @@ def _batch_table(rows: Sequence[Correction], objective: str) -> pa.Table:
             "feedback": [row.feedback for row in rows],
         }
     )
-    keys = ["" if row.key == ANONYMOUS else row.key for row in rows]
-    if any(keys):
+    if keyed:
+        keys = ["" if row.key == ANONYMOUS else row.key for row in rows]
         table = table.append_column("key", pa.array(keys, pa.string()))
     answers = pa.array([row.answer for row in rows], pa.string())
     if objective == "dpo":
@@ -453,8 +456,8 @@ def _contributor(row: Correction) -> str:
     return row.user if row.user != row.completion else f"nobody-{hash_parts(row.prompt, row.correction)[:16]}"
 
 
-def _contents(row: Correction, *, with_answer: bool = False) -> str:
+def _contents(row: Correction, *, with_answer: bool = False, with_key: bool = False) -> str:
     answer = [row.answer] if with_answer else []
     chat = ["chat", row.messages] if row.messages else []
-    key = [] if row.key == ANONYMOUS else ["key", row.key]
+    key = ["key", row.key] if with_key else []
     return hash_parts(_contributor(row), row.prompt, row.correction, *answer, *chat, *key)

@@ -7,9 +7,10 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from judge_servers import judging
 
 from aifactory.cluster.tasks import run_here
-from aifactory.config import Evaluate, PromoteGate
+from aifactory.config import Evaluate, Judge, PromoteGate
 from aifactory.errors import EmptyCorpusError, StorageError
 from aifactory.evaluate.gate import judge
 from aifactory.evaluate.pipeline import evaluate_model, evidence_of, evidence_of_best
@@ -280,3 +281,28 @@ def test_what_was_chosen_of_several_is_judged_by_wider_intervals_around_the_same
     store.storage.delete("scorecard", "0" * 16)
     with pytest.raises(StorageError, match=r"expected .*examples\.parquet"):
         evidence_of_best(store.storage, scorecard, RECIPE, of=2)
+
+
+def test_a_judge_compares_answers_of_both_models_and_what_it_says_is_kept_by_example(
+    evaluate, candidate, champion, sources, feedback, store
+):
+    with judging(lambda question, first, second: "A" if first < second else "B" if second < first else "C") as server:
+        asked_of = Judge(url=server.url, model="judge-1", max_pairs=5, max_answer_tokens=6)
+        recipe = RECIPE.model_copy(update={"judge": asked_of})
+        scored = evaluate(candidate, champion, sources[0], [feedback[0]], recipe=recipe)
+        alone = evaluate(candidate, None, sources[0], [feedback[0]], recipe=recipe, name="b")
+
+    said = [e for e in scored.examples if e["judge_forward"] is not None]
+    assert len(said) == 5
+    assert {e["set"] for e in said} == {"target"}
+    assert [e["judge_forward"] for e in said] == [e["judge_backward"] for e in said]
+    found = scored.evidence.judge
+    assert found is not None
+    assert found.wins + found.losses + found.ties == 5
+    assert found.preference.estimate == pytest.approx((found.wins - found.losses) / 5)
+    assert scored.figures["judge"]["version"] == "judge-1"
+    asked = {body["messages"][1]["content"] for body, _ in server.asked}
+    assert len(asked) <= 10
+    assert "judge_forward" not in alone.examples[0]
+    assert alone.evidence.judge is None
+    assert evidence_of(scored.figures) == scored.evidence
