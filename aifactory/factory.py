@@ -44,6 +44,7 @@ from aifactory.records.identity import fingerprint
 from aifactory.records.journal import Bound, Cycle
 from aifactory.records.registry import REFERENCE, Release
 from aifactory.records.trials import ShareOf, Trial, TrialKind
+from aifactory.workshop.answer_checks import AnswerChecks
 from aifactory.workshop.bench import Bench
 from aifactory.workshop.corpora import Corpora
 from aifactory.workshop.models import Models
@@ -271,7 +272,9 @@ class Factory:
 
         self._connect()
         score = partial(score_tasks, chat_fallback=self.config.serve.chat_fallback)
-        start(self.books, score=score, turn=turn_begun)
+        guards = self.config.evaluate.guards
+        check = None if guards is None else AnswerChecks(self.books, guards)
+        start(self.books, score=score, turn=turn_begun, check=check)
 
     def wait(self) -> None:
         """Stay until interrupted; then end what was started here."""

@@ -13,6 +13,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     recipe    model, training, evaluation, gate, serving, improvement, traffic
     trial     how a release is tried beside production
     budget    what retrains may cost
+    answer_guards  what answers may not hold
     judge     a model elsewhere that compares answers
     trust     which feedback is believed
     watch     how what users ask is watched
@@ -21,6 +22,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     reading   from YAML and overrides to a checked model, or to an error with file and line
 """
 
+from aifactory.config.answer_guards import AnswerGuards
 from aifactory.config.budget import Budget
 from aifactory.config.data import HoldoutStratum, Ingest, Tokenize
 from aifactory.config.judge import Judge
@@ -76,6 +78,7 @@ from aifactory.config.watch import PromptWatch
 
 __all__ = [
     "AlphabeticStep",
+    "AnswerGuards",
     "Architecture",
     "Budget",
     "C4Step",

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
+from aifactory.config.answer_guards import AnswerGuards
 from aifactory.config.budget import Budget
 from aifactory.config.judge import Judge
 from aifactory.config.section import Section
@@ -295,11 +296,15 @@ class Evaluate(Section):
     judge: Judge | None = None
     """A model elsewhere that compares answers with those of the release in production. Default: none."""
 
+    guards: AnswerGuards | None = None
+    """What answers may not hold. Default: none, they are not looked through."""
+
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         plain: dict[str, Any] = handler(self)
-        # Recipes bear identity: one without a judge is the one that it was before there was any.
-        return plain if self.judge is not None else {name: value for name, value in plain.items() if name != "judge"}
+        # Recipes bear identity: one without a judge, or guards, is the one that it was before there were any.
+        left_out = {name for name in ("judge", "guards") if getattr(self, name) is None}
+        return {name: value for name, value in plain.items() if name not in left_out}
 
 
 class PromoteGate(Section):

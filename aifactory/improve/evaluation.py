@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from aifactory.errors import FencedError, StateError
 from aifactory.evaluate.sequential import mean_exceeds
+from aifactory.improve.answer_watch import AnswerWatch, CheckAnswers
 from aifactory.improve.decision import Decision, Observation, Retrain, Wait, decide
 from aifactory.improve.prompts import PromptSequence
 from aifactory.improve.spending import spending
@@ -64,7 +65,10 @@ class Launcher(Protocol):
 class Evaluation:
     """Scores, seals, decides, and sees to it that the cycles which it began are turned."""
 
-    def __init__(self, books: Books, *, score: ScoreTasks, launcher: Launcher) -> None:
+    def __init__(
+        self, books: Books, *, score: ScoreTasks, launcher: Launcher, check: CheckAnswers | None = None
+    ) -> None:
+        """`check` says which guards answers break; without it, or where no guards are configured, none is looked through."""
         self.books = books
         self._policy = books.config.improve
         self._score = score
@@ -77,6 +81,7 @@ class Evaluation:
         self._said: tuple[str | None, str, str] | None = None
         self._prompts: tuple[tuple[int, float], PromptSequence] | None = None
         self._last_prompt = (0.0, "")
+        self._guards = None if check is None else AnswerWatch(books, check)
 
     def tick(self) -> Decision:
         """One look. Killed anywhere in it, the next one does what is left to do, and nothing twice."""
@@ -84,6 +89,8 @@ class Evaluation:
         self._score_corrections()
         self._trials.look()
         self._watch_prompts()
+        if self._guards is not None:
+            self._guards.look()
         self._seal_batches()
         batches = self._published_batches()
         seen = observe(self.books, batches)
@@ -173,14 +180,14 @@ class Evaluation:
             self._prompts = (of, PromptSequence(reference=policy.reference, confidence=policy.confidence))
             self._last_prompt = (since, "")
         sequence = self._prompts[1]
-        asked = self.books.feedback.prompts(
+        asked = self.books.feedback.given(
             release=release.number,
             since=since,
             until=self.books.journal.clock() - _SETTLED_S,
             after=self._last_prompt,
             limit=_PROMPTS_AT_ONCE,
         )
-        for at, name, prompt in asked:
+        for at, name, prompt, _ in asked:
             self._last_prompt = (at, name)
             if not _ANOTHER_CHOICE.search(name):
                 sequence.add(name, prompt)

@@ -342,21 +342,21 @@ class FeedbackLog:
         with self.database.read() as connection:
             return [Correction(**row) for row in connection.execute(query.limit(limit)).mappings()]
 
-    def prompts(
+    def given(
         self, *, release: int, since: float, until: float, after: tuple[float, str] = (0.0, ""), limit: int
-    ) -> list[tuple[float, str, str]]:
-        """Time, id and prompt of answers of a release, in order: those given after `since` and up to `until` (seconds since 1970,
+    ) -> list[tuple[float, str, str, str]]:
+        """Time, id, prompt and text of answers of a release, in order: those given after `since` and up to `until` (seconds since 1970,
         UTC) that come after the time and id `after`."""
         at, name = completions.c.at, completions.c.id
         query = (
-            sa.select(at, name, completions.c.prompt)
+            sa.select(at, name, completions.c.prompt, completions.c.answer)
             .where(completions.c.factory == self.factory, completions.c.release == release)
             .where(at > since, at <= until, sa.or_(at > after[0], sa.and_(at == after[0], name > after[1])))
             .order_by(at, name)
             .limit(limit)
         )
         with self.database.read() as connection:
-            return [(row.at, row.id, row.prompt) for row in connection.execute(query)]
+            return [(row.at, row.id, row.prompt, row.answer) for row in connection.execute(query)]
 
     def scores(self, *, metric: str, release: int, without: Collection[int] = ()) -> list[Score]:
         """The scores of a release by one metric, in the order of the feedback; not those of the batches `without`."""

@@ -10,7 +10,7 @@ import pytest
 from judge_servers import judging
 
 from aifactory.cluster.tasks import run_here
-from aifactory.config import Evaluate, Judge, PromoteGate
+from aifactory.config import AnswerGuards, Evaluate, Judge, PromoteGate
 from aifactory.errors import EmptyCorpusError, StorageError
 from aifactory.evaluate.gate import judge
 from aifactory.evaluate.pipeline import evaluate_model, evidence_of, evidence_of_best
@@ -306,3 +306,32 @@ def test_a_judge_compares_answers_of_both_models_and_what_it_says_is_kept_by_exa
     assert "judge_forward" not in alone.examples[0]
     assert alone.evidence.judge is None
     assert evidence_of(scored.figures) == scored.evidence
+
+
+def test_answers_of_both_models_are_looked_through_and_what_they_break_is_kept_by_example(
+    evaluate, candidate, champion, sources, feedback
+):
+    def check(model, answers):
+        return [frozenset({"refusal"} if model.id == candidate.id else {"personal", "verbatim"}) for _ in answers]
+
+    recipe = RECIPE.model_copy(update={"guards": AnswerGuards(max_answer_tokens=4, answers=10)})
+    scored = evaluate(candidate, champion, sources[0], [feedback[0]], recipe=recipe, check=check)
+    alone = evaluate(candidate, None, sources[0], [], recipe=recipe, name="b", check=check)
+
+    number = min(10, len(scored.of("target")))
+    said = [e for e in scored.examples if e["guards_candidate"] is not None]
+    assert {(e["set"], e["guards_candidate"], e["guards_champion"]) for e in said} == {
+        ("target", "refusal", "personal,verbatim")
+    }
+    assert [(each.guard, each.number, each.candidate, each.champion) for each in scored.evidence.guards] == [
+        ("personal", number, 0, number),
+        ("verbatim", number, 0, number),
+        ("refusal", number, number, 0),
+    ]
+    assert evidence_of(scored.figures) == scored.evidence
+    failed = [
+        each for each in judge(scored.evidence, PromoteGate()).reasons if "guard" in each and each.startswith("failed")
+    ]
+    assert len(failed) == 1
+    assert {e["guards_candidate"] for e in alone.examples if e["set"] == "holdout"} >= {"refusal"}
+    assert [each.champion for each in alone.evidence.guards] == [None] * 3

@@ -6,12 +6,13 @@ import contextlib
 import math
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aifactory.config import LabelByModelStep
+from aifactory.config import AnswerGuards, LabelByModelStep
 from aifactory.errors import FencedError, StorageError
 from aifactory.improve.decision import Retrain, Wait
 from aifactory.improve.evaluation import (
@@ -26,6 +27,7 @@ from aifactory.improve.evaluation import (
 from aifactory.records.books import Books
 from aifactory.records.feedback import Completion, Feedback
 from aifactory.records.journal import Bound, Cycle
+from aifactory.report import Report
 
 Tools = Any
 
@@ -651,3 +653,31 @@ def test_the_other_choices_of_a_request_are_the_same_prompt_and_count_once(books
 
     assert evaluation._prompts is not None
     assert len(evaluation._prompts[1]._first) == 30
+
+
+# ── guards ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_answers_that_break_a_guard_too_often_are_said_once_and_change_nothing(tmp_path: Path, tools: Tools) -> None:
+    books = tools.small_books(tmp_path)
+    books.config = books.config.model_copy(
+        update={"evaluate": books.config.evaluate.model_copy(update={"guards": AnswerGuards(refusal_share=0.05)})}
+    )
+    tools.first_release(books)
+    asked: list[int] = []
+
+    def check(_: Any, answers: Sequence[str]) -> list[frozenset[str]]:
+        asked.append(len(answers))
+        return [frozenset({"refusal"} if i % 4 == 0 else ()) for i, _ in enumerate(answers)]
+
+    ask(books, 260, WEATHER, start=0)
+    for _ in range(2):  # the second after a restart
+        launcher = tools.FakeLauncher(books)
+        ticks(Evaluation(books, score=tools.Scorer(), launcher=launcher, check=check), 3)
+
+    (broken,) = events(books, "guard_broken")
+    assert asked == [200, 60, 200, 60]
+    assert (broken.subject, broken.detail["of"], broken.detail["count"]) == ("small-r1", "refusal", 50)
+    assert broken.detail["said"].startswith("50 of 200 answers that refuse; at least ")
+    assert drifts(books) == []
+    assert "Answers of small-r1: 50 of 200 answers that refuse" in "\n".join(Report.of(books).lines())
