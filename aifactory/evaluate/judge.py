@@ -269,4 +269,5 @@ def _wilson(share: float, number: int) -> tuple[float, float]:
     z2 = 1.96**2
     middle = (share + z2 / (2 * number)) / (1 + z2 / number)
     half = (z2 * (share * (1 - share) / number + z2 / (4 * number**2))) ** 0.5 / (1 + z2 / number)
-    return middle - half, middle + half
+    # Of all or none it ends there, but for the last bit.
+    return min(share, middle - half), max(share, middle + half)

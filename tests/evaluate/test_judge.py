@@ -129,15 +129,15 @@ def labelled(number, *, errors, seed=0):
 
 @pytest.mark.parametrize(("errors", "share", "kappa"), [(0.0, 1.0, 1.0), (0.2, 0.8, 0.66), (0.67, 0.33, 0.0)])
 def test_its_agreement_with_people_is_measured_beyond_chance(errors, share, kappa):
-    pairs = labelled(150, errors=errors)
+    pairs = labelled(60, errors=errors)
     with judging(longer) as server:
         found = agreement(pairs, client(server, concurrency=8).judge(pairs))
 
     print(f"errors {errors}: agreement {found.share:.2f} [{found.low:.2f}, {found.high:.2f}], kappa {found.kappa:.2f}")
-    assert found.share == pytest.approx(share, abs=0.1)
-    assert found.kappa == pytest.approx(kappa, abs=0.15)
+    assert found.share == pytest.approx(share, abs=0.15)
+    assert found.kappa == pytest.approx(kappa, abs=0.25)
     assert found.low <= found.share <= found.high
-    assert found.number == 150
+    assert found.number == 60
 
 
 def test_labelled_pairs_are_read_and_a_wrong_line_is_named():

@@ -582,10 +582,18 @@ def test_so_many_retrains_a_day_and_no_more(tmp_path: Path, tools: Tools) -> Non
 
 def ask(books: Books, number: int, words: str, *, start: int) -> None:
     generator = random.Random(start)
+    answer: dict[str, Any] = {
+        "answer": "x",
+        "request": "{}",
+        "finish_reason": "stop",
+        "prompt_tokens": 1,
+        "answer_tokens": 1,
+    }
+    given = []
     for i in range(start, start + number):
         prompt = " ".join(generator.choices(words.split(), k=generator.randint(4, 12)))
-        answer = {"answer": "x", "request": "{}", "finish_reason": "stop", "prompt_tokens": 1, "answer_tokens": 1}
-        books.feedback.log_completion(Completion(id=f"cmpl-{i:08x}", release=1, prompt=prompt, **answer))
+        given.append(Completion(id=f"cmpl-{i:08x}", release=1, prompt=prompt, **answer))
+    books.feedback.log_completion(*given)
     books.journal.clock.at += 60  # type: ignore[attr-defined]
 
 
@@ -633,7 +641,9 @@ def test_other_prompts_give_one_retrain_and_are_watched_anew_from_its_end(tmp_pa
         books.journal.clock.at += 1
 
     (cycle,) = drifts(books)
-    assert "prompts are others" in events(books, "decided")[-2].detail["reasons"][0] or cycle.state == "rejected"
+    began = [e.detail["reasons"][0] for e in events(books, "decided") if e.detail["decision"] == "retrain"]
+    assert [each.startswith("prompts are others than they were at first: evidence ") for each in began] == [True]
+    assert cycle.state == "rejected"
     tools.correct(books, 8, start=8)
     ticks(evaluation)
     assert len(drifts(books)) == 1

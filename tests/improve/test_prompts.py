@@ -26,7 +26,7 @@ def alarm_after(asked: list[str], seed: int, *, confidence: float = 0.9) -> int 
 
 
 def test_prompts_of_one_population_raise_an_alarm_no_more_often_than_is_said() -> None:
-    runs = 80
+    runs = 50
     alarms = [alarm_after(prompts(random.Random(seed), 300), seed) is not None for seed in range(runs)]
 
     # By two standard errors of so many runs at most.
@@ -37,13 +37,13 @@ def test_prompts_of_one_population_raise_an_alarm_no_more_often_than_is_said() -
 @pytest.mark.parametrize(("words", "most"), [([w[::-1] for w in WORDS], 20), (WORDS, 60), (WORDS[:6], 20)])
 def test_other_words_other_lengths_and_fewer_words_are_found(words: list[str], most: int) -> None:
     found = []
-    for seed in range(10):
+    for seed in range(6):
         generator = random.Random(seed)
         asked = [*prompts(generator, 300), *prompts(generator, 300, words, most=most)]
         found.append(alarm_after(asked, seed))
 
     print(f"found after {sorted(each - 200 for each in found if each is not None)} prompts of 300")
-    assert sum(each is not None and each > 200 for each in found) >= 9
+    assert sum(each is not None and each > 200 for each in found) >= 5
 
 
 def test_the_index_says_how_far_apart_two_populations_are() -> None:

@@ -45,18 +45,18 @@ def lost(rows: list[Said], liars: int, **policy: Any) -> tuple[int, int, Any]:
     return of_liars, len(found.rules) - of_liars, found
 
 
-@pytest.mark.parametrize("errors", [0.0, 0.03, 0.2])
+@pytest.mark.parametrize("errors", [0.03, 0.2])
 def test_honest_users_who_err_are_believed(errors: float) -> None:
     """The chance of one false charge in a batch is at most `error_rate` by users, and as much by phrases."""
-    falsely = [lost(world(seed, errors=errors), 0)[1] for seed in range(8)]
+    falsely = [lost(world(seed, errors=errors), 0)[1] for seed in range(6)]
 
     print(f"errors {errors}: {sum(map(bool, falsely))} of {len(falsely)} batches lost rows")
-    assert falsely == [0] * 8
+    assert falsely == [0] * 6
 
 
 @pytest.mark.parametrize(("errors", "share"), [(0.0, 0.9), (0.1, 0.6), (0.2, 0.5)])
 def test_a_tenth_that_lies_in_concert_is_found_and_nobody_else(errors: float, share: float) -> None:
-    for seed in range(4):
+    for seed in range(2):
         of_liars, of_others, found = lost(world(seed, liars=6, errors=errors), 6)
 
         print(f"errors {errors}: {of_liars} of 72 rows of liars left out, {of_others} of others")
