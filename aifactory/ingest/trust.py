@@ -41,7 +41,13 @@ _LEAST_USERS = 3
 _SMOOTHING = 1.0
 _CERTAIN = math.log(20)
 """By how much the likeliest answer must lead the next one before it can be told what others would say."""
+_WORDS = 200
+"""Words of a question that are compared, its last ones."""
+_MOST_ANSWERS = 500
+"""Different answers that are compared, those of most users."""
 _LONGEST_PHRASE = 4
+_PHRASE_ROWS = 20_000
+"""Rows in which phrases are looked for, the first by their ids, which are hashes."""
 _LEAST_PHRASE_ROWS = 5
 _MOST_PHRASES = 200
 _SAME_ANSWER = 0.9
@@ -188,7 +194,8 @@ class _Crowd:
         for row in rows:
             given[_plain(row.answer)].add(row.user)
         # Only what several users answer can be agreed on.
-        shared = sorted(answer for answer, users in given.items() if len(users) >= _LEAST_USERS)
+        shared = [answer for answer, users in given.items() if len(users) >= _LEAST_USERS]
+        shared = sorted(sorted(shared, key=lambda answer: (-len(given[answer]), answer))[:_MOST_ANSWERS])
         self._class = {answer: number for number, answer in enumerate(shared)}
         self.answer_N = np.array([self._class.get(_plain(row.answer), -1) for row in rows])
         vocabulary: dict[str, int] = {}
@@ -282,7 +289,9 @@ def _counted(
 def _phrases(crowd: _Crowd, num_rows: int, policy: FeedbackTrust) -> list[tuple[str, str, list[int]]]:
     """Phrases that decide the answer: the phrase, the answer, and the rows that hold it; the `num_rows` first rows are new."""
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for place, words in enumerate(crowd.words[:num_rows]):
+    searched = sorted(range(num_rows), key=lambda place: crowd.rows[place].id)[:_PHRASE_ROWS]
+    for place in sorted(searched):
+        words = crowd.words[place]
         for phrase in {
             tuple(words[i : i + n]) for n in range(1, _LONGEST_PHRASE + 1) for i in range(len(words) + 1 - n)
         }:
@@ -291,7 +300,7 @@ def _phrases(crowd: _Crowd, num_rows: int, policy: FeedbackTrust) -> list[tuple[
     usual = (int(disagrees_N.sum()) + 1) / (int(measured_N.sum()) + 2)
     candidates: list[_Phrase] = []
     for phrase, places in holders.items():
-        if not _LEAST_PHRASE_ROWS <= len(places) <= max(_LEAST_PHRASE_ROWS, _MOST_OFTEN * num_rows):
+        if not _LEAST_PHRASE_ROWS <= len(places) <= max(_LEAST_PHRASE_ROWS, _MOST_OFTEN * len(searched)):
             continue
         answer, number = Counter(crowd.answer_N[places].tolist()).most_common(1)[0]
         if answer >= 0 and number >= _SAME_ANSWER * len(places):
@@ -331,7 +340,7 @@ def _plain(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    return re.findall(r"\w+", text.lower())[-_WORDS:]
 
 
 def _binomial_tail(least: int, number: int, rate: float) -> float:
