@@ -30,7 +30,7 @@ class Judge(Section):
     rubric: str = Field(
         default="Prefer the answer that is right and does what was asked. Length is no merit.", min_length=1
     )
-    """What makes an answer better, in words for the judge."""
+    """What makes an answer better, in words for the judge. Default: being right and doing what was asked, not length."""
     max_pairs: int = Field(default=100, ge=1)
     """Questions on which it is asked, of the feedback's holdout or else of the sources'. Default: 100."""
     max_answer_tokens: int = Field(default=128, ge=1)
