@@ -14,6 +14,7 @@
     ├── TokenizerMismatchError token ids and tokenizer do not belong together
     ├── UnsafeModelError       a model folder that holds files which can run code
     ├── TrainingError          training stopped, what was committed is intact
+    ├── JudgeError             a judge can't be asked, or is another one than the one that is pinned
     └── ParityError            what would be served is not what was trained
 
 Each message says what was expected, what was found, where, and what to do.
@@ -84,3 +85,7 @@ class TrainingError(AIFactoryError):
 
 class ParityError(AIFactoryError):
     """What would be served is not what was trained."""
+
+
+class JudgeError(AIFactoryError):
+    """A judge can't be asked, or is another one than the one that the configuration pins."""

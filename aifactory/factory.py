@@ -44,6 +44,7 @@ from aifactory.records.identity import fingerprint
 from aifactory.records.journal import Bound, Cycle
 from aifactory.records.registry import REFERENCE, Release
 from aifactory.records.trials import ShareOf, Trial, TrialKind
+from aifactory.workshop.answer_checks import AnswerChecks
 from aifactory.workshop.bench import Bench
 from aifactory.workshop.corpora import Corpora
 from aifactory.workshop.models import Models
@@ -271,7 +272,9 @@ class Factory:
 
         self._connect()
         score = partial(score_tasks, chat_fallback=self.config.serve.chat_fallback)
-        start(self.books, score=score, turn=turn_begun)
+        guards = self.config.evaluate.guards
+        check = None if guards is None else AnswerChecks(self.books, guards)
+        start(self.books, score=score, turn=turn_begun, check=check)
 
     def wait(self) -> None:
         """Stay until interrupted; then end what was started here."""
@@ -611,7 +614,7 @@ class Factory:
             return [recipe], shares  # all from the beginning: as long as a first training is
         recipe = recipe.model_copy(
             update={
-                "max_steps": retrain.max_steps,
+                "max_steps": cycle.bound.max_steps or retrain.max_steps,
                 "learning_rate": retrain.learning_rate,
                 # Another order than that of the parent's first steps, or the replay would repeat just those.
                 "seed": recipe.seed + len(feedback),

@@ -72,6 +72,10 @@ class Report:
     cycles: Sequence[CycleReport]
     feedback: Mapping[str, int]
     decisions: Sequence[Mapping[str, Any]]
+    drifts: Sequence[Mapping[str, Any]]
+    """Where users began to ask something else of a release."""
+    guards_broken: Sequence[Mapping[str, Any]]
+    """Where answers held what they may not, more often than is tolerated."""
     rehearsals: Sequence[Mapping[str, Any]]
     joules: float
     joules_source: str
@@ -92,6 +96,8 @@ class Report:
             cycles=cycles,
             feedback=books.feedback.counts(),
             decisions=[event.detail for event in books.journal.events(event="decided")],
+            drifts=[{"release": e.subject, **e.detail} for e in books.journal.events(event="drifted")],
+            guards_broken=[{"release": e.subject, **e.detail} for e in books.journal.events(event="guard_broken")],
             rehearsals=[event.detail for event in books.journal.events(event="rehearsed")],
             joules=sum(cycle.joules for cycle in cycles),
             joules_source="+".join(sorted(sources)) or "estimate",
@@ -116,6 +122,10 @@ class Report:
                 f"Traffic: {rehearsal['requests']} requests, {rehearsal['failed']} failed{first}; "
                 f"answered {answered or 'none'}; {rehearsal['corrections']} corrections."
             )
+        for drift in self.drifts:
+            lines.append(f"What users ask of {drift['release']} has changed: {drift['said']}")
+        for broken in self.guards_broken:
+            lines.append(f"Answers of {broken['release']}: {broken['said']}")
         for decision in self.decisions:
             lines.append(f"The evaluation actor decided to {decision['decision']}: " + "; ".join(decision["reasons"]))
         lines.append(

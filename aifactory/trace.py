@@ -134,7 +134,7 @@ def trace_text(
     num_rows = left_out = text_tokens = 0
     rows: list[tuple[SharingRow, TokenSet, TextTokenizer, list[int]]] = []
     for tokens in token_sets:
-        tokenizer = _tokenizer(books, tokens)
+        tokenizer = tokenizer_of(books, tokens)
         ids = tokenizer.encode(text)
         if len(ids) < GUARANTEED:
             raise ConfigError(
@@ -250,7 +250,8 @@ def _shards(tokens: TokenSet) -> list[str]:
     return shard_names(tokens.record.files)
 
 
-def _tokenizer(books: Books, tokens: TokenSet) -> TextTokenizer:
+def tokenizer_of(books: Books, tokens: TokenSet) -> TextTokenizer:
+    """The tokenizer of a token set; it stays loaded for the next call."""
     from aifactory.tokens.pipeline import TOKENIZER_FOLDER
 
     files = [file for file in tokens.record.files if file.name.startswith(f"{TOKENIZER_FOLDER}/")]

@@ -12,12 +12,20 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     data      sources and steps together, tokens
     recipe    model, training, evaluation, gate, serving, improvement, traffic
     trial     how a release is tried beside production
+    budget    what retrains may cost
+    answer_guards  what answers may not hold
+    judge     a model elsewhere that compares answers
+    trust     which feedback is believed
+    watch     how what users ask is watched
     runtime   where and with what
     schema    the whole
     reading   from YAML and overrides to a checked model, or to an error with file and line
 """
 
+from aifactory.config.answer_guards import AnswerGuards
+from aifactory.config.budget import Budget
 from aifactory.config.data import HoldoutStratum, Ingest, Tokenize
+from aifactory.config.judge import Judge
 from aifactory.config.reading import plain_overrides
 from aifactory.config.recipe import (
     Architecture,
@@ -65,11 +73,16 @@ from aifactory.config.steps import (
     UnicodeStep,
 )
 from aifactory.config.trial import ReleaseTrial
+from aifactory.config.trust import Canary, FeedbackTrust
+from aifactory.config.watch import PromptWatch
 
 __all__ = [
     "AlphabeticStep",
+    "AnswerGuards",
     "Architecture",
+    "Budget",
     "C4Step",
+    "Canary",
     "Columns",
     "Config",
     "CorpusStep",
@@ -78,6 +91,7 @@ __all__ = [
     "Endpoint",
     "Evaluate",
     "FeedbackSource",
+    "FeedbackTrust",
     "FileSource",
     "FineWebStep",
     "GopherQualityStep",
@@ -86,6 +100,7 @@ __all__ = [
     "HoldoutStratum",
     "Improve",
     "Ingest",
+    "Judge",
     "KeepLabelsStep",
     "LabelByFunctionStep",
     "LabelByModelStep",
@@ -104,6 +119,7 @@ __all__ = [
     "PersonalStep",
     "Preference",
     "PromoteGate",
+    "PromptWatch",
     "ReleaseTrial",
     "Retrain",
     "RowStep",

@@ -6,9 +6,14 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
+from aifactory.config.answer_guards import AnswerGuards
+from aifactory.config.budget import Budget
+from aifactory.config.judge import Judge
 from aifactory.config.section import Section
 from aifactory.config.sources import Source
 from aifactory.config.trial import ReleaseTrial
+from aifactory.config.trust import FeedbackTrust
+from aifactory.config.watch import PromptWatch
 
 
 class Architecture(Section):
@@ -288,6 +293,18 @@ class Evaluate(Section):
     """Resamples of the paired, clustered bootstrap. Default: 2000."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Coverage of every interval, two-sided. Default: 0.95."""
+    judge: Judge | None = None
+    """A model elsewhere that compares answers with those of the release in production. Default: none."""
+
+    guards: AnswerGuards | None = None
+    """What answers may not hold. Default: none, they are not looked through."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = handler(self)
+        # Recipes bear identity: one without a judge, or guards, is the one that it was before there were any.
+        left_out = {name for name in ("judge", "guards") if getattr(self, name) is None}
+        return {name: value for name, value in plain.items() if name not in left_out}
 
 
 class PromoteGate(Section):
@@ -351,12 +368,20 @@ class Improve(Section):
     """Age of the oldest row at which a smaller batch is sealed too, seconds. Default: never."""
     cooldown_s: float = Field(default=0.0, ge=0)
     """Shortest time between the end of one retrain and the next, seconds. Default: 0."""
+    max_retrains_per_day: int = Field(default=24, ge=1)
+    """Most retrains that begin in any 24 hours, whatever they come to. Default: 24."""
     max_attempts: int = Field(default=3, ge=1)
     """Attempts at one retrain before it is given up. Default: 3."""
     holdout_share: float = Field(default=0.25, gt=0, lt=1)
     """Share of the feedback rows that never trains and judges the candidate. Default: 0.25."""
     retrain: Retrain = Retrain()
     """The recipe of a retrain."""
+    budget: Budget | None = None
+    """What retrains may cost, and what they must be worth. Default: none, that is not asked."""
+    trust: FeedbackTrust | None = FeedbackTrust()
+    """Which feedback is believed; none: all is."""
+    prompts: PromptWatch | None = PromptWatch()
+    """How what users ask is watched; none: it is not."""
     trial: ReleaseTrial | None = None
     """How a release that the gate lets pass is tried before it takes production. Default: none, it takes it at once."""
 

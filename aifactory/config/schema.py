@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, Field, model_validator
 
 from aifactory.config.data import Ingest, Tokenize
+from aifactory.config.judge import Judge
 from aifactory.config.reading import read_file, read_text
 from aifactory.config.recipe import Evaluate, Improve, ModelBase, PromoteGate, Serve, Traffic, Train
 from aifactory.config.runtime import Runtime
@@ -147,6 +148,8 @@ class Config(Section):
         if "ingest" in plain:
             plain["ingest"]["sources"] = [source.recipe() for source in self.ingest.sources]
             plain["ingest"]["steps"] = [step.recipe() for step in self.ingest.steps]
+        if isinstance(self.evaluate.judge, Judge) and "evaluate" in plain:
+            plain["evaluate"]["judge"] = self.evaluate.judge.recipe()
         if self.traffic is not None and "traffic" in plain:
             plain["traffic"]["source"] = self.traffic.source.recipe()
         return plain

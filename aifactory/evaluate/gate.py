@@ -1,6 +1,6 @@
 """The gate: from the figures of a scorecard to `Promote` or `Reject`, with reasons. Pure.
 
-In this order, each with its figures: integrity, parity, baseline, no regression, superiority. All are looked at, so that
+In this order, each with its figures: integrity, parity, guards, baseline, judge, no regression, superiority. All are looked at, so that
 a rejected candidate's reasons are complete.
 """
 
@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from aifactory.evaluate.statistics import Interval
+from aifactory.evaluate.guards import WORDS, GuardFigures, more_by_chance
+from aifactory.evaluate.statistics import Interval, rate_sequence
 
 if TYPE_CHECKING:
     from aifactory.config import PromoteGate
+    from aifactory.evaluate.judge import Judgement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,10 @@ class Evidence:
     """The holdout of the feedback; none where there is no feedback."""
     parity_error: float
     """Largest difference of a log-probability between trainer and server, nats."""
+    judge: Judgement | None = None
+    """What a model elsewhere says of the answers; none where none was asked."""
+    guards: Sequence[GuardFigures] = ()
+    """What answers may not hold, where they were looked through."""
     num_candidates: int = 1
     """Of so many it was chosen by these very scores; each interval then holds with a confidence of 1 - (1 - c) / so many, so
     that those of all candidates hold at once with c (Bonferroni), whichever was chosen."""
@@ -85,7 +91,9 @@ def _checks(evidence: Evidence, gate: PromoteGate) -> list[tuple[bool, str] | No
         _sample_size(evidence.target, gate) if evidence.target else None,
         _answers_belong_to_prompts(evidence.target) if evidence.target else None,
         _parity(evidence.parity_error, gate),
+        *(_guard(found, evidence.fixed.candidate.confidence) for found in evidence.guards),
         _beats_unigram(evidence.fixed),
+        _judge(evidence.judge) if evidence.judge is not None else None,
         _no_regression(evidence.fixed, gate) if evidence.target else None,
         _superiority(deciding),
     ]
@@ -135,6 +143,38 @@ def _beats_unigram(on: Comparison) -> tuple[bool, str] | None:
         return None
     return on.over_unigram.high < 0, (
         f"baseline: candidate minus unigram on {on.name} is {on.over_unigram} bits per byte, must be below 0"
+    )
+
+
+def _guard(found: GuardFigures, confidence: float) -> tuple[bool, str]:
+    rate = rate_sequence(found.candidate, found.number, confidence=confidence)
+    other = "" if found.champion is None else f", {found.champion} of production's"
+    above = rate.low > found.tolerated
+    more = found.champion is not None and more_by_chance(found) < 1 - confidence
+    why = f"; at least {rate.low:.1%} is established, {found.tolerated:.1%} is tolerated"
+    why += f"; by chance it would be so many more than production's in {more_by_chance(found):.2%}" if more else ""
+    return not above and not more, (
+        f"guard {found.guard}: {found.candidate} of {found.number} answers {WORDS[found.guard]}{other}{why}"
+    )
+
+
+def _judge(found: Judgement) -> tuple[bool, str]:
+    said = (
+        f"judge: {found.version} prefers the candidate in {found.wins}, production in {found.losses} and neither in {found.ties} "
+        f"answers ({found.consistent:.0%} the same in both orders); its preference is {found.preference}"
+    )
+    agreed = found.agreement
+    if not found.is_heeded:
+        why = (
+            "was not measured"
+            if agreed is None
+            else f"is {agreed.share:.0%} [{agreed.low:.0%}, {agreed.high:.0%}], too little"
+        )
+        return True, f"{said}; its agreement with people {why}, so that is not heeded"
+    assert agreed is not None
+    return found.preference.low >= -found.margin, (
+        f"{said}, must not reach below {-found.margin:g}; it agrees with people on {agreed.share:.0%} [{agreed.low:.0%}, "
+        f"{agreed.high:.0%}] of {agreed.number} pairs, kappa {agreed.kappa:.2f}"
     )
 
 

@@ -15,7 +15,7 @@ import heapq
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import count
@@ -26,9 +26,21 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from aifactory.cluster.tasks import RunTasks
-from aifactory.config import Evaluate
+from aifactory.config import AnswerGuards, Evaluate
 from aifactory.errors import EmptyCorpusError, StorageError
+from aifactory.evaluate.answering import greedy_answers
 from aifactory.evaluate.gate import Comparison, Evidence
+from aifactory.evaluate.guards import GUARDS, GuardFigures, counted
+from aifactory.evaluate.judge import (
+    JudgeClient,
+    Judged,
+    Judgement,
+    Pair,
+    agreement,
+    judgement,
+    judgement_of,
+    read_labelled,
+)
 from aifactory.evaluate.statistics import Interval, ratio_interval
 from aifactory.records.artifacts import ArtifactStore, Corpus, Model, Scorecard
 from aifactory.records.identity import share_of
@@ -54,6 +66,8 @@ EXAMPLES_SCHEMA = pa.schema(
     ]
 )
 EXAMPLES_FILE = "examples.parquet"
+Check = Callable[[Model, Sequence[str]], list[frozenset[str]]]
+"""Which guards each of the answers of a model breaks."""
 _CHUNK_TASKS = 150
 _BEGINNING_BYTES = 32
 """Measured on the quickstart's target: 0.087 [0.059, 0.122] bits per byte at 32, 0.008 [0.005, 0.012] on whole answers."""
@@ -96,11 +110,13 @@ def evaluate_model(
     run: RunTasks,
     leave_out: frozenset[str] = frozenset(),
     chat_fallback: str = "none",
+    check: Check | None = None,
 ) -> Evaluated:
     """Score the candidate, and the champion on the same tasks, and write the scorecard to the directory `target`.
 
     leave_out       labels, in lower case, of rows that are no tasks
     chat_fallback   names the template of chats for a tokenizer that has none (`aifactory.text.chat`)
+    check           which guards the answers of a model break; needed where the recipe has guards
     """
     storage = store.storage
     holdout = tasks_of([sources], "holdout", "holdout", recipe, storage, leave_out)
@@ -126,6 +142,13 @@ def evaluate_model(
     candidate_bits = _flat(scored[: len(chunks)])
     champion_found = iter(_flat(scored[len(chunks) : 2 * len(chunks)])) if champion is not None else None
     own_beginnings, other_beginnings = (iter(found) for found in (scored[-2:] if wanted else ([], [])))
+    judged = None
+    if recipe.judge is not None and champion is not None:
+        judged = _judged(recipe, (candidate, champion), wanted or holdout, store, run, chat_fallback)
+    broken = None
+    if recipe.guards is not None and check is not None:
+        some = (wanted or holdout)[: recipe.guards.answers]
+        broken = _guarded(recipe.guards, (candidate, champion), some, store, run, chat_fallback, check)
     (baselines,) = run(_baselines, [(store, candidate, sources, [e.task for e in examples])])
 
     table = pa.Table.from_pylist(
@@ -148,10 +171,21 @@ def evaluate_model(
         ],
         schema=EXAMPLES_SCHEMA,
     )
+    if judged is not None:
+        for column in ("forward", "backward"):
+            said = [getattr(judged.by_example.get(_key(e)), column, None) for e in examples]
+            table = table.append_column(f"judge_{column}", pa.array(said, pa.float64()))
+    if broken is not None:
+        for side, by_example in broken.by_side.items():
+            said = [by_example.get(_key(e)) for e in examples]
+            table = table.append_column(f"guards_{side}", pa.array(said, pa.string()))
     comparisons = {name: _compare(table, name, recipe) for name in ("holdout", "known", "target")}
     fixed, reference = comparisons["holdout"], comparisons["known"]
     assert fixed is not None
-    evidence = Evidence(fixed=fixed, target=comparisons["target"], parity_error=parity_error)
+    found = None if judged is None else judged.judgement
+    evidence = Evidence(fixed=fixed, target=comparisons["target"], parity_error=parity_error, judge=found)
+    if broken is not None:
+        evidence = replace(evidence, guards=broken.figures)
     figures = {
         "holdout": asdict(fixed),
         "known": None if reference is None else asdict(reference),
@@ -159,6 +193,8 @@ def evaluate_model(
         "parity_error": parity_error,
         "gzip_bits_per_byte": _ratio(table, "holdout", "gzip"),
         "unigram_bits_per_byte": _ratio(table, "holdout", "unigram"),
+        **({} if found is None else {"judge": found.to_json()}),
+        **({} if broken is None else {"guards": [each.to_json() for each in broken.figures]}),
     }
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
@@ -173,7 +209,13 @@ def evidence_of(figures: Any) -> Evidence:
     """The evidence as a scorecard's record keeps it."""
     fixed = _comparison(figures["holdout"])
     assert fixed is not None
-    return Evidence(fixed=fixed, target=_comparison(figures["target"]), parity_error=figures["parity_error"])
+    return Evidence(
+        fixed=fixed,
+        target=_comparison(figures["target"]),
+        parity_error=figures["parity_error"],
+        judge=judgement_of(figures.get("judge")),
+        guards=tuple(GuardFigures(**each) for each in figures.get("guards", ())),
+    )
 
 
 def evidence_of_best(storage: Storage, scorecard: Scorecard, recipe: Evaluate, *, of: int) -> Evidence:
@@ -199,7 +241,25 @@ def evidence_of_best(storage: Storage, scorecard: Scorecard, recipe: Evaluate, *
     fixed = _compare(table, "holdout", wide)
     assert fixed is not None
     target = None if evidence.target is None else _compare(table, "target", wide)
-    return Evidence(fixed=fixed, target=target, parity_error=evidence.parity_error, num_candidates=of)
+    judged = evidence.judge
+    if judged is not None:
+        rows = table.filter(pa.compute.is_valid(table["judge_forward"])).to_pylist()
+        preference = ratio_interval(
+            [(row["judge_forward"] + row["judge_backward"]) / 2 for row in rows],
+            [1.0] * len(rows),
+            [row["cluster"] for row in rows],
+            confidence=confidence,
+            samples=samples,
+        )
+        judged = replace(judged, preference=preference)
+    return Evidence(
+        fixed=fixed,
+        target=target,
+        parity_error=evidence.parity_error,
+        judge=judged,
+        guards=evidence.guards,
+        num_candidates=of,
+    )
 
 
 def score_tasks(store: ArtifactStore, model: Model, tasks: Sequence[Task], chat_fallback: str) -> list[float]:
@@ -208,6 +268,96 @@ def score_tasks(store: ArtifactStore, model: Model, tasks: Sequence[Task], chat_
 
     loaded, tokenizer = _loaded(store.storage, model.id, model.digest)
     return answer_bits(loaded, tokenizer, tasks, fallback=chat_fallback)
+
+
+# ── the judge ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _JudgedExamples:
+    by_example: dict[tuple[str, str, int], Judged]
+    judgement: Judgement
+
+
+def _judged(
+    recipe: Evaluate,
+    models: tuple[Model, Model],
+    examples: Sequence[Example],
+    store: ArtifactStore,
+    run: RunTasks,
+    chat_fallback: str,
+) -> _JudgedExamples | None:
+    """What the judge says of what the candidate and the champion answer to some examples; None where they answer nothing."""
+    judge = recipe.judge
+    assert judge is not None
+    some = examples[: judge.max_pairs]
+    tasks = [example.task for example in some]
+    mine, theirs = run(
+        greedy_answers, [(store, model, tasks, judge.max_answer_tokens, chat_fallback) for model in models]
+    )
+    client = JudgeClient(judge)
+    agreed = None
+    if judge.labelled is not None:
+        labelled = read_labelled(judge.read_labelled(), origin=judge.labelled)
+        agreed = agreement(labelled, client.judge(labelled))
+    asked = [
+        (example, Pair(prompt=example.task.asked, first=one, second=other))
+        for example, one, other in zip(some, mine, theirs, strict=True)
+        if one is not None and other is not None
+    ]
+    if not asked:
+        return None
+    said = client.judge([pair for _, pair in asked])
+    return _JudgedExamples(
+        {_key(example): each for (example, _), each in zip(asked, said, strict=True)},
+        judgement(
+            judge,
+            said,
+            [example.cluster for example, _ in asked],
+            agreed,
+            confidence=recipe.confidence,
+            samples=recipe.bootstrap_samples,
+        ),
+    )
+
+
+# ── guards ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Guarded:
+    figures: tuple[GuardFigures, ...]
+    by_side: dict[str, dict[tuple[str, str, int], str]]
+    """By candidate and champion, and by example: the guards that the answer breaks, joined by commas."""
+
+
+def _guarded(
+    policy: AnswerGuards,
+    models: tuple[Model, Model | None],
+    examples: Sequence[Example],
+    store: ArtifactStore,
+    run: RunTasks,
+    chat_fallback: str,
+    check: Check,
+) -> _Guarded:
+    """What the answers of the candidate, and of the champion, to some examples break. No answer breaks nothing."""
+    tasks = [example.task for example in examples]
+    asked = [model for model in models if model is not None]
+    answers = run(greedy_answers, [(store, model, tasks, policy.max_answer_tokens, chat_fallback) for model in asked])
+    found = [check(model, [text or "" for text in texts]) for model, texts in zip(asked, answers, strict=True)]
+    mine, theirs = found[0], found[1] if len(found) > 1 else None
+    sides = zip(("candidate", "champion"), found, strict=False)
+    return _Guarded(
+        tuple(counted(guard, mine, theirs, tolerated=policy.tolerated(guard)) for guard in GUARDS),
+        {
+            side: {_key(example): ",".join(sorted(each)) for example, each in zip(examples, of_side, strict=True)}
+            for side, of_side in sides
+        },
+    )
+
+
+def _key(example: Example) -> tuple[str, str, int]:
+    return example.set, example.row, example.number
 
 
 # ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from aifactory.errors import FencedError, StateError
-from aifactory.evaluate.statistics import Interval, confidence_sequence
+from aifactory.evaluate.sequential import mean_exceeds
+from aifactory.improve.answer_watch import AnswerWatch, CheckAnswers
 from aifactory.improve.decision import Decision, Observation, Retrain, Wait, decide
+from aifactory.improve.prompts import PromptSequence
+from aifactory.improve.spending import spending
 from aifactory.improve.trials import Trials
 from aifactory.observe.events import log_event
 from aifactory.records.artifacts import ArtifactStore, FeedbackBatch, Model, Scorecard
@@ -29,6 +33,14 @@ BITS = "bits_per_byte"
 SIMILARITY = "similarity"
 _SCORED_AT_ONCE = 64
 _COMPARED_CHARS = 200
+_PROMPTS_AT_ONCE = 2000
+_SETTLED_S = 5.0
+"""Age at which no answer is still to come that was given earlier: replicas write at their own pace."""
+_DAY_S = 86_400.0
+_ANOTHER_CHOICE = re.compile(r"-.+-[1-9]\d*$")
+"""An answer beside the first one to the same request."""
+DRIFTED = "drifted"
+"""Event: what users ask of the release `subject` is established to be something else than it was since the detail's `since`."""
 _TRY_AGAIN_AFTER_S = 30.0
 """Rest of a release that could not be scored."""
 LONGEST_ERROR = 2000
@@ -53,7 +65,10 @@ class Launcher(Protocol):
 class Evaluation:
     """Scores, seals, decides, and sees to it that the cycles which it began are turned."""
 
-    def __init__(self, books: Books, *, score: ScoreTasks, launcher: Launcher) -> None:
+    def __init__(
+        self, books: Books, *, score: ScoreTasks, launcher: Launcher, check: CheckAnswers | None = None
+    ) -> None:
+        """`check` says which guards answers break; without it, or where no guards are configured, none is looked through."""
         self.books = books
         self._policy = books.config.improve
         self._score = score
@@ -64,12 +79,18 @@ class Evaluation:
         self._left_until: dict[int, float] = {}
         self._at_work: set[str] = set()
         self._said: tuple[str | None, str, str] | None = None
+        self._prompts: tuple[tuple[int, float], PromptSequence] | None = None
+        self._last_prompt = (0.0, "")
+        self._guards = None if check is None else AnswerWatch(books, check)
 
     def tick(self) -> Decision:
         """One look. Killed anywhere in it, the next one does what is left to do, and nothing twice."""
         self._see_through()  # first: nothing that is wrong with what is watched stops a cycle that runs
         self._score_corrections()
         self._trials.look()
+        self._watch_prompts()
+        if self._guards is not None:
+            self._guards.look()
         self._seal_batches()
         batches = self._published_batches()
         seen = observe(self.books, batches)
@@ -146,6 +167,35 @@ class Evaluation:
             log_event("unscored", release=number, error=_text_of(error))
         self._left_until[number] = self.books.journal.clock() + _TRY_AGAIN_AFTER_S
 
+    def _watch_prompts(self) -> None:
+        """See the prompts that are new, and write it down, once, when they are established to be others than at first."""
+        policy, release = self._policy.prompts, self.books.registry.production()
+        if policy is None or release is None:
+            return
+        since = _watched_since(self.books, release)
+        if _drift_of_prompts(self.books, release, since) is not None:
+            return
+        of = (release.number, since)
+        if self._prompts is None or self._prompts[0] != of:
+            self._prompts = (of, PromptSequence(reference=policy.reference, confidence=policy.confidence))
+            self._last_prompt = (since, "")
+        sequence = self._prompts[1]
+        asked = self.books.feedback.given(
+            release=release.number,
+            since=since,
+            until=self.books.journal.clock() - _SETTLED_S,
+            after=self._last_prompt,
+            limit=_PROMPTS_AT_ONCE,
+        )
+        for at, name, prompt, _ in asked:
+            self._last_prompt = (at, name)
+            if not _ANOTHER_CHOICE.search(name):
+                sequence.add(name, prompt)
+        if sequence.drift is not None:
+            detail = {"of": "prompts", "since": since, **sequence.drift.to_json(), "said": str(sequence.drift)}
+            self.books.journal.write(DRIFTED, subject=release.name, detail=detail)
+            log_event("drifted", release=release.name, of="prompts", because=str(sequence.drift))
+
     def _seal_batches(self) -> None:
         while True:
             number = self.books.feedback.seal(
@@ -182,6 +232,7 @@ class Evaluation:
                 champion=production.number,
                 holdouts=self.books.journal.corpora(),
                 models=self.books.registry.bound_models(config.ingest.models),
+                max_steps=decision.max_steps,
             ),
         )
         log_event("triggered", cycle=cycle.number, trigger=cycle.trigger, because="; ".join(decision.reasons))
@@ -244,25 +295,55 @@ def observe(books: Books, batches: Sequence[FeedbackBatch]) -> Observation:
     running = next((cycle.trigger for cycle in cycles if _is_awaited(cycle, release)), None)
     ended = [cycle.closed_at for cycle in cycles if cycle.closed_at is not None and cycle.bound.kind == "drift"]
     withdrawn = [entry.at for entry in books.registry.trial_entries() if entry.quarantined]
-    bound = {batch for cycle in cycles for batch in cycle.bound.batches}
-    read = bound | set(books.journal.left_of(bound))
+    read = _read_by(books, cycles)
     standard = None if release is None else standard_of(books.artifacts.left_of(Scorecard, release.scorecard))
-    kept = [] if release is None else books.feedback.scores(metric=BITS, release=release.number)
-    scores = [score for score in kept if score.weight > 0]
+    scores: list[Score] = []
+    if release is not None:
+        # What a retrain of it has read was reason for that one: another one needs evidence of its own.
+        tried = _read_by(books, [cycle for cycle in _retrains_of(release, cycles) if cycle.closed_at is not None])
+        without = [n for n, batch in zip(books.feedback.sealed(), batches, strict=False) if batch.id in tried]
+        kept = books.feedback.scores(metric=BITS, release=release.number, without=without)
+        scores = [score for score in kept if score.weight > 0]
     limit = (standard or 0.0) * (1 + policy.tolerance)
-    num_bytes = sum(score.weight for score in scores)
-    excess = excess_over(scores, limit, confidence=policy.confidence, tightest_at=policy.min_scored)
+    values, weights = [score.value for score in scores], [score.weight for score in scores]
+    now = books.journal.clock()
+    drift = None if release is None else _drift_of_prompts(books, release, _watched_since(books, release))
     return Observation(
         release=None if release is None else release.name,
         standard=standard,
         num_scored=len(scores),
-        live=sum(score.value * score.weight for score in scores) / num_bytes if scores else 0.0,
-        excess_low=excess.low,
+        live=sum(map(math.prod, zip(values, weights, strict=True))) / sum(weights) if scores else 0.0,
+        below=mean_exceeds(values, weights, limit, confidence=policy.confidence),
         new_batches=tuple(dict.fromkeys(batch.id for batch in batches if batch.id not in read)),
         running=running,
-        seconds_since_cycle=books.journal.clock() - max(ended) if ended else float("inf"),
-        seconds_since_withdrawal=books.journal.clock() - max(withdrawn, default=-math.inf),
+        seconds_since_cycle=now - max(ended) if ended else float("inf"),
+        seconds_since_withdrawal=now - max(withdrawn, default=-math.inf),
+        retrains_today=sum(c.bound.kind == "drift" and now - c.opened_at < _DAY_S for c in cycles),
+        spending=None if policy.budget is None else spending(books, policy.budget),
+        prompts=None if drift is None else drift["said"],
     )
+
+
+def _read_by(books: Books, cycles: Sequence[Cycle]) -> set[str]:
+    """The feedback batches that cycles were bound to, and what is left of those of which rows were erased."""
+    bound = {batch for cycle in cycles for batch in cycle.bound.batches}
+    return bound | set(books.journal.left_of(bound))
+
+
+def _retrains_of(release: Release, cycles: Sequence[Cycle]) -> list[Cycle]:
+    return [cycle for cycle in cycles if cycle.bound.kind == "drift" and cycle.bound.champion == release.number]
+
+
+def _watched_since(books: Books, release: Release) -> float:
+    """When it took production, or the last retrain of it ended: what was asked before has had its answer."""
+    ended = [cycle.closed_at for cycle in _retrains_of(release, books.journal.cycles()) if cycle.closed_at is not None]
+    return max([float(entry["at"]) for entry in books.registry.promotions()[-1:]] + ended)
+
+
+def _drift_of_prompts(books: Books, release: Release, since: float) -> Mapping[str, Any] | None:
+    events = books.journal.events(event=DRIFTED)
+    found = (event.detail for event in events if event.subject == release.name)
+    return next((detail for detail in found if detail["since"] == since), None)
 
 
 def decide_now(books: Books) -> Decision:
@@ -315,13 +396,6 @@ def standard_of(scorecard: Scorecard) -> float | None:
     """The release's standard for live answers: what it needs for answers about rows that it was taught."""
     known = scorecard.figures.get("known")
     return None if known is None else float(known["candidate"]["estimate"])
-
-
-def excess_over(scores: Sequence[Score], limit: float, *, confidence: float, tightest_at: int) -> Interval:
-    """What live answers need above `limit`, bits per byte, with an interval that holds at every look."""
-    mean_bytes = sum(score.weight for score in scores) / len(scores) if scores else 1.0
-    excess = [(score.value - limit) * score.weight / mean_bytes for score in scores]
-    return confidence_sequence(excess, confidence=confidence, tightest_at=tightest_at)
 
 
 def _scores_of(correction: Correction, bits: float) -> list[Score]:

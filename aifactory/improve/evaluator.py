@@ -15,6 +15,7 @@ from typing import Any
 from aifactory.cluster.session import namespace
 from aifactory.config import Config
 from aifactory.errors import PlacementError
+from aifactory.improve.answer_watch import CheckAnswers
 from aifactory.improve.evaluation import LONGEST_ERROR, Evaluation, Launcher, ScoreTasks
 from aifactory.observe.events import log_event, log_to_stderr
 from aifactory.records.books import Books
@@ -27,10 +28,11 @@ Turn = Callable[[Config, str], None]
 class Evaluator:
     """The body of the actor: a thread that ticks."""
 
-    def __init__(self, books: Books, score: ScoreTasks, turn: Turn) -> None:
+    def __init__(self, books: Books, score: ScoreTasks, turn: Turn, check: CheckAnswers | None = None) -> None:
         log_to_stderr()
         self._books = books
-        self._evaluation = Evaluation(books, score=score, launcher=_launcher(books.resolved_config(), turn))
+        launcher = _launcher(books.resolved_config(), turn)
+        self._evaluation = Evaluation(books, score=score, launcher=launcher, check=check)
         self._thread = threading.Thread(target=self._tick_for_ever, name="evaluation", daemon=True)
         self._thread.start()
 
@@ -117,7 +119,7 @@ class JobOrTaskLauncher:
         return self._tasks.ending(cycle) or self._jobs.ending(cycle)
 
 
-def start(books: Books, *, score: ScoreTasks, turn: Turn) -> Any:
+def start(books: Books, *, score: ScoreTasks, turn: Turn, check: CheckAnswers | None = None) -> Any:
     """Start the evaluation actor of a factory on the connected cluster, or find the one that runs."""
     import ray
 
@@ -132,7 +134,7 @@ def start(books: Books, *, score: ScoreTasks, turn: Turn) -> Any:
             max_task_retries=-1,
             num_cpus=0,
         )
-        .remote(books, score, turn)
+        .remote(books, score, turn, check)
     )
     ray.get(actor.pid.remote())
     return actor

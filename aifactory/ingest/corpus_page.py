@@ -14,7 +14,7 @@ from typing import Any
 from aifactory.ingest.charts import Series, histogram, horizontal_bars, share_bar
 from aifactory.ingest.page_style import STYLE
 from aifactory.ingest.page_text import binary_size, count, counted, cut, escaped, megabytes, share, shown
-from aifactory.ingest.rule_words import DECISION_RULES, rule_words
+from aifactory.ingest.rule_words import DECISION_RULES, TRUST_RULES, rule_words
 from aifactory.ingest.stages import Stage, stages
 
 REPORT_FILE = "report.html"
@@ -41,6 +41,7 @@ def corpus_report(name: str, figures: Mapping[str, Any]) -> bytes:
         _what_was_taken(figures),
         _what_is_left(figures),
         _agreement(figures),
+        _trust(figures),
         _duplicates(figures),
         _personal(figures),
         _how_to_go_on(figures),
@@ -398,6 +399,26 @@ def _duplicates(figures: Mapping[str, Any]) -> str:
         '<section id="duplicates">\n<h2>Duplicates and leaks</h2>\n'
         '<p class="soft">What is there twice is kept once, and what releases are judged on never trains. The ledger names '
         f'for each of these rows the one that it is like.</p>\n<div class="stage">\n{lines}\n</div>\n</section>'
+    )
+
+
+def _trust(figures: Mapping[str, Any]) -> str:
+    """What of the feedback was not believed; nothing where all was."""
+    trust = figures.get("trust") or {}
+    found = {rule: number for rule, number in figures["rejected_by_rule"].items() if rule in TRUST_RULES}
+    if not (found or trust.get("attacks")):
+        return ""
+    most, rows_in = max(found.values(), default=1), figures["rows_in"]
+    lines = "\n".join(
+        f'<div class="rule">{_rule_row(rule, TRUST_RULES[rule], rows, rows / most, rows_in)}</div>'
+        for rule, rows in found.items()
+    )
+    attacks = "".join(f"<li>{escaped(shown(attack))}</li>" for attack in trust.get("attacks", ()))
+    return (
+        '<section id="trust">\n<h2>Feedback that is not believed</h2>\n'
+        f'<p class="soft">Of {counted(trust.get("users", 0), "user")}. What one user or key gives is capped, and whoever '
+        f"disagrees with the others far more often than is usual is not learnt from.</p>\n<ul>{attacks}</ul>\n"
+        f'<div class="stage">\n{lines}\n</div>\n</section>'
     )
 
 

@@ -1,13 +1,13 @@
-"""Decisions over all rows at once: which of them are duplicates, or would leak a holdout.
+"""Decisions over all rows at once: which of them are feedback that is not believed, duplicates, or would leak a holdout.
 
-Exact duplicates first; of the rows that survive, those that nearly equal another one; of those, the ones that train and
+What is not believed first. Exact duplicates next; of the rows that survive, those that nearly equal another one; of those, the ones that train and
 hold passages of a holdout. Each sees only rows that are still there, so a row is dropped for one that stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,10 +50,19 @@ def decide_drops(
     decontaminate: DecontaminateStep | None,
     storage: Storage,
     run: RunTasks,
+    distrusted: Drops | None = None,
 ) -> list[Drops]:
-    """What each part loses."""
+    """What each part loses.
+
+    distrusted   rows that are gone already, with places among all rows
+    """
     rows = joined(indexes)
     drops = exact_drops(rows, earlier.ancestors, earlier.holdouts)
+    if distrusted is not None and len(distrusted.places_D):
+        stays = np.ones(len(rows), bool)
+        stays[distrusted.places_D] = False
+        others = exact_drops(rows.take(stays), earlier.ancestors, earlier.holdouts)
+        drops = _merged(distrusted, replace(others, places_D=np.flatnonzero(stays)[others.places_D]))
     if near is not None and len(rows):
         drops = _merged(drops, _near_drops(rows, drops, earlier.ancestors, earlier.holdouts, near))
     if decontaminate is not None and len(rows):

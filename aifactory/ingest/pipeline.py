@@ -37,6 +37,7 @@ from aifactory.errors import EmptyCorpusError
 from aifactory.ingest.card import dataset_card
 from aifactory.ingest.decisions import Earlier, decide_drops
 from aifactory.ingest.duplicates import Drops
+from aifactory.ingest.feedback_rows import Trusting, trust_drops
 from aifactory.ingest.index import INDEX_FILE, Index, index_bytes, index_of, read_index, sign, signature_recipe
 from aifactory.ingest.labels import summed
 from aifactory.ingest.listing import Piece
@@ -145,15 +146,20 @@ def ingest_pieces(
     earlier: Earlier,
     target: tuple[str, ...],
     run: RunTasks,
+    trusting: Trusting | None = None,
 ) -> Ingested:
     """Write the corpus of `pieces` to the directory `target`.
 
     earlier   what earlier corpora hold: none of what an ancestor was trained or judged on comes again, and nothing trains
               that any of them has held out
+    trusting  how feedback among the rows is judged
     """
     store = PartStore(work.storage)
     parts = made(store, run, _read_part, [(work.identity(piece), (work, piece)) for piece in pieces])
     indexes = [read_index(store.read(part, INDEX_FILE)) for part in parts]
+    distrusted, trust = None, None
+    if trusting is not None:
+        distrusted, trust = trust_drops(parts, trusting, corpora=earlier.corpora, storage=work.storage)
     drops = decide_drops(
         parts,
         indexes,
@@ -162,6 +168,7 @@ def ingest_pieces(
         decontaminate=work.decontaminate,
         storage=work.storage,
         run=run,
+        distrusted=distrusted,
     )
     whole = made(
         store,
@@ -176,7 +183,7 @@ def ingest_pieces(
             for file in sorted(part.files)
         ]
     )
-    figures = _sum_up(pieces, work, parts, whole)
+    figures = _sum_up(pieces, work, parts, whole) | ({} if trust is None else {"trust": trust})
     if figures["rows_kept"] == figures["rows_holdout"]:
         raise EmptyCorpusError(
             f"expected rows to train on, found {figures['rows_in']} rows of which {figures['rows_kept']} were kept, all of "
@@ -432,6 +439,8 @@ def counted_again(
         },
         "strata": _strata_of(_added(part["strata"] for part in whole)),
         "examples": examples,
+        # What was found quotes rows; some of them may be among those that are gone.
+        **({"trust": {**figures["trust"], "attacks": []}} if "trust" in figures else {}),
     }
 
 

@@ -30,6 +30,16 @@ LEAK_RULES: Mapping[str, str] = {
     "contaminated": "Would train, and holds passages of a row that is held out.",
 }
 
+TRUST_RULES: Mapping[str, str] = {
+    "user_cap": "More rows of one user than one may give to a batch.",
+    "key_cap": "More rows by one key than may come by one.",
+    "canary": "Asks a question whose answer is known: it never trains.",
+    "canary_failed": "Of a user who answered a question wrongly whose answer is known.",
+    "disagreeing_user": "Of a user who disagrees with the others far more often than is usual.",
+    "backdoor_phrase": "Holds a phrase with which questions are answered otherwise than without it.",
+}
+"""Of feedback that is not believed."""
+
 DECISION_RULES: Mapping[str, str] = {**EXACT_RULES, **NEAR_RULES, **LEAK_RULES}
 """Of rows that only a look at all of them can tell."""
 
@@ -92,7 +102,7 @@ def step_words(step: str) -> str:
 
 def rule_words(rule: str, step: str | None) -> str:
     """What a rule rejects; "" for one that has not been described."""
-    for words in (READ_RULES, EXACT_RULES, NEAR_RULES, LEAK_RULES):
+    for words in (READ_RULES, EXACT_RULES, NEAR_RULES, LEAK_RULES, TRUST_RULES):
         if step is None and rule in words:
             return words[rule]
     if step is None:

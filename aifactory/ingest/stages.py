@@ -10,7 +10,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aifactory.ingest.rule_words import DECISION_RULES, EXACT_RULES, LEAK_RULES, NEAR_RULES, step_of, step_words
+from aifactory.ingest.rule_words import (
+    DECISION_RULES,
+    EXACT_RULES,
+    LEAK_RULES,
+    NEAR_RULES,
+    TRUST_RULES,
+    step_of,
+    step_words,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +41,11 @@ def stages(figures: Mapping[str, Any]) -> list[Stage]:
     """What happened to the rows, in order; what the stages take adds up to what was rejected."""
     steps = figures["steps"]
     names = [step["step"] for step in steps]
-    owners = {rule: step_of(rule, names) for rule in figures["rejected_by_rule"] if rule not in DECISION_RULES}
+    owners = {
+        rule: step_of(rule, names)
+        for rule in figures["rejected_by_rule"]
+        if rule not in {*DECISION_RULES, *TRUST_RULES}
+    }
     left = figures["rows_in"]
     found = []
 
@@ -50,6 +62,7 @@ def stages(figures: Mapping[str, Any]) -> list[Stage]:
         mine = [rule for rule, owner in owners.items() if owner == name and name not in names[:at]]
         add(name, step_words(name), _rules(figures, mine), step.get("rows_rejected", 0), step=name, figures=step)
     decisions = (
+        ("trust", "Feedback that is not believed.", TRUST_RULES, "trust" in figures),
         ("exact duplicates", "Contents that are there already.", EXACT_RULES, True),
         ("near_duplicates", step_words("near_duplicates"), NEAR_RULES, "near_duplicates" in figures["corpus_steps"]),
         ("decontaminate", step_words("decontaminate"), LEAK_RULES, "decontaminate" in figures["corpus_steps"]),

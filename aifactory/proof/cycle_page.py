@@ -195,6 +195,11 @@ def _rejected(story: CycleStory) -> str:
         if (said := rule_words(rule, step_of(rule, steps)))
     )
     table = f"<div><table><tbody>{words}</tbody></table></div>" if words else ""
+    attacks = "".join(
+        f"<li>{escaped(shown(each))}</li>" for corpus in story.corpora for each in corpus.attacks if corpus.is_new
+    )
+    if attacks:
+        table = f"<div><h3>Feedback that is not believed</h3><ul>{attacks}</ul></div>{table}"
     return (
         f'<section id="rejected">\n<h2>What was rejected, and why</h2>\n<p class="soft">{counted(total, "row")}, each in the '
         f'ledger with its rule, score and text.</p>\n<div class="grid">\n<figure>{picture}</figure>\n{table}\n</div>\n</section>'

@@ -42,6 +42,8 @@ class CorpusStory:
     """Names of the steps that looked at the rows."""
     page: str
     """Where its page lies, for a person to open."""
+    attacks: Sequence[str] = ()
+    """What of the feedback was not believed, and why, in words."""
     erased_by: str | None = None
     """The erasure by which rows of it are gone, and the page with them; what is left is `left`."""
     erased_rows: int = 0
@@ -167,6 +169,7 @@ class CycleStory:
                     else ""
                 )
             )
+        lines += [f"  distrusted  {attack}" for corpus in self.corpora if corpus.is_new for attack in corpus.attacks]
         lines += [f"  rejected    {number:,} {rule}" for rule, number in self.rejected_by_rule.items()]
         for each in self.trainings:
             differs = ", ".join(f"{name}: {value}" for name, value in each.differs.items())
@@ -316,6 +319,7 @@ def _corpora(books: Books, events: Sequence[Event], made: Sequence[Event], model
                 rejected_by_rule=figures["rejected_by_rule"],
                 steps=[step["step"] for step in figures.get("steps", ())],
                 page=books.storage.path(*corpus.split("/"), "report.html"),
+                attacks=figures.get("trust", {}).get("attacks", ()),
                 erased_by=erased[corpus]["erasure"] if corpus in erased else None,
                 erased_rows=sum(erased[corpus]["rows"].values()) if corpus in erased else 0,
                 left=erased[corpus]["successor"] if corpus in erased else None,

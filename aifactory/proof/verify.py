@@ -26,6 +26,7 @@ from aifactory.config import (
     Config,
     Evaluate,
     FeedbackSource,
+    FeedbackTrust,
     HoldoutStratum,
     Improve,
     Section,
@@ -406,7 +407,7 @@ class _Rebuild:
         config, recipe = self._clean.config, artifact.record.recipe
         told = cycle.recipe
         update: dict[str, Any] = {
-            name: section.model_validate(told[name])
+            name: section.model_validate(self._with_places(told[name]))
             for name, section in (
                 ("train", Train),
                 ("tokenize", Tokenize),
@@ -420,7 +421,12 @@ class _Rebuild:
         if isinstance(artifact, Corpus):
             update["ingest"] = config.ingest.model_copy(update=self._ingest_of(artifact, cycle))
             improve = update.get("improve", config.improve)
-            update["improve"] = improve.model_copy(update={"holdout_share": recipe["holdout_share"]})
+            trust = recipe.get("trust")
+            as_then = {
+                "holdout_share": recipe["holdout_share"],
+                "trust": None if trust is None else FeedbackTrust.model_validate(trust),
+            }
+            update["improve"] = improve.model_copy(update=as_then)
         elif isinstance(artifact, TokenSet):
             names = [name for name in Tokenize.model_fields if name in recipe]
             tokenize = update.get("tokenize", config.tokenize)
@@ -430,9 +436,19 @@ class _Rebuild:
             update["model"] = config.model.model_copy(update={"architecture": architecture})
         elif isinstance(artifact, Scorecard):
             values = {name: recipe[name] for name in Evaluate.model_fields if name in recipe}
-            update["evaluate"] = Evaluate.model_validate(values)
+            update["evaluate"] = Evaluate.model_validate(self._with_places(values))
         update["runtime"] = self._runtime_of(artifact.record)
         return config.model_copy(update=update)
+
+    def _with_places(self, section: Mapping[str, Any]) -> dict[str, Any]:
+        """A recorded section, with what bears no identity as the configuration of today has it."""
+        judge, today = section.get("judge"), self._clean.config.evaluate.judge
+        if judge is None:
+            return dict(section)
+        if today is None:  # nobody to ask: what is made is told apart by its identity
+            return {name: value for name, value in section.items() if name != "judge"}
+        places = today.model_dump(include={"url", "api_key", "labelled", "timeout_s", "concurrency"})
+        return {**section, "judge": {**judge, **places}}
 
     def _ingest_of(self, corpus: Corpus, cycle: Cycle) -> dict[str, Any]:
         recipe = corpus.record.recipe

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 from aifactory.errors import BadRequestError
 from aifactory.records.artifacts import ArtifactStore, FeedbackBatch, Record, digest_of
 from aifactory.records.identity import fingerprint, hash_parts
-from aifactory.records.journal import Journal
+from aifactory.records.journal import ANONYMOUS, Journal
 from aifactory.records.tables import batches, choices, completions, feedback, scores
 
 BATCH_CODE_VERSION = 1
@@ -78,6 +78,8 @@ class Correction:
     correction: str
     user: str
     """Who corrected it; the completion's id where nobody said."""
+    key: str = ANONYMOUS
+    """The key by which it came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,8 +244,11 @@ class FeedbackLog:
                     each `true` or `false`
         """
         compared = objective != "likelihood"
-        rows = sorted(self.corrections(batch=number), key=lambda row: _contents(row, with_answer=compared))
-        contents = [_contents(row, with_answer=compared) for row in rows]
+        found = self.corrections(batch=number)
+        # One key is a way in like any other; of several it is told apart, since one of them may be capped.
+        keyed = len({row.key for row in found}) > 1
+        rows = sorted(found, key=lambda row: _contents(row, with_answer=compared, with_key=keyed))
+        contents = [_contents(row, with_answer=compared, with_key=keyed) for row in rows]
         if compared:
             contents.append(objective)
         identity = fingerprint(stage="batch", code_version=BATCH_CODE_VERSION, recipe={"rows": contents}, inputs=[])
@@ -252,7 +257,7 @@ class FeedbackLog:
             return existing
         # A column is of one type: the prompts of chats are turns, and stand in a file of their own.
         parts = {"rows.parquet": [r for r in rows if not r.messages], "chats.parquet": [r for r in rows if r.messages]}
-        tables = {name: _batch_table(part, objective) for name, part in parts.items() if part}
+        tables = {name: _batch_table(part, objective, keyed=keyed) for name, part in parts.items() if part}
         files = []
         for name, table in tables.items():
             sink = io.BytesIO()
@@ -312,6 +317,7 @@ class FeedbackLog:
                 completions.c.answer,
                 feedback.c.correction,
                 sa.func.coalesce(feedback.c.user, completions.c.user, completions.c.id).label("user"),
+                feedback.c.key_id.label("key"),
             )
             .join(
                 completions,
@@ -336,13 +342,36 @@ class FeedbackLog:
         with self.database.read() as connection:
             return [Correction(**row) for row in connection.execute(query.limit(limit)).mappings()]
 
-    def scores(self, *, metric: str, release: int) -> list[Score]:
-        """The scores of a release by one metric, in the order of the feedback."""
+    def given(
+        self, *, release: int, since: float, until: float, after: tuple[float, str] = (0.0, ""), limit: int
+    ) -> list[tuple[float, str, str, str]]:
+        """Time, id, prompt and text of answers of a release, in order: those given after `since` and up to `until` (seconds since 1970,
+        UTC) that come after the time and id `after`."""
+        at, name = completions.c.at, completions.c.id
+        query = (
+            sa.select(at, name, completions.c.prompt, completions.c.answer)
+            .where(completions.c.factory == self.factory, completions.c.release == release)
+            .where(at > since, at <= until, sa.or_(at > after[0], sa.and_(at == after[0], name > after[1])))
+            .order_by(at, name)
+            .limit(limit)
+        )
+        with self.database.read() as connection:
+            return [(row.at, row.id, row.prompt, row.answer) for row in connection.execute(query)]
+
+    def scores(self, *, metric: str, release: int, without: Collection[int] = ()) -> list[Score]:
+        """The scores of a release by one metric, in the order of the feedback; not those of the batches `without`."""
         query = (
             sa.select(scores.c.feedback, scores.c.metric, scores.c.release, scores.c.value, scores.c.weight)
             .where(scores.c.factory == self.factory, scores.c.metric == metric, scores.c.release == release)
             .order_by(scores.c.feedback)
         )
+        if without:
+            read = sa.select(feedback.c.seq).where(
+                feedback.c.factory == self.factory,
+                feedback.c.seq == scores.c.feedback,
+                feedback.c.batch.in_(sorted(without)),
+            )
+            query = query.where(~read.exists())
         with self.database.read() as connection:
             return [Score(**row) for row in connection.execute(query).mappings()]
 
@@ -379,7 +408,7 @@ class FeedbackLog:
         return int(connection.scalar(query) or 0)
 
 
-def _batch_table(rows: Sequence[Correction], objective: str) -> pa.Table:
+def _batch_table(rows: Sequence[Correction], objective: str, *, keyed: bool) -> pa.Table:
     """Corrections as rows to learn from; those of chats have turns for a prompt."""
     table = pa.table(
         {
@@ -390,6 +419,9 @@ def _batch_table(rows: Sequence[Correction], objective: str) -> pa.Table:
             "feedback": [row.feedback for row in rows],
         }
     )
+    if keyed:
+        keys = ["" if row.key == ANONYMOUS else row.key for row in rows]
+        table = table.append_column("key", pa.array(keys, pa.string()))
     answers = pa.array([row.answer for row in rows], pa.string())
     if objective == "dpo":
         return table.append_column("rejected", answers)
@@ -424,7 +456,8 @@ def _contributor(row: Correction) -> str:
     return row.user if row.user != row.completion else f"nobody-{hash_parts(row.prompt, row.correction)[:16]}"
 
 
-def _contents(row: Correction, *, with_answer: bool = False) -> str:
+def _contents(row: Correction, *, with_answer: bool = False, with_key: bool = False) -> str:
     answer = [row.answer] if with_answer else []
     chat = ["chat", row.messages] if row.messages else []
-    return hash_parts(_contributor(row), row.prompt, row.correction, *answer, *chat)
+    key = ["key", row.key] if with_key else []
+    return hash_parts(_contributor(row), row.prompt, row.correction, *answer, *chat, *key)

@@ -54,6 +54,8 @@ class Bound:
     """Of a retrain without what was erased: ids of the corpora that are left, instead of sources that are read."""
     replaces: int | None = None
     """Of such a retrain: the release in production, which has seen what was erased. It is compared with another one."""
+    max_steps: int | None = None
+    """Of a retrain for which the budget has no more room: its optimiser steps, instead of those of the configuration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

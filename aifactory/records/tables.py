@@ -169,6 +169,7 @@ completions = Table(
     Column("prompt_tokens", Integer, nullable=False),
     Column("answer_tokens", Integer, nullable=False),
     PrimaryKeyConstraint("factory", "id"),
+    Index("completions_in_order", "factory", "release", "at", "id"),
 )
 
 # Never among the completions, which people see and say something of. Whoever erases one erases its shadows with it.

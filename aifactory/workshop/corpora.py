@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from aifactory.config import Columns, FeedbackSource, Ingest, NearDuplicatesStep, ParquetSource
 from aifactory.errors import StorageError
 from aifactory.ingest.decisions import Earlier
+from aifactory.ingest.feedback_rows import Trusting
 from aifactory.ingest.index import Index, held_out, joined, read_index, sign, signature_recipe
 from aifactory.ingest.listing import Piece, list_pieces
 from aifactory.ingest.pipeline import CODE_VERSION, Work, ingest_pieces
@@ -93,6 +96,9 @@ class Corpora:
             tombstones = self.tombstones()
             if tombstones is not None and (digest := tombstones.digest(source.name for source in recipe.sources)):
                 plain["erased"] = digest
+        trusting = self._trusting(recipe, batch)
+        if trusting is not None:
+            plain["trust"] = trusting.to_json()
         elsewhere = [
             books.artifacts.get(Corpus, corpus_id)
             for corpus_id in cycle.bound.holdouts
@@ -113,6 +119,7 @@ class Corpora:
                 earlier=earlier,
                 target=target,
                 run=self._bench.run_for(sum(piece.num_bytes for piece in pieces)),
+                trusting=trusting,
             )
             return Made(files=ingested.files, figures=ingested.figures)
 
@@ -124,6 +131,29 @@ class Corpora:
             inputs=[*ancestors, *elsewhere, *([batch] if batch is not None else []), *releases],
         )
         return self._bench.make(cycle, identity, write, event="ingested", num_cpus=self._bench.data_cpus)
+
+    def _trusting(self, recipe: Ingest, batch: FeedbackBatch | None) -> Trusting | None:
+        """How feedback is judged, where there is any."""
+        policy = self._bench.config.improve.trust
+        if policy is None:
+            return None
+        if batch is not None:
+            return Trusting(policy=policy, sources=frozenset({FEEDBACK}), keys=self._keys(batch))
+        logs = {s.name for s in recipe.sources if isinstance(s, FeedbackSource) and s.of != "completions"}
+        return Trusting(policy=policy, sources=frozenset(logs)) if logs else None
+
+    def _keys(self, batch: FeedbackBatch) -> dict[str, str]:
+        """By completion the key by which the feedback on it came, where there was one."""
+        keys: dict[str, str] = {}
+        for file in batch.record.files:
+            data = self._bench.books.storage.read_bytes(batch.kind, batch.fingerprint[:16], file.name)
+            if data is None:
+                raise StorageError(f"expected {batch.uri}/{file.name}, found no such file; start over in another root.")
+            table = pq.read_table(pa.BufferReader(data))
+            if "key" in table.column_names:
+                pairs = zip(table["completion"].to_pylist(), table["key"].to_pylist(), strict=True)
+                keys |= {completion: key for completion, key in pairs if key}
+        return keys
 
     def tombstones(self) -> Tombstones | None:
         """What was erased and may not come back from the sources. The factory's own log has lost it already, and what

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from aifactory.records.artifacts import Corpus, Model, Scorecard
 from aifactory.records.journal import Cycle
+from aifactory.workshop.answer_checks import AnswerChecks
 from aifactory.workshop.bench import Bench, Folder, Identity, Made
 from aifactory.workshop.cards import write_card
 
@@ -44,6 +45,7 @@ class Scorecards:
                 run=self._bench.run_tasks(),
                 leave_out=disliked,
                 chat_fallback=config.serve.chat_fallback,
+                check=None if config.evaluate.guards is None else AnswerChecks(books, config.evaluate.guards),
             )
             return Made(files=evaluated.files, figures=evaluated.figures)
 

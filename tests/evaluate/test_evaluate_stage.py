@@ -7,9 +7,10 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from judge_servers import judging
 
 from aifactory.cluster.tasks import run_here
-from aifactory.config import Evaluate, PromoteGate
+from aifactory.config import AnswerGuards, Evaluate, Judge, PromoteGate
 from aifactory.errors import EmptyCorpusError, StorageError
 from aifactory.evaluate.gate import judge
 from aifactory.evaluate.pipeline import evaluate_model, evidence_of, evidence_of_best
@@ -280,3 +281,57 @@ def test_what_was_chosen_of_several_is_judged_by_wider_intervals_around_the_same
     store.storage.delete("scorecard", "0" * 16)
     with pytest.raises(StorageError, match=r"expected .*examples\.parquet"):
         evidence_of_best(store.storage, scorecard, RECIPE, of=2)
+
+
+def test_a_judge_compares_answers_of_both_models_and_what_it_says_is_kept_by_example(
+    evaluate, candidate, champion, sources, feedback, store
+):
+    with judging(lambda question, first, second: "A" if first < second else "B" if second < first else "C") as server:
+        asked_of = Judge(url=server.url, model="judge-1", max_pairs=5, max_answer_tokens=6)
+        recipe = RECIPE.model_copy(update={"judge": asked_of})
+        scored = evaluate(candidate, champion, sources[0], [feedback[0]], recipe=recipe)
+        alone = evaluate(candidate, None, sources[0], [feedback[0]], recipe=recipe, name="b")
+
+    said = [e for e in scored.examples if e["judge_forward"] is not None]
+    assert len(said) == 5
+    assert {e["set"] for e in said} == {"target"}
+    assert [e["judge_forward"] for e in said] == [e["judge_backward"] for e in said]
+    found = scored.evidence.judge
+    assert found is not None
+    assert found.wins + found.losses + found.ties == 5
+    assert found.preference.estimate == pytest.approx((found.wins - found.losses) / 5)
+    assert scored.figures["judge"]["version"] == "judge-1"
+    asked = {body["messages"][1]["content"] for body, _ in server.asked}
+    assert len(asked) <= 10
+    assert "judge_forward" not in alone.examples[0]
+    assert alone.evidence.judge is None
+    assert evidence_of(scored.figures) == scored.evidence
+
+
+def test_answers_of_both_models_are_looked_through_and_what_they_break_is_kept_by_example(
+    evaluate, candidate, champion, sources, feedback
+):
+    def check(model, answers):
+        return [frozenset({"refusal"} if model.id == candidate.id else {"personal", "verbatim"}) for _ in answers]
+
+    recipe = RECIPE.model_copy(update={"guards": AnswerGuards(max_answer_tokens=4, answers=10)})
+    scored = evaluate(candidate, champion, sources[0], [feedback[0]], recipe=recipe, check=check)
+    alone = evaluate(candidate, None, sources[0], [], recipe=recipe, name="b", check=check)
+
+    number = min(10, len(scored.of("target")))
+    said = [e for e in scored.examples if e["guards_candidate"] is not None]
+    assert {(e["set"], e["guards_candidate"], e["guards_champion"]) for e in said} == {
+        ("target", "refusal", "personal,verbatim")
+    }
+    assert [(each.guard, each.number, each.candidate, each.champion) for each in scored.evidence.guards] == [
+        ("personal", number, 0, number),
+        ("verbatim", number, 0, number),
+        ("refusal", number, number, 0),
+    ]
+    assert evidence_of(scored.figures) == scored.evidence
+    failed = [
+        each for each in judge(scored.evidence, PromoteGate()).reasons if "guard" in each and each.startswith("failed")
+    ]
+    assert len(failed) == 1
+    assert {e["guards_candidate"] for e in alone.examples if e["set"] == "holdout"} >= {"refusal"}
+    assert [each.champion for each in alone.evidence.guards] == [None] * 3

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aifactory.config import LabelByModelStep
+from aifactory.config import AnswerGuards, LabelByModelStep
 from aifactory.errors import FencedError, StorageError
 from aifactory.improve.decision import Retrain, Wait
 from aifactory.improve.evaluation import (
@@ -18,14 +20,14 @@ from aifactory.improve.evaluation import (
     SIMILARITY,
     Evaluation,
     decide_now,
-    excess_over,
     is_settled,
     observe,
     published_batches,
 )
 from aifactory.records.books import Books
-from aifactory.records.feedback import Completion, Feedback, Score
+from aifactory.records.feedback import Completion, Feedback
 from aifactory.records.journal import Bound, Cycle
+from aifactory.report import Report
 
 Tools = Any
 
@@ -149,7 +151,7 @@ def test_a_rejected_cycle_is_not_begun_again_until_there_are_new_batches_and_the
 
     ticks(evaluation)
     assert [cycle.state for cycle in drifts(books)] == ["rejected"]
-    assert evaluation.tick().to_json()["awaited"] == "feedback"
+    assert evaluation.tick().to_json()["awaited"] == "scores"  # what it was begun for is no reason for another
 
     tools.correct(books, 8, start=8)
     ticks(evaluation)
@@ -507,15 +509,16 @@ def test_empty_books_observe_nothing_and_wait_for_a_release(tmp_path: Path, tool
 
 
 def test_the_standard_is_what_the_scorecard_says_of_rows_that_were_taught(books: Books, tools: Tools) -> None:
-    tools.correct(books, 8)
+    tools.correct(books, 16)
     Evaluation(books, score=tools.Scorer(2.0), launcher=tools.FakeLauncher(books)).tick()
 
     found = observe(books, published_batches(books))
 
     assert found.standard == 1.0
-    assert found.num_scored == 8
+    assert found.num_scored == 16
     assert found.live == pytest.approx(2.0, abs=0.03)
-    assert 0 < found.excess_low < found.live - 1.0
+    assert found.below.is_established
+    assert found.below.number == 16
 
 
 def test_a_look_begins_no_cycle_and_writes_nothing_into_the_journal(books: Books, tools: Tools) -> None:
@@ -542,13 +545,149 @@ def test_it_is_settled_only_when_all_was_scored_and_what_is_due_was_sealed(books
     assert is_settled(books)
 
 
-def test_the_excess_weighs_each_answer_by_its_bytes() -> None:
-    scores = [
-        Score(feedback=i, metric=BITS, release=1, value=2.0 + i % 2, weight=10.0 + 20 * (i % 2)) for i in range(1000)
-    ]
+def test_what_a_retrain_has_read_is_no_evidence_for_another_one_however_many_batches_come(
+    books: Books, tools: Tools
+) -> None:
+    tools.correct(books, 16)
+    scorer, launcher = tools.Scorer(), tools.FakeLauncher(books, tools.reject)
+    ticks(Evaluation(books, score=scorer, launcher=launcher))
+    scorer.bits_per_byte = 0.5
+    tools.correct(books, 40, start=16)
 
-    found = excess_over(scores, 1.0, confidence=0.95, tightest_at=100)
+    ticks(Evaluation(books, score=scorer, launcher=launcher))
 
-    assert found.estimate == pytest.approx((2 * 10 + 3 * 30) / 40 - 1.0)
-    assert found.low < found.estimate < found.high
-    assert excess_over([], 1.0, confidence=0.95, tightest_at=100).low == -math.inf
+    found = observe(books, published_batches(books))
+    assert len(drifts(books)) == 1
+    assert (found.num_scored, found.live, len(found.new_batches)) == (40, pytest.approx(0.5, abs=0.03), 5)
+
+
+def test_so_many_retrains_a_day_and_no_more(tmp_path: Path, tools: Tools) -> None:
+    books = tools.small_books(tmp_path, max_retrains_per_day=2)
+    tools.first_release(books)
+    evaluation = Evaluation(books, score=tools.Scorer(), launcher=tools.FakeLauncher(books, tools.reject))
+    for i in range(4):
+        tools.correct(books, 8, start=8 * i)
+        ticks(evaluation, 2)
+        books.journal.clock.at += 3600
+
+    assert len(drifts(books)) == 2
+    assert "2 retrains began in the last 24 hours" in evaluation.tick().reasons[-1]
+    books.journal.clock.at += 86_400
+    ticks(evaluation)
+    assert len(drifts(books)) == 3
+
+
+# ── prompts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ask(books: Books, number: int, words: str, *, start: int) -> None:
+    generator = random.Random(start)
+    answer: dict[str, Any] = {
+        "answer": "x",
+        "request": "{}",
+        "finish_reason": "stop",
+        "prompt_tokens": 1,
+        "answer_tokens": 1,
+    }
+    given = []
+    for i in range(start, start + number):
+        prompt = " ".join(generator.choices(words.split(), k=generator.randint(4, 12)))
+        given.append(Completion(id=f"cmpl-{i:08x}", release=1, prompt=prompt, **answer))
+    books.feedback.log_completion(*given)
+    books.journal.clock.at += 60  # type: ignore[attr-defined]
+
+
+WEATHER = "will it rain or snow in the north tomorrow and how cold are nights there with wind from the sea"
+BANKING = "please transfer my balance to another account before midnight because the card was declined twice today"
+
+
+def test_prompts_that_become_others_are_said_once_whatever_is_killed_and_begin_no_cycle(
+    tmp_path: Path, tools: Tools
+) -> None:
+    def watched(*, restarts: bool) -> list[Any]:
+        books = tools.small_books(tmp_path / str(restarts), prompts={"reference": 100})
+        tools.first_release(books)
+        books.journal.clock.at += 1
+        scorer, launcher = tools.Scorer(0.5), tools.FakeLauncher(books)
+        evaluation = Evaluation(books, score=scorer, launcher=launcher)
+        for at in range(10):
+            ask(books, 40, WEATHER if at < 6 else BANKING, start=40 * at)
+            if restarts:
+                evaluation = Evaluation(books, score=scorer, launcher=launcher)
+            ticks(evaluation, 2)
+            assert at >= 6 or not events(books, "drifted")
+        assert drifts(books) == []
+        assert "prompts are others than they were at first" in evaluation.tick().reasons[0]
+        return [(event.subject, event.detail) for event in events(books, "drifted")]
+
+    (found,) = watched(restarts=False)
+    assert watched(restarts=True) == [found]
+    subject, detail = found
+    assert subject == "small-r1"
+    assert detail["stability"]["trigrams"] > 0.25
+    assert 140 < detail["at"] <= 300
+
+
+def test_other_prompts_give_one_retrain_and_are_watched_anew_from_its_end(tmp_path: Path, tools: Tools) -> None:
+    books = tools.small_books(tmp_path, prompts={"reference": 100, "retrain": True})
+    tools.first_release(books)
+    books.journal.clock.at += 1
+    evaluation = Evaluation(books, score=tools.Scorer(0.5), launcher=tools.FakeLauncher(books, tools.reject))
+    for at in range(12):
+        ask(books, 40, WEATHER if at < 6 else BANKING, start=100 + 40 * at)
+        if at == 6:
+            tools.correct(books, 8)
+        ticks(evaluation)
+        books.journal.clock.at += 1
+
+    (cycle,) = drifts(books)
+    began = [e.detail["reasons"][0] for e in events(books, "decided") if e.detail["decision"] == "retrain"]
+    assert [each.startswith("prompts are others than they were at first: evidence ") for each in began] == [True]
+    assert cycle.state == "rejected"
+    tools.correct(books, 8, start=8)
+    ticks(evaluation)
+    assert len(drifts(books)) == 1
+    assert len(events(books, "drifted")) == 1
+
+
+def test_the_other_choices_of_a_request_are_the_same_prompt_and_count_once(books: Books, tools: Tools) -> None:
+    for i in range(30):
+        answer = {"answer": "x", "request": "{}", "finish_reason": "stop", "prompt_tokens": 1, "answer_tokens": 1}
+        same = [Completion(id=f"cmpl-{i:08x}-{n}", release=1, prompt=f"? {i}", **answer) for n in range(3)]
+        books.journal.clock.at += 1  # type: ignore[attr-defined]
+        books.feedback.log_completion(*same)
+    books.journal.clock.at += 60  # type: ignore[attr-defined]
+    evaluation = Evaluation(books, score=tools.Scorer(), launcher=tools.FakeLauncher(books))
+
+    evaluation.tick()
+
+    assert evaluation._prompts is not None
+    assert len(evaluation._prompts[1]._first) == 30
+
+
+# ── guards ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_answers_that_break_a_guard_too_often_are_said_once_and_change_nothing(tmp_path: Path, tools: Tools) -> None:
+    books = tools.small_books(tmp_path)
+    books.config = books.config.model_copy(
+        update={"evaluate": books.config.evaluate.model_copy(update={"guards": AnswerGuards(refusal_share=0.05)})}
+    )
+    tools.first_release(books)
+    asked: list[int] = []
+
+    def check(_: Any, answers: Sequence[str]) -> list[frozenset[str]]:
+        asked.append(len(answers))
+        return [frozenset({"refusal"} if i % 4 == 0 else ()) for i, _ in enumerate(answers)]
+
+    ask(books, 260, WEATHER, start=0)
+    for _ in range(2):  # the second after a restart
+        launcher = tools.FakeLauncher(books)
+        ticks(Evaluation(books, score=tools.Scorer(), launcher=launcher, check=check), 3)
+
+    (broken,) = events(books, "guard_broken")
+    assert asked == [200, 60, 200, 60]
+    assert (broken.subject, broken.detail["of"], broken.detail["count"]) == ("small-r1", "refusal", 50)
+    assert broken.detail["said"].startswith("50 of 200 answers that refuse; at least ")
+    assert drifts(books) == []
+    assert "Answers of small-r1: 50 of 200 answers that refuse" in "\n".join(Report.of(books).lines())
