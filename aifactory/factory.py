@@ -457,7 +457,7 @@ class Factory:
         if cycle.decision is None:
             raise StateError(f"expected the cycle {cycle.trigger} to have ended, found it {cycle.state}.")
         if cycle.state == "rejected":
-            return Reject(reasons=tuple(cycle.decision["reasons"]))
+            return Reject(reasons=tuple(cycle.decision["reasons"]), refused=tuple(cycle.decision.get("refused", ())))
         for release in self.books.registry.releases():
             if release.trigger == cycle.trigger:
                 return release
@@ -507,8 +507,15 @@ class Factory:
             release = self.books.registry.release(cycle.bound.champion)
             assert release is not None, cycle.bound
             champion = self.books.artifacts.get(Model, release.model)
+        parent = self._parent(cycle)
+        seen = {} if parent is None else self._trained_on(parent)
         return self._scorecards.of(
-            cycle, model, champion=champion, sources=material.sources, feedback=material.feedback
+            cycle,
+            model,
+            champion=champion,
+            sources=material.sources,
+            feedback=material.feedback,
+            new=[c for c in material.feedback if c.id not in seen] if cycle.bound.kind == "drift" else (),
         )
 
     def _choose(

@@ -34,26 +34,41 @@ class Measured:
     notes: Sequence[str] = ()
     peers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """By peer what ran beside it: its command and its versions."""
+    details: Mapping[str, object] = field(default_factory=dict)
+    """What is told beyond figures, where something is."""
+    picture: str = ""
+    """SVG, which lies beside the result in a file of its own."""
 
 
-def main(name: str, measure: Callable[..., Measured], *, parts: Sequence[str] = ()) -> None:
-    """Run one benchmark as a program: `measure(quick, rounds)`, or with `parts` `measure(quick, rounds, those asked for)`."""
+def main(name: str, measure: Callable[..., Measured], *, parts: Sequence[str] = (), data: str = "") -> None:
+    """Run one benchmark as a program: `measure(quick, rounds)`, or with `parts` `measure(quick, rounds, those asked for)`.
+
+    data   what the file holds that whoever runs it must name; it is handed over as the last argument
+    """
     parser = argparse.ArgumentParser(description=f"The benchmark of {name}.")
     parser.add_argument("--quick", action="store_true", help="prove that it runs, in a minute or two; writes no result")
     parser.add_argument("--rounds", type=int, metavar="N", help="so many rounds, where a machine is too slow for all")
     if parts:
         text = "measure nothing else; writes no result"
         parser.add_argument("--only", nargs="+", choices=parts, metavar="PART", help=f"{text}: {', '.join(parts)}")
+    if data:
+        parser.add_argument("--data", type=Path, required=True, metavar="FILE", help=data)
     arguments = parser.parse_args()
     if arguments.rounds is not None and arguments.rounds < 1:
         parser.error(f"expected at least 1 round, found {arguments.rounds}")
     only = arguments.only if parts else None
-    found = measure(arguments.quick, arguments.rounds, *([only or parts] if parts else []))
-    result = {"benchmark": name, "date": datetime.date.today().isoformat(), **_circumstances(), **asdict(found)}
+    further = [only or parts] if parts else []
+    further += [arguments.data] if data else []
+    found = measure(arguments.quick, arguments.rounds, *further)
+    told = {key: value for key, value in asdict(found).items() if key not in ("details", "picture")}
+    told |= {"details": found.details} if found.details else {}
+    result = {"benchmark": name, "date": datetime.date.today().isoformat(), **_circumstances(), **told}
     if not arguments.quick and only is None:
         RESULTS.mkdir(exist_ok=True)
         file = RESULTS / f"{name}-{result['date']}.json"
         file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if found.picture:
+            file.with_suffix(".svg").write_text(found.picture, encoding="utf-8")
         print(f"written to {file.relative_to(Path(__file__).parent.parent)}", file=sys.stderr)
     print(json.dumps(found.figures))
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pydantic
 import pytest
 
-from aifactory.config import Config, Section, Step, expand_environment, plain_overrides, schema_json
+from aifactory.config import Config, PromoteGate, Section, Step, expand_environment, plain_overrides, schema_json
 from aifactory.errors import ConfigError
 from aifactory.records.identity import canonical_json, fingerprint
 
@@ -685,3 +685,10 @@ def test_a_trial_has_its_steps_in_order() -> None:
     assert trial is not None
     assert trial.steps == (("shadow", 0.3), ("canary", 0.1), ("canary", 1.0))
     assert read(SMALL).improve.trial is None
+
+
+def test_a_gate_without_a_margin_for_exact_answers_is_the_one_that_it_was_before_there_was_any() -> None:
+    assert "exact_margin" not in PromoteGate().model_dump(mode="json")
+    gate = PromoteGate(exact_margin=0.0)
+    assert gate.model_dump(mode="json")["exact_margin"] == 0.0
+    assert PromoteGate.model_validate(gate.model_dump(mode="json")) == gate

@@ -313,12 +313,22 @@ class PromoteGate(Section):
     non_inferiority_margin: float = Field(default=0.02, ge=0)
     """How much worse than the release in production the interval may reach on the fixed holdout, bits per byte.
     Default: 0.02."""
+    exact_margin: float | None = Field(default=None, ge=0, lt=1)
+    """How much lower than that of the release in production the interval of the share of references on the fixed holdout may
+    reach that are answered to the letter (0.01: one point); for answers that are short and right or wrong. Default: none, it
+    is not looked at."""
     min_tasks: int = Field(default=30, ge=2)
     """Fewest tasks on which a comparison counts. Default: 30."""
     min_clusters: int = Field(default=5, ge=2)
     """Fewest independent rows or users among them. Default: 5."""
     parity_tolerance: float = Field(default=1e-3, gt=0)
     """Largest difference between the trainer's and the server's log-probabilities, nats, fp32. Default: 1e-3."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = handler(self)
+        # Recipes bear identity: one without this margin is the one that it was before there was any.
+        return {name: value for name, value in plain.items() if name != "exact_margin" or value is not None}
 
 
 # ── serve, improve, traffic ───────────────────────────────────────────────────────────────────────────────────────────

@@ -1,7 +1,8 @@
 """The gate: from the figures of a scorecard to `Promote` or `Reject`, with reasons. Pure.
 
 In this order, each with its figures: integrity, parity, guards, baseline, judge, no regression, superiority. All are looked at, so that
-a rejected candidate's reasons are complete.
+a rejected candidate's reasons are complete. Where a batch's answers do not belong to its prompts the rejection names it, so that no
+later candidate is trained on it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,19 @@ class Comparison:
     """Candidate minus a model of token frequencies, paired."""
     prompt_gain: Interval | None = None
     """Of feedback: what the beginnings of answers cost more after another task's prompt than after their own."""
+    exact: Interval | None = None
+    """Share of the references that the candidate answers to the letter; none where there are no references."""
+    exact_over_champion: Interval | None = None
+    """The same, candidate minus the release in production, paired; above zero is in the candidate's favour."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchIntegrity:
+    """A feedback batch on which no ancestor has trained, alone."""
+
+    batch: str
+    prompt_gain: Interval
+    """As that of a comparison, on the batch's own holdout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +65,8 @@ class Evidence:
     num_candidates: int = 1
     """Of so many it was chosen by these very scores; each interval then holds with a confidence of 1 - (1 - c) / so many, so
     that those of all candidates hold at once with c (Bonferroni), whichever was chosen."""
+    new_batches: Sequence[BatchIntegrity] = ()
+    """What is looked at alone, since a few bad rows among many good ones are not seen on the target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +84,12 @@ class Reject:
     """The candidate may not be released."""
 
     reasons: Sequence[str] = field(default=())
+    refused: Sequence[str] = ()
+    """Ids of feedback batches that no later cycle is to train on: their answers do not belong to their prompts."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"decision": "reject", "reasons": list(self.reasons)}
+        refused = {"refused": list(self.refused)} if self.refused else {}
+        return {"decision": "reject", "reasons": list(self.reasons), **refused}
 
 
 Verdict = Promote | Reject
@@ -80,7 +99,10 @@ def judge(evidence: Evidence, gate: PromoteGate) -> Verdict:
     """Promote if and only if every check passes; the reasons say what was found in each."""
     checks = [check for check in _checks(evidence, gate) if check is not None]
     reasons = tuple(("passed: " if passed else "failed: ") + text for passed, text in checks)
-    return Promote(reasons=reasons) if all(passed for passed, _ in checks) else Reject(reasons=reasons)
+    if all(passed for passed, _ in checks):
+        return Promote(reasons=reasons)
+    refused = [each.batch for each in evidence.new_batches if not (_batch_belongs(each, gate) or (True, ""))[0]]
+    return Reject(reasons=reasons, refused=tuple(refused))
 
 
 def _checks(evidence: Evidence, gate: PromoteGate) -> list[tuple[bool, str] | None]:
@@ -90,11 +112,13 @@ def _checks(evidence: Evidence, gate: PromoteGate) -> list[tuple[bool, str] | No
         _sample_size(evidence.fixed, gate),
         _sample_size(evidence.target, gate) if evidence.target else None,
         _answers_belong_to_prompts(evidence.target) if evidence.target else None,
+        *(_batch_belongs(each, gate) for each in evidence.new_batches),
         _parity(evidence.parity_error, gate),
         *(_guard(found, evidence.fixed.candidate.confidence) for found in evidence.guards),
         _beats_unigram(evidence.fixed),
         _judge(evidence.judge) if evidence.judge is not None else None,
         _no_regression(evidence.fixed, gate) if evidence.target else None,
+        _no_fewer_exact(evidence.fixed, gate),
         _superiority(deciding),
     ]
 
@@ -128,6 +152,17 @@ def _answers_belong_to_prompts(on: Comparison) -> tuple[bool, str] | None:
     return on.prompt_gain.low > 0, (
         f"integrity: after another task's prompt the answers of {on.name} begin at a cost of {on.prompt_gain} bits per byte "
         "more than after their own; above 0 they belong to their prompts"
+    )
+
+
+def _batch_belongs(batch: BatchIntegrity, gate: PromoteGate) -> tuple[bool, str] | None:
+    """None where the batch has too few tasks of its own: then the target decides."""
+    found = batch.prompt_gain
+    if found.num_examples < gate.min_tasks or found.num_clusters < gate.min_clusters:
+        return None
+    return found.low > 0, (
+        f"integrity: after another task's prompt the answers of {batch.batch} alone begin at a cost of {found} bits per byte "
+        f"more than after their own, on {found.num_examples} tasks; above 0 they belong to their prompts"
     )
 
 
@@ -184,6 +219,17 @@ def _no_regression(on: Comparison, gate: PromoteGate) -> tuple[bool, str] | None
     return on.over_champion.high <= gate.non_inferiority_margin, (
         f"no regression: candidate minus production on {on.name} is {on.over_champion} bits per byte, must not reach "
         f"above {gate.non_inferiority_margin:g}"
+    )
+
+
+def _no_fewer_exact(on: Comparison, gate: PromoteGate) -> tuple[bool, str] | None:
+    if gate.exact_margin is None or on.over_champion is None:
+        return None
+    if on.exact_over_champion is None:
+        return False, f"exact answers: no task on {on.name} has a reference, so promote.exact_margin can't be looked at"
+    return on.exact_over_champion.low >= -gate.exact_margin, (
+        f"exact answers: the candidate's share minus production's on {on.name} is {on.exact_over_champion}, must not reach "
+        f"below {-gate.exact_margin:g}"
     )
 
 

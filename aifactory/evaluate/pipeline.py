@@ -6,7 +6,8 @@ Writes   scorecard/<fp>/examples.parquet   every task with the bits of each mode
 Depends  on the recipe, the models and the corpora; never on the number of workers.
 
 Three sets of tasks: `holdout` (rows of the sources that never trained), `target` (feedback that never trained), and `known`
-(rows that did train): what the release answers about those is its standard for live answers.
+(rows that did train): what the release answers about those is its standard for live answers. Rows that have a prompt are
+references: of those it is also scored how many a model would answer to the letter.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import heapq
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import count
@@ -29,7 +30,7 @@ from aifactory.cluster.tasks import RunTasks
 from aifactory.config import AnswerGuards, Evaluate
 from aifactory.errors import EmptyCorpusError, StorageError
 from aifactory.evaluate.answering import greedy_answers
-from aifactory.evaluate.gate import Comparison, Evidence
+from aifactory.evaluate.gate import BatchIntegrity, Comparison, Evidence
 from aifactory.evaluate.guards import GUARDS, GuardFigures, counted
 from aifactory.evaluate.judge import (
     JudgeClient,
@@ -48,10 +49,11 @@ from aifactory.records.rows import read_corpus
 from aifactory.records.storage import Storage, StoredFile
 from aifactory.text.tasks import Task, cut_tasks
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 EXAMPLES_SCHEMA = pa.schema(
     [
         ("set", pa.string()),
+        ("corpus", pa.string()),
         ("row", pa.string()),
         ("number", pa.int64()),
         ("cluster", pa.string()),
@@ -60,6 +62,8 @@ EXAMPLES_SCHEMA = pa.schema(
         ("champion", pa.float64()),
         ("unigram", pa.float64()),
         ("gzip", pa.float64()),
+        ("candidate_exact", pa.bool_()),
+        ("champion_exact", pa.bool_()),
         ("beginning_bytes", pa.int64()),
         ("beginning", pa.float64()),
         ("beginning_mispaired", pa.float64()),
@@ -68,6 +72,8 @@ EXAMPLES_SCHEMA = pa.schema(
 EXAMPLES_FILE = "examples.parquet"
 Check = Callable[[Model, Sequence[str]], list[frozenset[str]]]
 """Which guards each of the answers of a model breaks."""
+Scored = tuple[float, bool]
+"""Bits of an answer, and whether the model would give just it."""
 _CHUNK_TASKS = 150
 _BEGINNING_BYTES = 32
 """Measured on the quickstart's target: 0.087 [0.059, 0.122] bits per byte at 32, 0.008 [0.005, 0.012] on whole answers."""
@@ -78,11 +84,14 @@ class Example:
     """One task and where it came from."""
 
     set: str
+    corpus: str
     row: str
     number: int
     """Which task of its row."""
     cluster: str
     task: Task
+    is_reference: bool = True
+    """Whether its answer is the one to its prompt; else both were cut from a text, which might as well go on otherwise."""
 
     @property
     def num_bytes(self) -> int:
@@ -111,12 +120,15 @@ def evaluate_model(
     leave_out: frozenset[str] = frozenset(),
     chat_fallback: str = "none",
     check: Check | None = None,
+    new_batches: Mapping[str, str] | None = None,
 ) -> Evaluated:
     """Score the candidate, and the champion on the same tasks, and write the scorecard to the directory `target`.
 
     leave_out       labels, in lower case, of rows that are no tasks
     chat_fallback   names the template of chats for a tokenizer that has none (`aifactory.text.chat`)
     check           which guards the answers of a model break; needed where the recipe has guards
+    new_batches     by id of a corpus of `feedback` the batch that it was made of, where no ancestor has trained on it: each is
+                    looked at alone, too
     """
     storage = store.storage
     holdout = tasks_of([sources], "holdout", "holdout", recipe, storage, leave_out)
@@ -138,9 +150,9 @@ def evaluate_model(
     if champion is not None:
         jobs += [(store, champion, [e.task for e in chunk if e.set != "known"], chat_fallback) for chunk in chunks]
     jobs += [(store, candidate, tasks, chat_fallback) for tasks in beginnings]
-    scored = run(score_tasks, jobs)
-    candidate_bits = _flat(scored[: len(chunks)])
-    champion_found = iter(_flat(scored[len(chunks) : 2 * len(chunks)])) if champion is not None else None
+    scored = run(_score_answers, jobs)
+    found_by_candidate = _flat(scored[: len(chunks)])
+    found_by_champion = iter(_flat(scored[len(chunks) : 2 * len(chunks)])) if champion is not None else None
     own_beginnings, other_beginnings = (iter(found) for found in (scored[-2:] if wanted else ([], [])))
     judged = None
     if recipe.judge is not None and champion is not None:
@@ -151,26 +163,29 @@ def evaluate_model(
         broken = _guarded(recipe.guards, (candidate, champion), some, store, run, chat_fallback, check)
     (baselines,) = run(_baselines, [(store, candidate, sources, [e.task for e in examples])])
 
-    table = pa.Table.from_pylist(
-        [
+    rows = []
+    for e, (bits, is_exact), (unigram, gzip) in zip(examples, found_by_candidate, baselines, strict=True):
+        by_champion = next(found_by_champion) if found_by_champion is not None and e.set != "known" else None
+        rows.append(
             {
                 "set": e.set,
+                "corpus": e.corpus,
                 "row": e.row,
                 "number": e.number,
                 "cluster": e.cluster,
                 "bytes": e.num_bytes,
                 "candidate": bits,
-                "champion": next(champion_found) if champion_found is not None and e.set != "known" else None,
+                "champion": None if by_champion is None else by_champion[0],
                 "unigram": unigram,
                 "gzip": gzip,
+                "candidate_exact": is_exact if e.is_reference else None,
+                "champion_exact": by_champion[1] if by_champion is not None and e.is_reference else None,
                 "beginning_bytes": len(_beginning(e.task.answer).encode()),
-                "beginning": next(own_beginnings) if e.set == "target" else None,
-                "beginning_mispaired": next(other_beginnings) if e.set == "target" else None,
+                "beginning": next(own_beginnings)[0] if e.set == "target" else None,
+                "beginning_mispaired": next(other_beginnings)[0] if e.set == "target" else None,
             }
-            for e, bits, (unigram, gzip) in zip(examples, candidate_bits, baselines, strict=True)
-        ],
-        schema=EXAMPLES_SCHEMA,
-    )
+        )
+    table = pa.Table.from_pylist(rows, schema=EXAMPLES_SCHEMA)
     if judged is not None:
         for column in ("forward", "backward"):
             said = [getattr(judged.by_example.get(_key(e)), column, None) for e in examples]
@@ -183,13 +198,17 @@ def evaluate_model(
     fixed, reference = comparisons["holdout"], comparisons["known"]
     assert fixed is not None
     found = None if judged is None else judged.judgement
-    evidence = Evidence(fixed=fixed, target=comparisons["target"], parity_error=parity_error, judge=found)
+    batches = _integrity(table, new_batches or {}, recipe)
+    evidence = Evidence(
+        fixed=fixed, target=comparisons["target"], parity_error=parity_error, judge=found, new_batches=batches
+    )
     if broken is not None:
         evidence = replace(evidence, guards=broken.figures)
     figures = {
         "holdout": asdict(fixed),
         "known": None if reference is None else asdict(reference),
         "target": None if comparisons["target"] is None else asdict(comparisons["target"]),
+        "new_batches": [asdict(batch) for batch in batches],
         "parity_error": parity_error,
         "gzip_bits_per_byte": _ratio(table, "holdout", "gzip"),
         "unigram_bits_per_byte": _ratio(table, "holdout", "unigram"),
@@ -215,6 +234,10 @@ def evidence_of(figures: Any) -> Evidence:
         parity_error=figures["parity_error"],
         judge=judgement_of(figures.get("judge")),
         guards=tuple(GuardFigures(**each) for each in figures.get("guards", ())),
+        new_batches=tuple(
+            BatchIntegrity(batch=each["batch"], prompt_gain=Interval(**each["prompt_gain"]))
+            for each in figures.get("new_batches", ())
+        ),
     )
 
 
@@ -252,14 +275,7 @@ def evidence_of_best(storage: Storage, scorecard: Scorecard, recipe: Evaluate, *
             samples=samples,
         )
         judged = replace(judged, preference=preference)
-    return Evidence(
-        fixed=fixed,
-        target=target,
-        parity_error=evidence.parity_error,
-        judge=judged,
-        guards=evidence.guards,
-        num_candidates=of,
-    )
+    return replace(evidence, fixed=fixed, target=target, judge=judged, num_candidates=of)
 
 
 def score_tasks(store: ArtifactStore, model: Model, tasks: Sequence[Task], chat_fallback: str) -> list[float]:
@@ -268,6 +284,15 @@ def score_tasks(store: ArtifactStore, model: Model, tasks: Sequence[Task], chat_
 
     loaded, tokenizer = _loaded(store.storage, model.id, model.digest)
     return answer_bits(loaded, tokenizer, tasks, fallback=chat_fallback)
+
+
+def _score_answers(store: ArtifactStore, model: Model, tasks: Sequence[Task], chat_fallback: str) -> list[Scored]:
+    """The same, and of each whether the model would give just this answer."""
+    from aifactory.evaluate.scoring import answer_scores
+
+    loaded, tokenizer = _loaded(store.storage, model.id, model.digest)
+    scores = answer_scores(loaded, tokenizer, tasks, fallback=chat_fallback)
+    return [(score.bits, score.is_exact) for score in scores]
 
 
 # ── the judge ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -383,7 +408,15 @@ def tasks_of(
                 prompt, text, messages = (rows[name][i].as_py() for name in ("prompt", "text", "messages"))
                 for number, task in enumerate(_cut(prompt, text, messages, recipe)):
                     cluster = rows["cluster"][i].as_py()
-                    example = Example(set=name, row=row, number=number, cluster=cluster, task=task)
+                    example = Example(
+                        set=name,
+                        corpus=corpus.id,
+                        row=row,
+                        number=number,
+                        cluster=cluster,
+                        task=task,
+                        is_reference=bool(prompt or messages),
+                    )
                     heapq.heappush(chosen, (-hashes[number], next(order), example))
                     if len(chosen) > recipe.max_tasks:
                         heapq.heappop(chosen)
@@ -471,13 +504,14 @@ def _compare(table: pa.Table, name: str, recipe: Evaluate) -> Comparison | None:
     def interval(plus: str, minus: str | None = None, per: str = "bytes") -> Interval | None:
         if any(row[plus] is None or (minus is not None and row[minus] is None) for row in rows):
             return None
-        return ratio_interval(
-            [row[plus] - (row[minus] if minus is not None else 0.0) for row in rows],
-            [row[per] for row in rows],
-            [row["cluster"] for row in rows],
-            confidence=recipe.confidence,
-            samples=recipe.bootstrap_samples,
+        return _ratio_of(
+            rows, lambda row: row[plus] - (row[minus] if minus is not None else 0.0), lambda row: row[per], recipe
         )
+
+    def share(plus: str, minus: str | None = None) -> Interval | None:
+        """Of the references that are answered to the letter, or how much more of them than by another."""
+        of = [row for row in rows if row[plus] is not None and (minus is None or row[minus] is not None)]
+        return _ratio_of(of, lambda row: float(row[plus]) - float(row[minus] if minus else 0), lambda row: 1.0, recipe)
 
     candidate = interval("candidate")
     assert candidate is not None
@@ -488,6 +522,41 @@ def _compare(table: pa.Table, name: str, recipe: Evaluate) -> Comparison | None:
         over_champion=interval("candidate", "champion"),
         over_unigram=interval("candidate", "unigram"),
         prompt_gain=interval("beginning_mispaired", "beginning", per="beginning_bytes"),
+        exact=share("candidate_exact"),
+        exact_over_champion=share("candidate_exact", "champion_exact"),
+    )
+
+
+def _integrity(table: pa.Table, batches: Mapping[str, str], recipe: Evaluate) -> tuple[BatchIntegrity, ...]:
+    """Of each new batch whether its answers belong to their prompts, by the tasks of the target that come from it."""
+    rows = table.filter(pa.compute.equal(table["set"], "target")).to_pylist()
+    found = []
+    for corpus, batch in batches.items():
+        gain = _ratio_of(
+            [row for row in rows if row["corpus"] == corpus],
+            lambda row: row["beginning_mispaired"] - row["beginning"],
+            lambda row: row["beginning_bytes"],
+            recipe,
+        )
+        if gain is not None:
+            found.append(BatchIntegrity(batch=batch, prompt_gain=gain))
+    return tuple(found)
+
+
+def _ratio_of(
+    rows: Sequence[Mapping[str, Any]],
+    top: Callable[[Mapping[str, Any]], float],
+    bottom: Callable[[Mapping[str, Any]], float],
+    recipe: Evaluate,
+) -> Interval | None:
+    if not rows:
+        return None
+    return ratio_interval(
+        [top(row) for row in rows],
+        [bottom(row) for row in rows],
+        [row["cluster"] for row in rows],
+        confidence=recipe.confidence,
+        samples=recipe.bootstrap_samples,
     )
 
 
@@ -503,5 +572,5 @@ def _ratio(table: pa.Table, name: str, column: str) -> float:
     return float(pa.compute.sum(rows[column]).as_py() / pa.compute.sum(rows["bytes"]).as_py())
 
 
-def _flat(lists: Sequence[Sequence[float]]) -> list[float]:
+def _flat(lists: Sequence[Sequence[Scored]]) -> list[Scored]:
     return [value for values in lists for value in values]

@@ -1,4 +1,4 @@
-"""Scoring: the bits that a model needs for an answer, given its prompt. Pure torch.
+"""Scoring: the bits that a model needs for an answer, given its prompt, and whether it would give just that. Pure torch.
 
 Units    bits; a byte of the answer is a byte of its UTF-8.
 Legend   B answers, T tokens of the longest, V vocabulary.
@@ -39,16 +39,35 @@ class _Window:
     first: int
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True)
+class AnswerScore:
+    """What a model makes of one answer."""
+
+    bits: float
+    """That it needs for the answer after its prompt, without the end token."""
+    is_exact: bool
+    """Whether it writes this answer and ends, where it always takes the likeliest token. An empty answer never is."""
+
+
 def answer_bits(
     model: PreTrainedModel, tokenizer: TextTokenizer, tasks: Sequence[Task], *, fallback: str = "none"
 ) -> list[float]:
-    """The bits of each answer after its prompt, without the end token.
+    """The bits of each answer, as `answer_scores` finds them."""
+    return [score.bits for score in answer_scores(model, tokenizer, tasks, fallback=fallback)]
+
+
+@torch.inference_mode()
+def answer_scores(
+    model: PreTrainedModel, tokenizer: TextTokenizer, tasks: Sequence[Task], *, fallback: str = "none"
+) -> list[AnswerScore]:
+    """What the model makes of each answer after its prompt.
 
     A chat is asked in the tokens of the tokenizer's template, or else of that which `fallback` names, as it is trained and
     served; one that the template refuses is asked as the plain text of its turns.
 
     An answer that does not fit the model's context is scored in windows that overlap by half of it.
+    Nothing is generated: an answer is what greedy decoding writes where each of its tokens, and then the end, is the likeliest
+    after those before it.
     """
     context = read_context_length(model.config)
     windows = [
@@ -57,6 +76,8 @@ def answer_bits(
         for window in _windows(index, _asked(tokenizer, task, fallback), tokenizer.encode(task.answer), context)
     ]
     bits = [0.0] * len(tasks)
+    likeliest = [bool(task.answer) for task in tasks]
+    last = {window.task: window for window in windows}
     for batch in _batches(windows, min(_BATCH_TOKENS, _BATCH_LOGITS // tokenizer.vocab_size)):
         longest = max(len(window.ids) for window in batch)
         # Padding stands on the right, where no token that is scored can see it.
@@ -68,10 +89,16 @@ def answer_bits(
         nats_BT = functional.cross_entropy(
             logits_BTV[:, :-1].float().flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none"
         ).view(len(batch), longest - 1)
+        best_BT = logits_BTV.argmax(-1).cpu()
         for row, window in enumerate(batch):
+            wanted = window.ids[window.first :]
+            if last[window.task] is window:
+                wanted = [*wanted, tokenizer.eos_id]
+            found = best_BT[row, window.first - 1 : window.first - 1 + len(wanted)].tolist()
+            likeliest[window.task] &= found == wanted
             scored = nats_BT[row, window.first - 1 : len(window.ids) - 1]
             bits[window.task] += float(scored.double().sum()) / math.log(2)
-    return bits
+    return [AnswerScore(each, is_exact) for each, is_exact in zip(bits, likeliest, strict=True)]
 
 
 def _asked(tokenizer: TextTokenizer, task: Task, fallback: str) -> list[int]:

@@ -218,7 +218,7 @@ class Evaluation:
         production = self.books.registry.production()
         if production is None or production.name != seen.release:
             return  # another one was put into production meanwhile: the decision was not about it
-        ids = sorted({batch.id for batch in batches})
+        ids = sorted({batch.id for batch in batches} - self.books.journal.refused_batches())
         identity = fingerprint(stage="drift", code_version=1, recipe={}, inputs=[production.model, *ids])
         config = self.books.config
         cycle = self.books.journal.open_cycle(
@@ -295,7 +295,7 @@ def observe(books: Books, batches: Sequence[FeedbackBatch]) -> Observation:
     running = next((cycle.trigger for cycle in cycles if _is_awaited(cycle, release)), None)
     ended = [cycle.closed_at for cycle in cycles if cycle.closed_at is not None and cycle.bound.kind == "drift"]
     withdrawn = [entry.at for entry in books.registry.trial_entries() if entry.quarantined]
-    read = _read_by(books, cycles)
+    read = _read_by(books, cycles) | books.journal.refused_batches()
     standard = None if release is None else standard_of(books.artifacts.left_of(Scorecard, release.scorecard))
     scores: list[Score] = []
     if release is not None:

@@ -251,6 +251,11 @@ class Journal:
 
         return {artifact: last(successor) for artifact, successor in found.items()}
 
+    def refused_batches(self) -> set[str]:
+        """Ids of the feedback batches that the gate has named as bad; of one of which rows were erased, also what is left."""
+        named = [batch for cycle in self.cycles() for batch in (cycle.decision or {}).get("refused", ())]
+        return {*named, *self.left_of(named)}
+
     def left_of(self, ids: Iterable[str]) -> list[str]:
         """The same artifacts, and of those that were erased what is left."""
         erased = self.erased()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aifactory.records.artifacts import Corpus, Model, Scorecard
+from aifactory.records.artifacts import Corpus, FeedbackBatch, Model, Scorecard
 from aifactory.records.journal import Cycle
 from aifactory.workshop.answer_checks import AnswerChecks
 from aifactory.workshop.bench import Bench, Folder, Identity, Made
@@ -18,9 +18,16 @@ class Scorecards:
         self._bench = bench
 
     def of(
-        self, cycle: Cycle, model: Model, *, champion: Model | None, sources: Corpus, feedback: Sequence[Corpus]
+        self,
+        cycle: Cycle,
+        model: Model,
+        *,
+        champion: Model | None,
+        sources: Corpus,
+        feedback: Sequence[Corpus],
+        new: Sequence[Corpus] = (),
     ) -> Scorecard:
-        """The scorecard of a model beside the one in production."""
+        """The scorecard of a model beside the one in production; `new` is the feedback on which no ancestor has trained."""
         from aifactory.evaluate.pipeline import CODE_VERSION, evaluate_model
 
         config, books = self._bench.config, self._bench.books
@@ -32,6 +39,8 @@ class Scorecards:
             # A model is not judged by how likely it finds what nobody wants to hear.
             disliked = DISLIKED
             recipe["leaves_out"] = sorted(disliked)
+
+        new_batches = {corpus.id: batch for corpus in new if (batch := _batch_of(corpus)) is not None}
 
         def write(target: Folder) -> Made:
             evaluated = evaluate_model(
@@ -46,6 +55,7 @@ class Scorecards:
                 leave_out=disliked,
                 chat_fallback=config.serve.chat_fallback,
                 check=None if config.evaluate.guards is None else AnswerChecks(books, config.evaluate.guards),
+                new_batches=new_batches,
             )
             return Made(files=evaluated.files, figures=evaluated.figures)
 
@@ -53,9 +63,14 @@ class Scorecards:
             noun=Scorecard,
             code_version=CODE_VERSION,
             recipe=recipe,
-            contents=["champion" if champion is not None else "no champion"],
+            contents=["champion" if champion is not None else "no champion", *new_batches],
             inputs=[model, *([champion] if champion is not None else []), sources, *feedback],
         )
         scorecard = self._bench.make(cycle, identity, write, event="evaluated", num_cpus=self._bench.data_cpus)
         write_card(books, model, scorecard)
         return scorecard
+
+
+def _batch_of(corpus: Corpus) -> str | None:
+    """The id of the feedback batch that a corpus was made of."""
+    return next((input_id for input_id in corpus.record.inputs if input_id.startswith(f"{FeedbackBatch.kind}/")), None)

@@ -14,7 +14,7 @@ from aifactory.config import AnswerGuards, Evaluate, Judge, PromoteGate
 from aifactory.errors import EmptyCorpusError, StorageError
 from aifactory.evaluate.gate import judge
 from aifactory.evaluate.pipeline import evaluate_model, evidence_of, evidence_of_best
-from aifactory.evaluate.scoring import answer_bits, deflate_bits
+from aifactory.evaluate.scoring import answer_bits, answer_scores, deflate_bits
 from aifactory.evaluate.statistics import ratio_interval
 from aifactory.records.artifacts import Record, Scorecard
 from aifactory.text.tasks import Task, cut_tasks
@@ -178,6 +178,40 @@ def test_the_evidence_survives_its_json(evaluate, candidate, champion, sources, 
     assert evidence_of(json.loads(scored.bytes["evidence.json"])) == scored.evidence
     assert evidence_of(scored.figures) == scored.evidence
     json.dumps(scored.figures, allow_nan=False)
+
+
+def test_of_references_it_is_scored_how_many_are_answered_to_the_letter(
+    evaluate, candidate, champion, sources, publish_corpus, make_model, tokenizer
+):
+    feedback, rows = publish_corpus(11, num_rows=30, users=6)
+
+    scored = evaluate(candidate, champion, sources[0], [feedback])
+
+    assert {e["candidate_exact"] for e in scored.of("holdout")} == {None}, "what was cut from a text is no reference"
+    assert scored.evidence.fixed.exact is None
+    by_id = {row.id: row for row in rows}
+    tasks = [Task(by_id[e["row"]].prompt, by_id[e["row"]].text) for e in scored.of("target")]
+    for number, column in ((1, "candidate_exact"), (2, "champion_exact")):
+        wanted = [score.is_exact for score in answer_scores(make_model(number), tokenizer, tasks)]
+        assert [e[column] for e in scored.of("target")] == wanted
+    assert scored.evidence.target.exact.num_examples == len(tasks)
+    assert scored.evidence.target.exact_over_champion is not None
+
+
+def test_new_batches_are_looked_at_alone_by_the_tasks_that_come_from_them(evaluate, candidate, sources, publish_corpus):
+    (old, _), (new, rows) = (publish_corpus(number, num_rows=30, users=6) for number in (11, 12))
+
+    scored = evaluate(
+        candidate, None, sources[0], [old, new], new_batches={new.id: "batch/1", "corpus/none": "batch/2"}
+    )
+
+    (found,) = scored.evidence.new_batches
+    mine = [e for e in scored.of("target") if e["corpus"] == new.id]
+    assert {e["row"] for e in mine} <= {row.id for row in rows}
+    assert (found.batch, found.prompt_gain.num_examples) == ("batch/1", len(mine))
+    gain = sum(e["beginning_mispaired"] - e["beginning"] for e in mine) / sum(e["beginning_bytes"] for e in mine)
+    assert found.prompt_gain.estimate == pytest.approx(gain)
+    assert evidence_of(json.loads(scored.bytes["evidence.json"])) == scored.evidence
 
 
 def test_without_feedback_no_answer_is_mispaired(evaluate, candidate, champion, sources):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aifactory.config import PromoteGate
-from aifactory.evaluate.gate import Comparison, Evidence, Promote, Reject, best_of, judge
+from aifactory.evaluate.gate import BatchIntegrity, Comparison, Evidence, Promote, Reject, best_of, judge
 from aifactory.evaluate.statistics import Interval, ratio_interval
 
 GATE = PromoteGate(non_inferiority_margin=0.02, min_tasks=30, min_clusters=5, parity_tolerance=1e-3)
@@ -83,6 +83,47 @@ def test_each_check_refuses_alone(which, evidence):
         "failed" if i == which else "passed" for i in range(7)
     ]
     assert verdict.to_json()["decision"] == "reject"
+
+
+def test_fewer_exact_answers_refuse_where_a_margin_is_set():
+    def judged(margin, exact):
+        fixed = replace(GOOD.fixed, exact_over_champion=exact and interval(*exact))
+        return judge(replace(GOOD, fixed=fixed), GATE.model_copy(update={"exact_margin": margin}))
+
+    assert judged(None, (-0.5, -0.4)) == judge(GOOD, GATE), "it is not looked at"
+    assert isinstance(judged(0.02, (-0.02, 0.01)), Promote)
+    refused = judged(0.02, (-0.021, 0.01))
+    assert isinstance(refused, Reject)
+    assert [reason for reason in refused.reasons if reason.startswith("failed")] == [
+        "failed: exact answers: the candidate's share minus production's on holdout is -0.006 [-0.021, 0.010], must not reach "
+        "below -0.02"
+    ]
+    assert isinstance(judged(0.02, None), Reject), "what can't be looked at is not passed"
+    first = replace(comparison("holdout"), champion=None, over_champion=None)
+    gate = GATE.model_copy(update={"exact_margin": 0.02})
+    assert isinstance(judge(Evidence(fixed=first, target=None, parity_error=0.0), gate), Promote), (
+        "none to lose against"
+    )
+
+
+def test_a_bad_batch_among_good_ones_refuses_and_is_named():
+    def batch(name, low, high, **sample):
+        return BatchIntegrity(batch=f"batch/{name}", prompt_gain=interval(low, high, **sample))
+
+    good, bad = batch("good", 1.0, 2.0), batch("bad", -0.2, 0.1)
+    few = batch("few", -0.2, 0.1, examples=29)
+    assert isinstance(judge(replace(GOOD, new_batches=(good, few)), GATE), Promote)
+
+    verdict = judge(replace(GOOD, new_batches=(good, bad, few)), GATE)
+
+    assert isinstance(verdict, Reject)
+    assert [reason.partition(" alone")[0].rpartition(" ")[2] for reason in verdict.reasons if "failed" in reason] == [
+        "batch/bad"
+    ]
+    assert verdict.to_json()["refused"] == ["batch/bad"]
+    otherwise = judge(replace(GOOD, new_batches=(good,), parity_error=1.0), GATE)
+    assert isinstance(otherwise, Reject)
+    assert "refused" not in otherwise.to_json(), "good rows are not to blame for a bad candidate"
 
 
 def test_without_feedback_the_holdout_decides():

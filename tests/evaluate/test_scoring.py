@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 import torch
 
-from aifactory.evaluate.scoring import Unigram, _windows, answer_bits, deflate_bits
+from aifactory.evaluate.scoring import Unigram, _windows, answer_bits, answer_scores, deflate_bits
 from aifactory.text.documents import prompt_tokens
 from aifactory.text.tasks import Task
 
@@ -64,6 +64,45 @@ def test_a_chat_is_asked_in_the_tokens_of_its_template(model, tokenizer):
 def test_an_empty_answer_costs_nothing(model, tokenizer):
     assert answer_bits(model, tokenizer, [Task("a", ""), Task("a" * 2000, "")]) == [0.0, 0.0]
     assert answer_bits(model, tokenizer, []) == []
+
+
+@torch.inference_mode()
+def greedy(model, tokenizer, prompt, *, number):
+    """The tokens that the model writes after a prompt, the likeliest each, up to its end or so many."""
+    ids, written = prompt_tokens(tokenizer, prompt), []
+    while len(written) < number:
+        token = int(model(input_ids=torch.tensor([ids + written])).logits[0, -1].argmax())
+        if token == tokenizer.eos_id:
+            return written, True
+        written.append(token)
+    return written, False
+
+
+def test_an_answer_is_exact_where_greedy_decoding_writes_it_and_ends(model, tokenizer):
+    prompts = [*WORDS, *(f"{a} {b}" for a in WORDS for b in WORDS)]
+    exact, others = [], []
+    with torch.no_grad():
+        end = model.lm_head.weight[tokenizer.eos_id].clone()
+        # So that it ends sooner or later.
+        model.lm_head.weight[tokenizer.eos_id] *= 2.5
+    try:
+        for prompt in prompts:
+            written, has_ended = greedy(model, tokenizer, prompt, number=8)
+            text = tokenizer.decode(written)
+            if written and tokenizer.encode(text) == written:
+                (exact if has_ended else others).append(Task(prompt, text))
+                others += [Task(prompt, f"{text} the")]
+                others += [Task(prompt, tokenizer.decode(written[:-1]))] if len(written) > 1 else []
+        found = answer_scores(model, tokenizer, [*exact, *others])
+        bits = answer_bits(model, tokenizer, [*exact, *others])
+    finally:
+        with torch.no_grad():
+            model.lm_head.weight[tokenizer.eos_id] = end
+
+    assert exact and others
+    assert [score.is_exact for score in found] == [True] * len(exact) + [False] * len(others)
+    assert [score.bits for score in found] == bits
+    assert [score.is_exact for score in answer_scores(model, tokenizer, [Task("a", "")])] == [False]
 
 
 @pytest.mark.parametrize(("prompt", "answer"), [(1, 96), (1, 400), (50, 60), (95, 1), (96, 1), (300, 300), (10, 86)])

@@ -162,6 +162,26 @@ def test_a_rejected_cycle_is_not_begun_again_until_there_are_new_batches_and_the
     assert len(launcher.turned) == 2
 
 
+def test_a_batch_that_the_gate_has_named_is_read_by_no_later_cycle(books: Books, tools: Tools) -> None:
+    def refuse(books: Books, cycle: Cycle) -> None:
+        (batch, *_) = cycle.bound.batches
+        books.registry.reject(cycle, scorecard="scorecard/x", decision={"reasons": ["lies"], "refused": [batch]})
+
+    tools.correct(books, 8)
+    evaluation = Evaluation(books, score=tools.Scorer(), launcher=tools.FakeLauncher(books, refuse))
+    ticks(evaluation)
+    (first,) = drifts(books)
+    assert books.journal.refused_batches() == set(first.bound.batches)
+    assert evaluation.tick().to_json()["awaited"] == "feedback"
+
+    tools.correct(books, 8, start=8)
+    ticks(evaluation)
+
+    second = drifts(books)[1]
+    assert len(second.bound.batches) == 1
+    assert not set(second.bound.batches) & set(first.bound.batches)
+
+
 def test_the_cool_down_counts_from_the_end_of_the_last_retrain(tmp_path: Path, tools: Tools) -> None:
     books = tools.small_books(tmp_path, cooldown_s=100)
     tools.first_release(books)
