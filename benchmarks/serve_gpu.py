@@ -5,8 +5,7 @@ with every slot in use.
 
 Who      fused    decode steps by the project's kernels, as CUDA graphs: what the engine takes by itself
          graphs   by the model's own forward, as CUDA graphs
-         plain    by the model's own forward, kernel by kernel
-Keys     of fused, and with _graphs and _plain behind them of the others:
+Keys     of fused; with _graphs behind them, but for bandwidth_gb_s, of graphs:
          tokens_per_s_bB       of answers, B requests at once
          between_ms_p50_bB     from a token to the next of its answer; _p99 likewise
          ttft_ms_p50_bB        from sending to the first token
