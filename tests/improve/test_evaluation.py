@@ -172,7 +172,7 @@ def test_a_batch_that_the_gate_has_named_is_read_by_no_later_cycle(books: Books,
     ticks(evaluation)
     (first,) = drifts(books)
     assert books.journal.refused_batches() == set(first.bound.batches)
-    assert evaluation.tick().to_json()["awaited"] == "feedback"
+    assert evaluation.tick().to_json()["decision"] == "wait"
 
     tools.correct(books, 8, start=8)
     ticks(evaluation)
