@@ -87,6 +87,8 @@ class Size:
     away_cycles: int
     has_liars: bool
     kills: int
+    cycles_after: int
+    """That are waited for when the last process was killed; without any, that it answers again."""
     longest_s: float
     """That one cycle is waited for."""
     sealed: int
@@ -103,6 +105,7 @@ FULL = Size(
     away_cycles=1,
     has_liars=True,
     kills=6,
+    cycles_after=1,
     longest_s=600,
     sealed=10_000,
 )
@@ -112,11 +115,12 @@ QUICK = Size(
     retrain_steps=10,
     hidden_size=64,
     batch_rows=100,
-    per_s=30,
+    per_s=15,
     cycles=1,
     away_cycles=0,
     has_liars=False,
     kills=1,
+    cycles_after=0,
     longest_s=240,
     sealed=500,
 )
@@ -236,14 +240,20 @@ def _live(factory: Unattended, story: Story, clinc: Clinc, size: Size, cycles: i
         if size.kills:
             with story.part("processes are killed"):
                 factory.behave(normal(name="processes are killed"))
-                aim = factory.num_ended() + 1
+                aim = factory.num_ended() + size.cycles_after
                 factory.kill_some(
                     random.Random(_SEED),
                     size.kills,
                     apart_s=8,
                     until=lambda: len(factory.killed) >= size.kills,
                 )
-                story.expect(factory.watch(lambda: factory.num_ended() >= aim and factory.is_idle(), size.longest_s))
+                story.expect(
+                    factory.watch(
+                        lambda: factory.num_ended() >= aim and (not size.cycles_after or factory.is_idle()),
+                        size.longest_s,
+                    )
+                    and factory.watch(factory.answers, size.longest_s)
+                )
 
 
 def _measured(story: Story, raw: dict[str, list[float]], quick: bool) -> Measured:

@@ -77,10 +77,11 @@ class Unattended:
 
     @contextmanager
     def improving(self) -> Iterator[None]:
-        """`aifactory improve` and the users, until the block ends."""
+        """`aifactory improve` and the users, until the block ends, also by SIGTERM."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
             self._start("improve")
-            if not self.watch(self._answers, _START_S, supervised=False):
+            if not self.watch(self.answers, _START_S, supervised=False):
                 raise SystemExit(
                     f"loop.py: expected the factory to answer within {_START_S:g} s, found that it does not."
                 )
@@ -116,7 +117,8 @@ class Unattended:
         if name == "users" and self.phase is not None:
             self._tell(self.phase)
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether the endpoint does."""
         try:
             with urllib.request.urlopen(f"{self._users[0]}/v1/models", timeout=5) as response:
                 return bool(response.status == 200)
