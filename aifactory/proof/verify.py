@@ -357,18 +357,25 @@ class _Rebuild:
             made = Models(bench, train_work=self._train_work)
             return lambda: made.of(cycle, token_sets, recipes=[recipe], shares=shares, base=base)[0]
         champion = models[1] if len(models) > 1 else None
+        feedback = corpora[1:]
+        line = self._line(cycle)
+        new = [corpus for corpus in feedback if corpus.id not in line] if cycle.bound.kind == "drift" else []
         return lambda: Scorecards(bench).of(
-            cycle, models[0], champion=champion, sources=corpora[0], feedback=corpora[1:]
+            cycle, models[0], champion=champion, sources=corpora[0], feedback=feedback, new=new
         )
 
     def _ancestors(self, cycle: Cycle, corpora: Sequence[Corpus]) -> list[Corpus]:
         """Of what a corpus of feedback was compared with, what its line trains on: the rest was held out elsewhere."""
-        line: set[str] = set()
-        if cycle.bound.parent is not None:
-            parent = self._books.artifacts.get(Model, cycle.bound.parent)
-            for token_id in (each for each in parent.record.inputs if each.startswith("tokens/")):
-                line.add(self._books.artifacts.get(TokenSet, token_id).record.inputs[0])
+        line = self._line(cycle)
         return [corpus for corpus in corpora if corpus.id in line or self._makers.get(corpus.id) == cycle.trigger]
+
+    def _line(self, cycle: Cycle) -> set[str]:
+        """The corpora on which the model that a cycle goes on from was trained."""
+        if cycle.bound.parent is None:
+            return set()
+        parent = self._books.artifacts.get(Model, cycle.bound.parent)
+        token_ids = [each for each in parent.record.inputs if each.startswith("tokens/")]
+        return {self._books.artifacts.get(TokenSet, each).record.inputs[0] for each in token_ids}
 
     def _listing(self, config: Config, cycle: Cycle, corpus: Corpus) -> Listing:
         """What the sources hold, if it is what they held."""
