@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -60,32 +61,53 @@ def tiny_config(folder: Path, **sections: Any) -> Config:
     return Config.model_validate(values)
 
 
-def give_corrections(factory: Factory, topics: range = UNKNOWN) -> None:
-    """Answers about topics that it was not taught, each corrected by somebody, sealed into a batch."""
-    feedback, number = factory.books.feedback, 0
-    for topic in topics:
-        for text in (document(topic, i) for i in range(6)):
-            for task in cut_tasks(text, prompt_bytes=150, answer_bytes=300, max_tasks=2):
-                name = f"cmpl-{number}"
-                feedback.log_completion(
-                    Completion(
-                        id=name,
-                        release=1,
-                        prompt=task.prompt,
-                        answer="no idea",
-                        request="{}",
-                        finish_reason="stop",
-                        prompt_tokens=1,
-                        answer_tokens=1,
-                    )
-                )
-                feedback.record(
-                    Feedback(
-                        idempotency_key=name, completion=name, user=f"user-{topic}-{number % 4}", correction=task.answer
-                    )
-                )
-                number += 1
-    assert feedback.seal(batch_rows=number, batch_after_s=None) == 1
+def give_corrections(
+    factory: Factory, topics: range = UNKNOWN, *, documents: range = range(6), lie_from: int | None = None
+) -> int:
+    """Answers about topics that it was not taught, each corrected by somebody, sealed into a batch; its number.
+
+    documents   of each topic
+    lie_from    a seed: each correction is the right answer to another question
+    """
+    texts = [(topic, document(topic, i)) for topic in topics for i in documents]
+    tasks = [
+        (t, task) for t, text in texts for task in cut_tasks(text, prompt_bytes=150, answer_bytes=300, max_tasks=2)
+    ]
+    answers = [task.answer for _, task in tasks]
+    if lie_from is not None:
+        random.Random(lie_from).shuffle(answers)
+    feedback, kind = factory.books.feedback, "cmpl" if lie_from is None else "lie"
+    for number, ((topic, task), answer) in enumerate(zip(tasks, answers, strict=True)):
+        name, user = f"{kind}-{number}", f"user-{topic}-{number % 4}"
+        feedback.log_completion(
+            Completion(
+                id=name,
+                release=1,
+                prompt=task.prompt,
+                answer="no idea",
+                request="{}",
+                finish_reason="stop",
+                prompt_tokens=1,
+                answer_tokens=1,
+            )
+        )
+        feedback.record(Feedback(idempotency_key=name, completion=name, user=user, correction=answer))
+    batch = feedback.seal(batch_rows=len(tasks), batch_after_s=None)
+    assert batch is not None
+    return batch
+
+
+class NoLauncher:
+    """Turns nothing: the cycles are turned by the test."""
+
+    def is_turning(self, cycle: Cycle) -> bool:
+        return True
+
+    def turn(self, cycle: Cycle) -> None:
+        raise AssertionError(cycle)
+
+    def ending(self, cycle: Cycle) -> str:
+        return ""
 
 
 def begin_drift(factory: Factory) -> Cycle:
@@ -114,7 +136,7 @@ def begin_drift(factory: Factory) -> Cycle:
 def turned(factory: Factory) -> None:
     """Two cycles: a release of the sources, then one of what users corrected."""
     factory.turn(factory.cycle())
-    give_corrections(factory)
+    assert give_corrections(factory) == 1
     factory.turn(begin_drift(factory))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from here_loops import begin_drift, give_corrections, here, tiny_config
+from here_loops import NoLauncher, begin_drift, give_corrections, here, tiny_config
 from small_factories import small_config
 
 from aifactory import Config, Factory
@@ -18,7 +18,7 @@ from aifactory.evaluate.pipeline import score_tasks
 from aifactory.improve.evaluation import Evaluation
 from aifactory.proof.explain import explain_cycle
 from aifactory.records.feedback import Completion, Feedback
-from aifactory.records.journal import Bound, Cycle
+from aifactory.records.journal import Bound
 from aifactory.records.registry import Release
 from aifactory.records.trials import Outcome
 
@@ -69,19 +69,6 @@ def test_a_trial_by_the_command(config_file: str, capsys: pytest.CaptureFixture[
     assert [action for action in actions if action in trial][-len(trial) :] == trial
 
 
-class NoLauncher:
-    """Turns nothing: the cycles are turned by the test."""
-
-    def is_turning(self, cycle: Cycle) -> bool:
-        return True
-
-    def turn(self, cycle: Cycle) -> None:
-        raise AssertionError(cycle)
-
-    def ending(self, cycle: Cycle) -> str:
-        return ""
-
-
 @pytest.mark.slow
 def test_what_the_gate_lets_pass_is_tried_and_then_takes_production(tmp_path: Path) -> None:
     trial = {"shadow_share": 0.5, "shares": [0.3], "min_answers": 10, "min_scored": 10, "wait_for_scores": True}
@@ -91,7 +78,7 @@ def test_what_the_gate_lets_pass_is_tried_and_then_takes_production(tmp_path: Pa
     first = factory.turn(factory.cycle())
     assert isinstance(first, Release), "the first release has none beside which it could be tried"
     assert books.registry.production() == first
-    give_corrections(factory)
+    assert give_corrections(factory) == 1
     cycle = begin_drift(factory)
     second = factory.turn(cycle)
 
