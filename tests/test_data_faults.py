@@ -112,7 +112,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 # In the first pass; in the second, or between them; among the shards.
 @pytest.mark.parametrize(
-    "moments", [[SOURCES + 12], pytest.param([1, 6, SOURCES + 4, 2 * SOURCES + 3], marks=pytest.mark.faults)]
+    "moments",
+    [
+        pytest.param([SOURCES + 12], marks=pytest.mark.slow),
+        pytest.param([1, 6, SOURCES + 4, 2 * SOURCES + 3], marks=pytest.mark.faults),
+    ],
 )
 def test_a_driver_killed_among_its_parts_ends_with_the_same_bytes(
     moments: list[int], tmp_path: Path, whole: tuple[str, ...]

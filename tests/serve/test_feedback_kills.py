@@ -174,6 +174,7 @@ def through_kills(config: Path, books: Books, *, records: int, kills: int) -> No
         assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
 
 
+@pytest.mark.slow
 def test_feedback_through_kills_is_neither_lost_nor_doubled(config, books):
     through_kills(config, books, records=800, kills=3)
 
