@@ -70,6 +70,7 @@ class Client:
 
     async def post(self, path, body, *cuts):
         self.replicas.cuts, self.replicas.calls = list(cuts), []
+        Paced.loop = asyncio.get_running_loop()
         return await self.http.post(path, json={"model": "alpha", **body})
 
     async def events(self, path, body, *cuts):
@@ -104,14 +105,48 @@ def shape(events):
     return head[2:], choices, used
 
 
+class Paced:
+    """An engine whose every delta is read before the next is drawn, so that a cut falls where a test says, under any load."""
+
+    loop = None
+    """Of the test that runs."""
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def submit(self, request, on_delta):
+        def hand_over(delta):
+            on_delta(delta)
+            read = threading.Event()
+
+            # The loop takes the delta in, wakes who reads it, and lets them read.
+            def wait(turns):
+                if turns:
+                    self.loop.call_soon(wait, turns - 1)
+                else:
+                    read.set()
+
+            self.loop.call_soon_threadsafe(wait, 5)
+            read.wait(0.5)
+
+        self.engine.submit(request, hand_over)
+
+
 @pytest.fixture
 def behind(factory, load):
     """Two replicas of the model of seed 1, and their books."""
     factory.promote(factory.publish(1))
     held = []
 
+    def load_paced(folder):
+        engine, tokenizer = load(folder)
+        return Paced(engine), tokenizer
+
     def make():
-        releases = Releases(factory.books, load)
+        releases = Releases(factory.books, load_paced)
         releases.load_first()
         held.append(releases)
         return Gateway(factory.books, releases, factory.books.config.serve)
