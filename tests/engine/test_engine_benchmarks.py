@@ -214,13 +214,15 @@ def test_a_figure_is_the_worst_of_prompts_and_types_and_each_is_the_median_of_it
         ("llamacpp_bf16", [10]),
     ):
         raw[f"tokens_per_s_{kind}_128_c8"] = values
+    raw["tokens_per_s_endpoint_small_c8"], raw["tokens_per_s_float32_small_c8"] = [600, 500], [800, 1000]
     raw["swap_failed"] = [0, 2, 0]
     found = figures(raw, {}, LOADS, 64)
 
     assert (found["over_vllm_cpu_c8"], found["ttft_over_vllm_cpu_c8"]) == (1.5, 2.0)
     assert raw["over_vllm_cpu_tokens_per_s_128_c8"] == [2, 3, 2]
     assert found["over_llamacpp_c8"] == 0.9
-    assert found["http_ms_per_token_c8"] == round(1e3 / 6 - 1e3 / 8, 3)
+    assert found["http_ms_per_token_c8"] == round((1e3 / 600 - 1e3 / 800 + 1e3 / 500 - 1e3 / 1000) / 2, 3)
+    assert raw["http_ms_per_token_endpoint_c8"][0] == 1e3 / 4 - 1e3 / 8
     assert found["swap_failed"] == 2
     assert found["over_vllm_cpu_c1"] is None and found["noop_rps_c32"] is None
 
