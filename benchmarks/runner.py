@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +60,8 @@ def main(name: str, measure: Callable[..., Measured], *, parts: Sequence[str] = 
     only = arguments.only if parts else None
     further = [only or parts] if parts else []
     further += [arguments.data] if data else []
+    # Also who is told to end ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     found = measure(arguments.quick, arguments.rounds, *further)
     told = {key: value for key, value in asdict(found).items() if key not in ("details", "picture")}
     told |= {"details": found.details} if found.details else {}

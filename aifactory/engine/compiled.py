@@ -122,8 +122,8 @@ class CompiledForward:
             for name in names
         }
         self._low_ranks = _LowRanks([], self._shapes, self._num_rows)
-        no_rows = (np.zeros((0, width), np.float32) for width in (0, *self._widths))
-        self._buffers = (*no_rows, np.zeros((team.num_threads, num_positions + LANES), np.float32))
+        no_rows = (_zeros(0, width) for width in (0, *self._widths))
+        self._buffers = (*no_rows, _zeros(team.num_threads, num_positions + LANES))
         self._vocab_size = len(self._head[0])
 
     def set_adapters(self, adapters: Sequence[Adapter]) -> None:
@@ -199,5 +199,11 @@ class CompiledForward:
     def _make_room(self, num_tokens: int, num_low: int) -> None:
         if num_tokens > len(self._buffers[0]) or num_low > self._buffers[0].shape[1]:
             num_tokens = max(num_tokens, len(self._buffers[0]))
-            arrays = (np.zeros((num_tokens, width), np.float32) for width in (num_low, *self._widths))
+            arrays = (_zeros(num_tokens, width) for width in (num_low, *self._widths))
             self._buffers = (*arrays, self._buffers[-1])
+
+
+def _zeros(num_rows: int, width: int) -> npt.NDArray[np.float32]:
+    """An array of float32 that begins where a cache line does, as torch's tensors do and NumPy's need not: of what lies across two
+    lines the kernels read half as much a second."""
+    return torch.zeros(num_rows, width).numpy()

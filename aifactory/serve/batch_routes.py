@@ -9,7 +9,6 @@ Source   OpenAI API reference, "Files" and "Batch" (2026-11).
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -21,7 +20,7 @@ from starlette.responses import Response
 from aifactory.errors import BadRequestError
 from aifactory.records.batch_jobs import BatchJob, BatchQueue, UploadedFile
 from aifactory.serve.bodies import BatchBody, BatchesQuery, FilesQuery
-from aifactory.serve.wire import StatusError, parse, parse_query
+from aifactory.serve.wire import StatusError, json_response, parse, parse_query
 
 Handler = Callable[[Request], Awaitable[Response]]
 _ENDED_AT = {"completed": "completed_at", "failed": "failed_at", "cancelled": "cancelled_at", "expired": "expired_at"}
@@ -64,7 +63,7 @@ class BatchRoutes:
         finally:
             await form.close()
         kept = await asyncio.to_thread(self._queue.add_file, data, filename=name, purpose="batch")
-        return _json(_file_card(kept))
+        return json_response(_file_card(kept))
 
     async def _limited(self, request: Request) -> AsyncGenerator[bytes, None]:
         size = 0
@@ -86,7 +85,7 @@ class BatchRoutes:
 
     async def _file(self, request: Request) -> Response:
         """One file."""
-        return _json(_file_card(await self._find(request)))
+        return json_response(_file_card(await self._find(request)))
 
     async def _content(self, request: Request) -> Response:
         """What is in it."""
@@ -98,7 +97,7 @@ class BatchRoutes:
         """Delete a file."""
         file = await self._find(request)
         deleted = await asyncio.to_thread(self._queue.delete_file, file.id)
-        return _json({"id": file.id, "object": "file", "deleted": deleted})
+        return json_response({"id": file.id, "object": "file", "deleted": deleted})
 
     async def _find(self, request: Request) -> UploadedFile:
         name = _name(request, "files")
@@ -117,7 +116,7 @@ class BatchRoutes:
         job = await asyncio.to_thread(
             self._queue.open_job, endpoint=body.endpoint, input_file=body.input_file_id, note=body.metadata or {}
         )
-        return _json(await self._job_card(job))
+        return json_response(await self._job_card(job))
 
     async def _jobs(self, request: Request) -> Response:
         """The batches, newest first."""
@@ -131,7 +130,7 @@ class BatchRoutes:
         job = await asyncio.to_thread(self._queue.job, name)
         if job is None:
             raise _unknown("batch", name)
-        return _json(await self._job_card(job))
+        return json_response(await self._job_card(job))
 
     async def _cancel(self, request: Request) -> Response:
         """End a batch with what is answered."""
@@ -139,7 +138,7 @@ class BatchRoutes:
         job = await asyncio.to_thread(self._queue.cancel, name)
         if job is None:
             raise _unknown("batch", name)
-        return _json(await self._job_card(job))
+        return json_response(await self._job_card(job))
 
     async def _job_card(self, job: BatchJob) -> dict[str, Any]:
         answered, failed = await asyncio.to_thread(self._queue.counts, job)
@@ -208,8 +207,4 @@ def _page(kept: Sequence[Kept], asked: FilesQuery | BatchesQuery) -> tuple[Seque
 def _list(cards: list[dict[str, Any]], *, has_more: bool) -> Response:
     ids = [card["id"] for card in cards]
     first, last = (ids[0], ids[-1]) if ids else (None, None)
-    return _json({"object": "list", "data": cards, "first_id": first, "last_id": last, "has_more": has_more})
-
-
-def _json(payload: Mapping[str, Any]) -> Response:
-    return Response(json.dumps(payload), media_type="application/json")
+    return json_response({"object": "list", "data": cards, "first_id": first, "last_id": last, "has_more": has_more})

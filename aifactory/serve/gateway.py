@@ -1,8 +1,8 @@
 """The gateway: OpenAI's interface over the releases of one replica. Plain ASGI: it knows no Ray.
 
     GET  /healthz  /readyz  /v1/models  /v1/models/{model}  /openapi.json  /docs
-    POST /v1/completions  /v1/chat/completions  /v1/embeddings  /v1/feedback  /tokenize  /detokenize
-    and /v1/files, /v1/batches: see batch_routes.py
+    POST /v1/completions  /v1/chat/completions  /v1/embeddings  /tokenize  /detokenize
+    and /v1/feedback: see feedback_routes.py; /v1/files, /v1/batches: see batch_routes.py
 
 An answer is on disk before its last byte is sent, so feedback on it is never about something unknown. A client that
 goes away stops the engine's work on its answer.
@@ -26,12 +26,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from aifactory.config import Serve
-from aifactory.engine.protocol import MAX_ANSWERS, Pooling, Sampling
+from aifactory.engine.protocol import Pooling, Sampling
 from aifactory.errors import AIFactoryError, BadRequestError, CapacityError
 from aifactory.observe.events import logger
 from aifactory.records.books import Books
-from aifactory.records.feedback import Feedback
-from aifactory.records.identity import canonical_json, hash_parts, hash_text
+from aifactory.records.identity import hash_parts, hash_text
 from aifactory.records.trials import ShareOf
 from aifactory.serve.admission import Admission
 from aifactory.serve.answers import Answering, Prompt, Question
@@ -49,6 +48,7 @@ from aifactory.serve.bodies import (
     FilesQuery,
     TokenizeBody,
 )
+from aifactory.serve.feedback_routes import FeedbackRoutes
 from aifactory.serve.openapi import Operation, describe, page
 from aifactory.serve.progress import PROGRESS, Progress
 from aifactory.serve.prompts import read_messages, read_prompts, require_known, tokens_of
@@ -63,6 +63,7 @@ from aifactory.serve.wire import (
     NoQuery,
     StatusError,
     error_body,
+    json_response,
     parse,
     parse_query,
     path_of,
@@ -115,6 +116,7 @@ class Gateway:
         self._answering = Answering(books.feedback, self.admission, make_way=self.shadows.make_way)
         self._routes: dict[tuple[str, str], Handler] = {
             **BatchRoutes(books.batches, read=self._read, max_file_bytes=recipe.max_file_bytes).handlers,
+            **FeedbackRoutes(books.feedback, read=self._read).handlers,
             ("GET", "/healthz"): self._health,
             ("GET", "/readyz"): self._ready,
             ("GET", "/openapi.json"): self._openapi,
@@ -124,7 +126,6 @@ class Gateway:
             ("POST", "/v1/completions"): self._complete,
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/embeddings"): self._embed,
-            ("POST", "/v1/feedback"): self._feedback,
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/detokenize"): self._detokenize,
         }
@@ -237,7 +238,7 @@ class Gateway:
 
     async def _health(self, _: Request) -> Response:
         """Whether the replica is alive."""
-        return _json({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def _ready(self, _: Request) -> Response:
         """Whether it can answer: 503 before the first release, after the engine has failed, and while it shuts down."""
@@ -247,12 +248,12 @@ class Gateway:
         failure = None if served is None else served.engine.failure
         if served is None or failure is not None or self.is_draining:
             status = "shutting down" if self.is_draining else failure or "no release in production yet"
-            return _json({"status": status, **name}, status=503)
-        return _json({"status": "ok", "model": served.release.name, **name})
+            return json_response({"status": status, **name}, status=503)
+        return json_response({"status": "ok", "model": served.release.name, **name})
 
     async def _openapi(self, _: Request) -> Response:
         """This description, as OpenAPI 3.1."""
-        return _json(self._description())
+        return json_response(self._description())
 
     async def _docs(self, _: Request) -> Response:
         """This description, to read."""
@@ -278,13 +279,13 @@ class Gateway:
             if tried is not None and tried[0].kind == "canary":
                 cards = {name: self._model_card(name, tried[1]) for name in tried[1].names} | cards
                 cards = {name: cards[name] for name in dict.fromkeys([*served.names, *cards])}
-            return _json({"object": "list", "data": list(cards.values())})
+            return json_response({"object": "list", "data": list(cards.values())})
 
     async def _model(self, request: Request) -> Response:
         """One of them."""
         name = path_of(request.scope).removeprefix("/v1/models/")
         with self._served(name) as served:
-            return _json(self._model_card(name, served))
+            return json_response(self._model_card(name, served))
 
     def _model_card(self, name: str, served: Served) -> dict[str, Any]:
         card = {
@@ -461,7 +462,7 @@ class Gateway:
                 for index, each in enumerate(found)
             ]
             used = {"prompt_tokens": tokens, "total_tokens": tokens}
-            return _json({"object": "list", "data": data, "model": question.model, "usage": used})
+            return json_response({"object": "list", "data": data, "model": question.model, "usage": used})
 
     # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -477,7 +478,7 @@ class Gateway:
                 )
             ids = await asyncio.to_thread(tokens_of, served, body, fallback=self.recipe.chat_fallback)
             names = [served.tokenizer.name_of(token) for token in ids] if body.return_token_strs else None
-            return _json(
+            return json_response(
                 {
                     "count": len(ids),
                     "max_model_len": served.engine.context_length,
@@ -491,39 +492,7 @@ class Gateway:
         body = parse(DetokenizeBody, await self._read(request))
         with self._served(body.model) as served:
             require_known(served, body.tokens, "tokens")
-            return _json({"prompt": await asyncio.to_thread(served.tokenizer.decode, body.tokens)})
-
-    # ── feedback ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _feedback(self, request: Request) -> Response:
-        """Say of an answer how good it is, what it should have been, or to which others it is preferred."""
-        body = parse(FeedbackBody, await self._read(request))
-        completion = body.subject
-        if body.score is None and body.correction is None and body.comment is None and body.preferred is None:
-            raise BadRequestError(
-                "Expected a score, a correction, a comment or a choice, found none of them.", field="score"
-            )
-        rejected: Sequence[str] = ()
-        if isinstance(body.preferred, int):
-            answers = await asyncio.to_thread(self.books.feedback.answers_of, completion, most=MAX_ANSWERS)
-            completion, rejected = _chosen(answers, body)
-        elif isinstance(body.rejected, str):
-            rejected = [body.rejected]
-        # What was not there before choices were is left out, so that a key derived then is derived again.
-        new = {name for name in ("index", "preferred", "rejected") if getattr(body, name) is None}
-        derived = hash_text(canonical_json(body.model_dump(exclude={"idempotency_key", *new})))
-        key = request.headers.get("idempotency-key") or body.idempotency_key or derived
-        entry = Feedback(
-            completion=completion,
-            idempotency_key=key,
-            score=body.score,
-            correction=body.correction,
-            comment=body.comment,
-            user=body.user,
-            rejected=rejected,
-        )
-        counted = await asyncio.to_thread(self.books.feedback.record, entry)
-        return _json({"object": "feedback", "idempotency_key": key, "counted": counted})
+            return json_response({"prompt": await asyncio.to_thread(served.tokenizer.decode, body.tokens)})
 
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -629,22 +598,6 @@ def _who(request: Request, user: str | None) -> tuple[str, str]:
     return hash_text(request.headers.get("authorization", "")), user or ""
 
 
-def _chosen(answers: Mapping[int, tuple[str, str]], body: FeedbackBody) -> tuple[str, list[str]]:
-    """The id of the answer that was preferred by its index, and those of the others. Raises BadRequestError."""
-    for field, index in (("preferred", body.preferred), ("rejected", body.rejected)):
-        if index is not None and index not in answers:
-            known = f"from 0 to {max(answers)}" if answers else "of several answers, of which this id has none,"
-            raise BadRequestError(f"Expected in {field} an index {known}, found {index!r}.", field=field)
-    assert isinstance(body.preferred, int)
-    preferred, prompt = answers[body.preferred]
-    if isinstance(body.rejected, int):
-        return preferred, [answers[body.rejected][0]]
-    others = [other for other, asked in answers.values() if asked == prompt and other != preferred]
-    if not others:
-        raise BadRequestError("Expected another answer to the same prompt, found none.", field="preferred")
-    return preferred, others
-
-
 def _vector(embedding: Sequence[float], encoding: str | None) -> list[float] | str:
     vector = np.asarray(embedding, np.float32)
     # A length of 0 stays: there is no direction to keep.
@@ -655,13 +608,8 @@ def _vector(embedding: Sequence[float], encoding: str | None) -> list[float] | s
 
 
 def _response(answer: Response | Mapping[str, Any]) -> Response:
-    return answer if isinstance(answer, Response) else _json(answer)
-
-
-def _json(payload: Mapping[str, Any], *, status: int = 200) -> Response:
-    # In ASCII: what a client sent is quoted back in errors, and need not be text that UTF-8 can hold.
-    return Response(json.dumps(payload), status_code=status, media_type="application/json")
+    return answer if isinstance(answer, Response) else json_response(answer)
 
 
 def _error(status: int, message: str, *, kind: str, field: str | None = None, code: str | None = None) -> Response:
-    return _json(error_body(message, kind=kind, field=field, code=code), status=status)
+    return json_response(error_body(message, kind=kind, field=field, code=code), status=status)

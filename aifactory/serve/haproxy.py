@@ -18,9 +18,13 @@ import json
 import os
 import secrets
 import shutil
+import socket
+import stat
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 PROGRAM = "aifactory-haproxy"
@@ -42,6 +46,9 @@ _FIGURES: Mapping[str, str] = {"frontend prometheus": "metrics.sock", "listen st
 _ADMIN, _REQUESTS = "admin.sock", "requests.sock"
 _SOCKETS = (_ADMIN, _REQUESTS, *_FIGURES.values())
 _LONGEST_SOCKET = 97
+_FOLDER = "aif-"
+_STALE_S = 600.0
+"""So long nothing is written in a folder before it is swept: one that HAProxy is about to be started in is not."""
 _NODE_BYTES = 56
 """Of a node's id in hexadecimal digits, the name of its folder."""
 _THREADS = 4
@@ -62,11 +69,35 @@ def programs() -> tuple[Path, Path] | None:
 
 def new_folder() -> Path:
     """A folder of this cluster alone, whose name nobody else knows; HAProxy's nodes make theirs in it."""
-    name = f"aif-{secrets.token_hex(6)}"
+    name = _FOLDER + secrets.token_hex(6)
     folder = Path(tempfile.gettempdir()) / name
     # HAProxy binds no socket whose path is longer than 97 bytes.
     longest = max(len(each) for each in _SOCKETS) + _NODE_BYTES + 2
     return folder if len(os.fsencode(folder)) + longest <= _LONGEST_SOCKET else Path("/tmp") / name
+
+
+def sweep(mine: Path) -> None:
+    """Delete what clusters that are gone have left beside the folder `mine`: a cluster that is killed can't do it itself."""
+    for folder in mine.parent.glob(f"{_FOLDER}*"):
+        with suppress(OSError):  # somebody else's, or swept by another meanwhile
+            status = folder.lstat()
+            if folder == mine or not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+                continue
+            newest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+            if time.time() - newest > _STALE_S and not any(map(_is_held, folder.rglob(f"{_ADMIN}*"))):
+                shutil.rmtree(folder)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process listens on this socket."""
+    if not path.is_socket():
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+    return True
 
 
 def environment(ours: Path, theirs: Path, *, folder: Path) -> dict[str, str]:
@@ -124,6 +155,7 @@ def main() -> None:
     config.parent.chmod(0o700)
     write_errors(config.parent)
     config.write_text(amended(config.read_text(encoding="utf-8"), config.parent), encoding="utf-8")
+    sweep(config.parent.parent)
     os.execv(os.environ[_HAPROXY], [os.environ[_HAPROXY], *arguments])
 
 

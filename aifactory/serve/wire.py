@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope
 
 from aifactory.errors import BadRequestError
@@ -146,6 +147,11 @@ def path_of(scope: Scope) -> str:
 def error_body(message: str, *, kind: str, field: str | None = None, code: str | None = None) -> dict[str, Any]:
     """OpenAI's envelope for errors."""
     return {"error": {"message": message, "type": kind, "param": field, "code": code}}
+
+
+def json_response(payload: Mapping[str, Any], *, status: int = 200) -> Response:
+    """An answer as JSON, in ASCII: what a client sent is quoted back in errors, and need not be text that UTF-8 can hold."""
+    return Response(json.dumps(payload), status_code=status, media_type="application/json")
 
 
 def usage(prompt_tokens: int, answer_tokens: int) -> dict[str, int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -126,3 +128,28 @@ def test_two_clusters_on_a_machine_share_no_socket():
     name = "RAY_SERVE_HAPROXY_SOCKET_PATH"
     assert one[name] != other[name]
     assert "RAY_SERVE_ENABLE_HA_PROXY" not in _environment(Endpoint(ingress="serve"))
+
+
+def test_what_clusters_that_are_gone_left_is_swept_and_nothing_else():
+    # A socket's path is short.
+    with tempfile.TemporaryDirectory(prefix="s") as name:
+        root = Path(name)
+        folders = {each: root / f"aif-{each}" / "node" for each in ("mine", "held", "gone", "young")}
+        other = root / "other"
+        listening = {}
+        for each, folder in {**folders, "other": other}.items():
+            folder.mkdir(parents=True)
+            (folder / "503.http").write_text("")
+            listening[each] = socket.socket(socket.AF_UNIX)
+            listening[each].bind(str(folder / "admin.sock"))
+            listening[each].listen()
+            if each != "held":
+                listening[each].close()
+            if each != "young":
+                for path in (folder, folder.parent, *folder.iterdir()):
+                    os.utime(path, (1.0, 1.0))
+        haproxy.sweep(folders["mine"].parent)
+        assert sorted(path.name for path in root.iterdir()) == ["aif-held", "aif-mine", "aif-young", "other"]
+        listening["held"].close()
+        haproxy.sweep(folders["mine"].parent)
+        assert not folders["held"].parent.exists()
