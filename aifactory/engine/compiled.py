@@ -81,7 +81,7 @@ class CompiledForward:
 
     def __init__(self, model: PreTrainedModel, weights: PackedWeights, cache: SlotCache, team: ThreadTeam) -> None:
         """Compile, or load what was compiled before; the cache must be allocated."""
-        from aifactory.engine.kernels import LANES, forward
+        from aifactory.engine.kernels import LANES, SYNC_SIZE, forward
 
         self._forward = forward
         self._team = team
@@ -90,7 +90,7 @@ class CompiledForward:
         config, attention = model.config, model.model.layers[0].self_attn
         num_heads, num_heads_kv, width = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
         num_positions = cache.num_positions
-        self._sync = np.zeros(16, np.int64)
+        self._sync = np.zeros(SYNC_SIZE, np.int64)
         self._address_L2 = np.array(cache.addresses(), np.int64)
         self._shape = (
             num_heads,

@@ -2,8 +2,8 @@
 
 Why      At batch 1 a step reads every weight once and does little else: it should take as long as reading them. torch's own
          matrix-vector product moves a third of what memory gives, and the many small operations between products add to it.
-Threads  Every thread calls `forward` with its number; each takes its part of the rows of every matrix and waits for the
-         others at barriers. A thread that waits for long gives its processor away, so that a busy machine costs little.
+Threads  Every thread calls `forward` with its number; each takes some rows of a matrix after others, until none are left, and waits
+         for the others at barriers. A thread that waits for long gives its processor away, so that a busy machine costs little.
 Order    Element k of a dot product is added in lane k % WIDTH, by ascending k, and the lanes by a fixed tree, whatever the
          batch and the number of threads: a row's bits depend on its own tokens, its own cache and the processor alone.
 Weights  float32; bfloat16, read as int16; int8 with a scale for each row of the matrix. All sums are in float32.
@@ -94,13 +94,14 @@ def _prefetch(builder: Any, data: Any, at: Any) -> None:
     builder.call(function, [address, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
 
 
-def _sum_lanes(builder: Any, vector: Any) -> Any:
-    width = WIDTH
+def _join_lanes(builder: Any, vector: Any, join: Any) -> Any:
+    """The first half of the lanes with the second, until there is one."""
+    width = vector.type.count
     while width > 1:
         width //= 2
         low = ir.Constant(ir.VectorType(_I32, width), list(range(width)))
         high = ir.Constant(ir.VectorType(_I32, width), list(range(width, 2 * width)))
-        vector = builder.fadd(builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high))
+        vector = join(builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high))
     return builder.extract_element(vector, ir.Constant(_I32, 0))
 
 
@@ -154,7 +155,9 @@ def _tile(num_rows: int, num_columns: int, *, ahead: bool = False) -> Any:
             for r in range(num_rows):
                 for c in range(num_columns):
                     place = builder.add(builder.mul(y_step_value, ir.Constant(_I64, c)), ir.Constant(_I64, r))
-                    builder.store(_sum_lanes(builder, builder.load(sums[r][c])), builder.gep(data[2], [place]))
+                    builder.store(
+                        _join_lanes(builder, builder.load(sums[r][c]), builder.fadd), builder.gep(data[2], [place])
+                    )
             return context.get_dummy_value()
 
         i = types.int64
@@ -207,6 +210,76 @@ def _exp_in_place(typing: Any, array: Any, length: Any) -> Any:
     return types.void(array, types.int64), generate
 
 
+def _over_lanes(name: str, start: float) -> Any:
+    """One number of the first `length` elements, rounded up to LANES, of a float32 array: lane by lane, and the lanes by a tree."""
+
+    @intrinsic
+    def over(typing: Any, array: Any, length: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            def joined(a: Any, b: Any) -> Any:
+                return builder.fadd(a, b) if name == "sum" else _call(builder, f"llvm.{name}.{kind(a)}", a.type, a, b)
+
+            def kind(value: Any) -> str:
+                return f"v{value.type.count}f32" if isinstance(value.type, ir.VectorType) else "f32"
+
+            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            total = cgutils.alloca_once_value(builder, _splat(start))
+            step = ir.Constant(_I64, LANES)
+            with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], step, intp=_I64) as (k, _):
+                address = builder.bitcast(builder.gep(data, [k]), _VEC.as_pointer())
+                builder.store(joined(builder.load(total), builder.load(address, align=1)), total)
+            return _join_lanes(builder, builder.load(total), joined)
+
+        return types.float32(array, types.int64), generate
+
+    return over
+
+
+_sum_of = _over_lanes("sum", 0.0)
+_largest_of = _over_lanes("maxnum", -np.inf)
+
+
+def _weigh(num_vectors: int, lanes: int) -> Any:
+    """out[d:] = sum over t of share[t] * values[t, d:], so many vectors of so many lanes, by ascending t; rows of `width` numbers."""
+
+    @intrinsic
+    def weigh(typing: Any, share: Any, length: Any, values: Any, d: Any, width: Any, out: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            shares, rows, result = (
+                context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 5)
+            )
+            vector = ir.VectorType(_F32, lanes)
+            places = [builder.add(args[3], ir.Constant(_I64, lanes * i)) for i in range(num_vectors)]
+            sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in places]
+            with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], ir.Constant(_I64, 1), intp=_I64) as (
+                t,
+                _,
+            ):
+                one = builder.insert_element(
+                    ir.Constant(vector, ir.Undefined), builder.load(builder.gep(shares, [t])), ir.Constant(_I32, 0)
+                )
+                weight = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
+                start = builder.mul(t, args[4])
+                for place, total in zip(places, sums, strict=True):
+                    address = builder.bitcast(builder.gep(rows, [builder.add(start, place)]), vector.as_pointer())
+                    value = builder.load(address, align=1)
+                    builder.store(_multiply_add(builder, weight, value, builder.load(total)), total)
+            for place, total in zip(places, sums, strict=True):
+                address = builder.bitcast(builder.gep(result, [place]), vector.as_pointer())
+                builder.store(builder.load(total), address, align=1)
+            return context.get_dummy_value()
+
+        i = types.int64
+        return types.void(share, i, values, i, i, out), generate
+
+    return weigh
+
+
+_weigh_4 = _weigh(4, WIDTH)
+_weigh_1 = _weigh(1, WIDTH)
+_weigh_half = _weigh(1, LANES)
+
+
 @intrinsic
 def _matrix_at(typing: Any, address: Any) -> Any:
     """A pointer, of an address that NumPy gave."""
@@ -235,12 +308,15 @@ _SPINS = 2_000
 
 @numba.njit(cache=True, nogil=True)
 def _wait_for_all(sync: Any, num_threads: int) -> None:
-    """A barrier: sync[0] counts who is there, sync[8] how often all were (on cache lines of their own)."""
+    """A barrier: sync[0] counts who is there, sync[8] how often all were, sync[16] what was taken of the work since (on cache lines
+    of their own)."""
     if num_threads == 1:
+        sync[16] = 0
         return
     turn = _fetch_add(sync, 8, 0)
     if _fetch_add(sync, 0, 1) == num_threads - 1:
         _fetch_add(sync, 0, -num_threads)
+        _fetch_add(sync, 16, -_fetch_add(sync, 16, 0))
         _fetch_add(sync, 8, 1)
         return
     spins = 0
@@ -253,11 +329,31 @@ def _wait_for_all(sync: Any, num_threads: int) -> None:
 # ── products ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+SYNC_SIZE = 24
+"""Elements of `sync`."""
+_ROWS_AT_ONCE = 512
+
+
 @numba.njit(cache=True, nogil=True)
 def _part(size: int, thread: int, num_threads: int) -> tuple[int, int]:
-    """The rows of a matrix that a thread takes: whole blocks of eight."""
+    """The rows of a matrix that are a thread's: whole blocks of eight."""
     blocks = (size + 7) // 8
     return min(size, 8 * (blocks * thread // num_threads)), min(size, 8 * (blocks * (thread + 1) // num_threads))
+
+
+@numba.njit(cache=True, nogil=True)
+def _next_part(sync: Any, size: int, num_threads: int) -> tuple[int, int]:
+    """The rows of a matrix that whoever asks takes next, until the next barrier: on a machine that others use too a thread that was
+    held up takes less. Whole blocks of eight; none where all are taken."""
+    step = max(8, min(_ROWS_AT_ONCE, size // (4 * num_threads) // 8 * 8))
+    begin = min(size, _fetch_add(sync, 16, step))
+    return begin, min(size, begin + step)
+
+
+@numba.njit(cache=True, nogil=True)
+def _next_of(sync: Any) -> int:
+    """The number of the next piece of work, likewise."""
+    return _fetch_add(sync, 16, 1)
 
 
 _BLOCK = 48
@@ -328,10 +424,32 @@ def product(
 ) -> None:
     """y = x @ w.T * scale + bias: one matrix by itself."""
     num_rows = x_BK.shape[0]
-    begin, end = _part(w_NK.shape[0], thread, num_threads)
-    _product(w_NK, x_BK, y_BN, num_rows, begin, end)
-    _scale(y_BN, scale_N, bias_N, num_rows, begin, end)
+    begin, end = _next_part(sync, w_NK.shape[0], num_threads)
+    while begin < end:
+        _product(w_NK, x_BK, y_BN, num_rows, begin, end)
+        _scale(y_BN, scale_N, bias_N, num_rows, begin, end)
+        begin, end = _next_part(sync, w_NK.shape[0], num_threads)
     _wait_for_all(sync, num_threads)
+
+
+@numba.njit(cache=True, nogil=True)
+def _add(x_BH: Any, added_BH: Any, num_rows: int, begin: int, end: int) -> None:
+    for b in range(num_rows):
+        for h in range(begin, end):
+            x_BH[b, h] += added_BH[b, h]
+
+
+@numba.njit(cache=True, nogil=True)
+def _gate(inner_BI: Any, num_rows: int, num_inner: int, begin: int, end: int) -> None:
+    """silu(gate) * up in place of gate, for columns [begin, end); up stands `num_inner` columns on."""
+    exponential = np.empty(end - begin + LANES, np.float32)
+    for b in range(num_rows):
+        for i in range(begin, end):
+            exponential[i - begin] = -inner_BI[b, i]
+        _exp_in_place(exponential, end - begin)
+        for i in range(begin, end):
+            silu = inner_BI[b, i] / (np.float32(1.0) + exponential[i - begin])
+            inner_BI[b, i] = silu * inner_BI[b, num_inner + i]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -395,21 +513,25 @@ def _attend(q_D: Any, keys_TD: Any, values_TD: Any, length: int, scaling: float,
     while t < length:
         _tile_1x1(keys_TD, t * width, q_D, 0, width, scores_T[t:], 0)
         t += 1
-    largest = scores_T[0]
-    for t in range(length):
-        largest = max(largest, scores_T[t])
+    # Up to a whole vector: exp makes nothing of it.
+    for t in range(length, (length + LANES - 1) // LANES * LANES):
+        scores_T[t] = -np.inf
+    largest = _largest_of(scores_T, length)
     for t in range(length):
         scores_T[t] = (scores_T[t] - largest) * np.float32(scaling)
     _exp_in_place(scores_T, length)
-    total = np.float32(0.0)
-    for t in range(length):
-        total += scores_T[t]
+    total = _sum_of(scores_T, length)
+    d = 0
+    while d + 4 * WIDTH <= width:
+        _weigh_4(scores_T, length, values_TD, d, width, out_D)
+        d += 4 * WIDTH
+    while d + WIDTH <= width:
+        _weigh_1(scores_T, length, values_TD, d, width, out_D)
+        d += WIDTH
+    if d < width:
+        _weigh_half(scores_T, length, values_TD, d, width, out_D)
     for d in range(width):
-        out_D[d] = np.float32(0.0)
-    for t in range(length):
-        share = scores_T[t] / total
-        for d in range(width):
-            out_D[d] += share * values_TD[t, d]
+        out_D[d] /= total
 
 
 @numba.njit(cache=True, nogil=True)
@@ -473,12 +595,15 @@ def forward(
             _normalise(x_BH[b], norm_attention[layer], epsilon, normed[b])
         _wait_for_all(sync, num_threads)
 
-        begin, end = _part(w_qkv.shape[1], thread, num_threads)
-        _product(w_qkv[layer], normed, qkv, num_rows, begin, end)
-        _scale(qkv, s_qkv[layer], b_qkv[layer], num_rows, begin, end)
+        begin, end = _next_part(sync, w_qkv.shape[1], num_threads)
+        while begin < end:
+            _product(w_qkv[layer], normed, qkv, num_rows, begin, end)
+            _scale(qkv, s_qkv[layer], b_qkv[layer], num_rows, begin, end)
+            begin, end = _next_part(sync, w_qkv.shape[1], num_threads)
         if has_adapters:
             _reduce(thread, num_threads, low_rank_a[0], layer, normed, adapter_B, low)
             _wait_for_all(sync, num_threads)
+            begin, end = _part(w_qkv.shape[1], thread, num_threads)
             second, third = num_heads * width, (num_heads + num_heads_kv) * width
             _expand(low_rank_b[0], layer, low, adapter_B, qkv, begin, end, second, third)
         _wait_for_all(sync, num_threads)
@@ -504,7 +629,8 @@ def forward(
                 values_TD[position, d] = qkv[b, at + d]
         _wait_for_all(sync, num_threads)
 
-        for pair in range(thread, num_rows * num_heads_kv, num_threads):
+        pair = _next_of(sync)
+        while pair < num_rows * num_heads_kv:
             b, g = pair // num_heads_kv, pair % num_heads_kv
             position = position_B[b]
             start = row_B[b] * row_size + g * num_positions * width
@@ -521,18 +647,22 @@ def forward(
                 _rotate(q_D, cos_TD[position], sin_TD[position])
                 out_D = attended[b, a * width : (a + 1) * width]
                 _attend(q_D, keys_TD, values_TD, position + 1, scaling, scores[thread], out_D)
+            pair = _next_of(sync)
         _wait_for_all(sync, num_threads)
 
-        begin, end = _part(hidden, thread, num_threads)
-        _product(w_out[layer], attended, added, num_rows, begin, end)
-        _scale(added, s_out[layer], b_out[layer], num_rows, begin, end)
+        begin, end = _next_part(sync, hidden, num_threads)
+        while begin < end:
+            _product(w_out[layer], attended, added, num_rows, begin, end)
+            _scale(added, s_out[layer], b_out[layer], num_rows, begin, end)
+            if not has_adapters:
+                _add(x_BH, added, num_rows, begin, end)
+            begin, end = _next_part(sync, hidden, num_threads)
         if has_adapters:
             _reduce(thread, num_threads, low_rank_a[1], layer, attended, adapter_B, low)
             _wait_for_all(sync, num_threads)
+            begin, end = _part(hidden, thread, num_threads)
             _expand(low_rank_b[1], layer, low, adapter_B, added, begin, end, never, never)
-        for b in range(num_rows):
-            for h in range(begin, end):
-                x_BH[b, h] += added[b, h]
+            _add(x_BH, added, num_rows, begin, end)
         _wait_for_all(sync, num_threads)
 
         for b in range(thread, num_rows, num_threads):
@@ -540,36 +670,36 @@ def forward(
         _wait_for_all(sync, num_threads)
 
         # The same rows of gate and up, so that their product needs no barrier.
-        begin, end = _part(num_inner, thread, num_threads)
-        _product(w_up[layer], normed, inner, num_rows, begin, end)
-        _product(w_up[layer], normed, inner, num_rows, num_inner + begin, num_inner + end)
-        _scale(inner, s_up[layer], b_up[layer], num_rows, begin, end)
-        _scale(inner, s_up[layer], b_up[layer], num_rows, num_inner + begin, num_inner + end)
+        begin, end = _next_part(sync, num_inner, num_threads)
+        while begin < end:
+            for start in (0, num_inner):
+                _product(w_up[layer], normed, inner, num_rows, start + begin, start + end)
+                _scale(inner, s_up[layer], b_up[layer], num_rows, start + begin, start + end)
+            if not has_adapters:
+                _gate(inner, num_rows, num_inner, begin, end)
+            begin, end = _next_part(sync, num_inner, num_threads)
         if has_adapters:
             _reduce(thread, num_threads, low_rank_a[2], layer, normed, adapter_B, low)
             _wait_for_all(sync, num_threads)
+            begin, end = _part(num_inner, thread, num_threads)
             for start in (0, num_inner):
                 _expand(low_rank_b[2], layer, low, adapter_B, inner, start + begin, start + end, num_inner, never)
-        exponential = np.empty(end - begin + LANES, np.float32)
-        for b in range(num_rows):
-            for i in range(begin, end):
-                exponential[i - begin] = -inner[b, i]
-            _exp_in_place(exponential, end - begin)
-            for i in range(begin, end):
-                silu = inner[b, i] / (np.float32(1.0) + exponential[i - begin])
-                inner[b, i] = silu * inner[b, num_inner + i]
+            _gate(inner, num_rows, num_inner, begin, end)
         _wait_for_all(sync, num_threads)
 
-        begin, end = _part(hidden, thread, num_threads)
-        _product(w_down[layer], inner, added, num_rows, begin, end)
-        _scale(added, s_down[layer], b_down[layer], num_rows, begin, end)
+        begin, end = _next_part(sync, hidden, num_threads)
+        while begin < end:
+            _product(w_down[layer], inner, added, num_rows, begin, end)
+            _scale(added, s_down[layer], b_down[layer], num_rows, begin, end)
+            if not has_adapters:
+                _add(x_BH, added, num_rows, begin, end)
+            begin, end = _next_part(sync, hidden, num_threads)
         if has_adapters:
             _reduce(thread, num_threads, low_rank_a[3], layer, inner, adapter_B, low)
             _wait_for_all(sync, num_threads)
+            begin, end = _part(hidden, thread, num_threads)
             _expand(low_rank_b[3], layer, low, adapter_B, added, begin, end, never, never)
-        for b in range(num_rows):
-            for h in range(begin, end):
-                x_BH[b, h] += added[b, h]
+            _add(x_BH, added, num_rows, begin, end)
         _wait_for_all(sync, num_threads)
 
     for o in range(thread, len(last_O), num_threads):
@@ -578,7 +708,9 @@ def forward(
     if logits_OV.shape[1] == 0:
         return
     w_head, s_head, b_head = head
-    begin, end = _part(w_head.shape[0], thread, num_threads)
-    _product(w_head, hidden_OH, logits_OV, len(last_O), begin, end)
-    _scale(logits_OV, s_head, b_head, len(last_O), begin, end)
+    begin, end = _next_part(sync, w_head.shape[0], num_threads)
+    while begin < end:
+        _product(w_head, hidden_OH, logits_OV, len(last_O), begin, end)
+        _scale(logits_OV, s_head, b_head, len(last_O), begin, end)
+        begin, end = _next_part(sync, w_head.shape[0], num_threads)
     _wait_for_all(sync, num_threads)

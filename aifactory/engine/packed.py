@@ -79,12 +79,12 @@ class PackedLinear(nn.Module):
 
     def __init__(self, matrix: PackedMatrix, team: ThreadTeam) -> None:
         super().__init__()
-        from aifactory.engine.kernels import product
+        from aifactory.engine.kernels import SYNC_SIZE, product
 
         self._product = product
         self._arrays = matrix.arrays()
         self._team = team
-        self._sync = np.zeros(16, np.int64)
+        self._sync = np.zeros(SYNC_SIZE, np.int64)
         self.out_features, self.in_features = matrix.weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
