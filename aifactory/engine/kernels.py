@@ -94,15 +94,24 @@ def _prefetch(builder: Any, data: Any, at: Any) -> None:
     builder.call(function, [address, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
 
 
-def _join_lanes(builder: Any, vector: Any, join: Any) -> Any:
-    """The first half of the lanes with the second, until there is one."""
-    width = vector.type.count
+def _join_lanes(builder: Any, vectors: list[Any], join: Any) -> Any:
+    """Of each vector the first half of its lanes with the second, until there is one; all of them in one vector, which is one lane
+    wide where there is one. As many as a power of two, at most as many as lanes."""
+    lanes = vectors[0].type.count
+    width, together = lanes, 1
     while width > 1:
-        width //= 2
-        low = ir.Constant(ir.VectorType(_I32, width), list(range(width)))
-        high = ir.Constant(ir.VectorType(_I32, width), list(range(width, 2 * width)))
-        vector = join(builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high))
-    return builder.extract_element(vector, ir.Constant(_I32, 0))
+        # Two vectors go on as one, so that they share the work; the last one is joined with itself.
+        pairs = zip(vectors[::2], vectors[1::2], strict=True) if len(vectors) > 1 else [(vectors[0], vectors[0])]
+        starts = [lanes * vector + width * part for vector in range(min(2, len(vectors))) for part in range(together)]
+        halves = [[start + half + i for start in starts for i in range(width // 2)] for half in (0, width // 2)]
+        low, high = (ir.Constant(ir.VectorType(_I32, len(half)), half) for half in halves)
+        together *= min(2, len(vectors))
+        vectors = [
+            join(builder.shuffle_vector(one, other, low), builder.shuffle_vector(one, other, high))
+            for one, other in pairs
+        ]
+        width, lanes = width // 2, len(halves[0])
+    return vectors[0]
 
 
 def _tile(num_rows: int, num_columns: int, *, ahead: bool = False) -> Any:
@@ -152,12 +161,11 @@ def _tile(num_rows: int, num_columns: int, *, ahead: bool = False) -> Any:
             if WIDTH > LANES:
                 with builder.if_then(builder.icmp_unsigned("<", begin, length_value)):
                     add(begin, LANES)
-            for r in range(num_rows):
-                for c in range(num_columns):
-                    place = builder.add(builder.mul(y_step_value, ir.Constant(_I64, c)), ir.Constant(_I64, r))
-                    builder.store(
-                        _join_lanes(builder, builder.load(sums[r][c]), builder.fadd), builder.gep(data[2], [place])
-                    )
+            for c in range(num_columns):
+                column = [builder.load(sums[r][c]) for r in range(num_rows)]
+                address = builder.gep(data[2], [builder.mul(y_step_value, ir.Constant(_I64, c))])
+                joined = _join_lanes(builder, column, builder.fadd)
+                builder.store(joined, builder.bitcast(address, joined.type.as_pointer()), align=1)
             return context.get_dummy_value()
 
         i = types.int64
@@ -171,11 +179,11 @@ _tile_8x1_ahead = _tile(8, 1, ahead=True)
 _tile_4x1 = _tile(4, 1)
 _tile_4x2 = _tile(4, 2)
 _tile_4x3 = _tile(4, 3)
-# With 32 registers; narrower ones for vectors that are left over. Those that pass by a matrix first ask for it.
-_tile_4x6 = _tile(4, 6)
-_tile_4x2_ahead = _tile(4, 2, ahead=True)
-_tile_4x3_ahead = _tile(4, 3, ahead=True)
-_tile_4x6_ahead = _tile(4, 6, ahead=True)
+# With 32 registers. Those that pass by a matrix first ask for it.
+_tile_8x2 = _tile(8, 2)
+_tile_8x3 = _tile(8, 3)
+_tile_8x2_ahead = _tile(8, 2, ahead=True)
+_tile_8x3_ahead = _tile(8, 3, ahead=True)
 _tile_1x1 = _tile(1, 1)
 
 
@@ -228,7 +236,8 @@ def _over_lanes(name: str, start: float) -> Any:
             with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], step, intp=_I64) as (k, _):
                 address = builder.bitcast(builder.gep(data, [k]), _VEC.as_pointer())
                 builder.store(joined(builder.load(total), builder.load(address, align=1)), total)
-            return _join_lanes(builder, builder.load(total), joined)
+            last = _join_lanes(builder, [builder.load(total)], joined)
+            return builder.extract_element(last, ir.Constant(_I32, 0))
 
         return types.float32(array, types.int64), generate
 
@@ -356,7 +365,7 @@ def _next_of(sync: Any) -> int:
     return _fetch_add(sync, 16, 1)
 
 
-_BLOCK = 48
+_BLOCK = 96 if _IS_WIDE else 48
 """So many vectors stay in a processor's own cache while a matrix passes by."""
 
 
@@ -376,22 +385,24 @@ def _product_block(w_NK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, e
         while n + 8 <= end:
             _tile_8x1_ahead(w_NK, n * length, x_BK, x_step, length, y_BN[0, n:], y_step)
             n += 8
+    elif _IS_WIDE:
+        while n + 8 <= end:
+            if num_rows == 2:
+                _tile_8x2_ahead(w_NK, n * length, x_BK, x_step, length, y_BN[0, n:], y_step)
+            else:
+                _tile_8x3_ahead(w_NK, n * length, x_BK, x_step, length, y_BN[0, n:], y_step)
+            b = 3
+            while b + 3 <= num_rows:
+                _tile_8x3(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
+                b += 3
+            if b + 2 == num_rows:
+                _tile_8x2(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
+            elif b + 1 == num_rows:
+                _tile_8x1(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
+            n += 8
     else:
         while n + 4 <= end:
             b = 0
-            if _IS_WIDE:
-                if num_rows >= 6:
-                    _tile_4x6_ahead(w_NK, n * length, x_BK, x_step, length, y_BN[0, n:], y_step)
-                    b = 6
-                elif num_rows >= 3:
-                    _tile_4x3_ahead(w_NK, n * length, x_BK, x_step, length, y_BN[0, n:], y_step)
-                    b = 3
-                elif num_rows == 2:
-                    _tile_4x2_ahead(w_NK, n * length, x_BK, x_step, length, y_BN[0, n:], y_step)
-                    b = 2
-                while b + 6 <= num_rows:
-                    _tile_4x6(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
-                    b += 6
             while b + 3 <= num_rows:
                 _tile_4x3(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
                 b += 3
