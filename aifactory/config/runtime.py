@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, StringConstraints, field_validator, model_validator
 
 from aifactory.config.section import Section
+from aifactory.config.site import Site
 
 AdapterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -201,6 +202,8 @@ class Runtime(Section):
     """Power of one busy CPU, for the estimate of joules where no counter can be read. Default: 10."""
     endpoint: Endpoint = Endpoint()
     """The inference endpoint."""
+    site: Site = Site()
+    """What energy and machines cost there: for plans."""
 
     @property
     def least_workers(self) -> int:
