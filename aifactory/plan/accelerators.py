@@ -150,7 +150,7 @@ _ALL = (
     ),
     Accelerator(
         name="cpu",
-        tflops=0.0466,
+        tflops=0.0467,
         memory_gb=12.6,
         bandwidth_gb_s=6.1,
         watts=10,

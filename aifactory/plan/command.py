@@ -14,7 +14,7 @@ from aifactory.config import Config
 from aifactory.errors import ConfigError
 from aifactory.plan.accelerators import ACCELERATORS, Accelerator, accelerator
 from aifactory.plan.ingesting import Ingestion, ingestion
-from aifactory.plan.needs import left_out, shape_of, source_bytes, training_need
+from aifactory.plan.needs import left_out, require_context, shape_of, source_bytes, training_need
 from aifactory.plan.plan import Plan
 from aifactory.plan.serving import ServingNeed, ServingPlan, plan_serving
 from aifactory.plan.shapes import ModelShape
@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> Plan | list[str]:
     if arguments.list:
         return listed()
     config = _config(arguments)
+    _require_model(arguments)
     name, shape = shape_of(config, arguments.model)
     chips = _accelerators(arguments, config)
     training = _training(arguments, config, shape, chips)
@@ -97,6 +98,16 @@ def _config(arguments: argparse.Namespace) -> Config:
     return Config.from_yaml(arguments.config_file, overrides)
 
 
+def _require_model(arguments: argparse.Namespace) -> None:
+    describes = any(override.startswith("model.") for override in arguments.set)
+    needs_one = arguments.tokens is not None or arguments.users is not None
+    if needs_one and arguments.config_file is None and arguments.model is None and not describes:
+        raise ConfigError(
+            "expected a model, found none: --model NAME or FOLDER, a CONFIG, or --set model.architecture.hidden_size=... and its "
+            "like."
+        )
+
+
 def _most_hours(arguments: argparse.Namespace) -> float | None:
     return None if arguments.days is None else 24 * float(arguments.days)
 
@@ -125,6 +136,7 @@ def _training(
 ) -> Sequence[TrainingPlan]:
     if arguments.config_file is None and arguments.tokens is None:
         return ()
+    require_context(config, arguments.model, config.tokenize.row_len, "tokenize.row_len")
     plans = []
     for chip in chips:
         need = _need(arguments, config, shape, chip)
@@ -156,6 +168,8 @@ def _serving(
 ) -> Sequence[ServingPlan]:
     if arguments.users is None:
         return ()
+    whole = arguments.prompt_tokens + arguments.answer_tokens
+    require_context(config, arguments.model, whole, "prompts and answers")
     endpoint = config.runtime.endpoint
     plans = []
     for chip in chips:

@@ -30,6 +30,16 @@ def shape_of(config: Config, model: str | None) -> tuple[str, ModelShape]:
     return Path(named).name, shape_named(named)
 
 
+def require_context(config: Config, model: str | None, tokens: int, what: str) -> None:
+    """Raise ConfigError where a model from scratch is made for shorter sequences than are asked of it."""
+    longest = config.model.architecture.context_length
+    if model is None and config.model.base is None and tokens > longest:
+        raise ConfigError(
+            f"expected {what} of at most model.architecture.context_length, found {tokens:,} and {longest:,}; lower the first or "
+            "raise the second."
+        )
+
+
 def training_need(
     config: Config, shape: ModelShape, accelerator: Accelerator, *, tokens: float | None, tensor: int, pipeline: int
 ) -> TrainingNeed:
