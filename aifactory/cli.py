@@ -45,6 +45,7 @@ VERBS = {
     "explain": "a cycle: what came in, was rejected, trained, found, decided and spent; also as a page",
     "diff": "two releases side by side: data, recipe, scores, answers",
     "audit": "who or what did what, in a chain of lines in which a changed one is found",
+    "energy": "joules by stage, cycle, release and key, with idle ones on a line of their own; money, carbon, water",
     "forget": "erase rows from everything that holds them, retrain without them, and write a proof",
 }
 
@@ -209,6 +210,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--limit", type=int, default=20, metavar="N", help="most lines that are shown; 20 by default"
             )
+        if verb == "energy":
+            sub.add_argument("--since", metavar="TIME", help="from then on; ISO 8601, UTC where it names no offset")
+            sub.add_argument("--until", metavar="TIME", help="before then")
         if verb == "forget":
             asked = sub.add_mutually_exclusive_group(required=True)
             asked.add_argument("--check", metavar="PROOF", help="does this proof, a file or an id, hold?")
@@ -298,6 +302,8 @@ def _run_verb(factory: Factory, arguments: argparse.Namespace, results: TextIO) 
             expect=arguments.expect,
             limit=arguments.limit,
         )
+    if verb == "energy":
+        return factory.energy(since=arguments.since, until=arguments.until)
     if verb == "forget":
         if arguments.check is not None:
             return factory.check_forgotten(arguments.check)

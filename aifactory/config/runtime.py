@@ -74,6 +74,8 @@ class Endpoint(Section):
     504. Default: 600."""
     poll_s: float = Field(default=0.5, gt=0)
     """How often a replica looks for a new release, seconds. Default: 0.5."""
+    meter_s: float = Field(default=60.0, gt=0)
+    """How often a replica enters into the journal what it has used and whose answers it gave, seconds. Default: 60."""
     drain_timeout_s: float = Field(default=30.0, ge=0)
     """Longest wait for the requests in flight when a release is replaced, when a replica is taken away, and when the
     endpoint shuts down, seconds. Default: 30."""
@@ -203,7 +205,7 @@ class Runtime(Section):
     endpoint: Endpoint = Endpoint()
     """The inference endpoint."""
     site: Site = Site()
-    """What energy and machines cost there: for plans."""
+    """What energy and machines cost there: for plans and for the books."""
 
     @property
     def least_workers(self) -> int:

@@ -1,4 +1,5 @@
-"""The section `runtime.site`: what energy and machines cost where the factory stands, in money, carbon and water."""
+"""The section `runtime.site`: what energy and machines cost where the factory stands, in money, carbon and water; for plans
+(`aifactory plan`) and for the books (`aifactory energy`)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ Price = Annotated[float, Field(ge=0)]
 
 
 class Site(Section):
-    """Factors by which hours and kilowatt-hours become money, carbon and water. Plans are made with them (`aifactory plan`)."""
+    """Factors by which hours and kilowatt-hours become money, carbon and water."""
 
     prices: Mapping[AcceleratorName, Price] = {}
     """Money for an hour of one accelerator, by its name in `aifactory plan --list`, such as {h100: 2.5}. Default: none, a plan
@@ -28,6 +29,9 @@ class Site(Section):
     operators told the Uptime Institute's survey of 2024."""
     carbon_kg_per_kwh: float = Field(default=0.445, ge=0)
     """Carbon dioxide of a kilowatt-hour, kilograms. Default: 0.445, the world's mean of 2024 (IEA, Electricity 2025)."""
+    prompt_token_share: float = Field(default=0.25, ge=0)
+    """What a token of a prompt counts over one of an answer where energy is told by keys and releases: prompts are read many
+    tokens at once. Default: 0.25."""
     water_litres_per_kwh: float = Field(default=1.8, ge=0)
     """Water that cools the building, litres for each kilowatt-hour of its machines; what power stations use is not in it.
     Default: 1.8, the mean of data centres in the USA (Shehabi et al. 2016, LBNL-1005775)."""
