@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from aifactory.config import Config
@@ -18,7 +19,7 @@ from aifactory.plan.needs import left_out, require_context, shape_of, source_byt
 from aifactory.plan.plan import Plan
 from aifactory.plan.serving import ServingNeed, ServingPlan, plan_serving
 from aifactory.plan.shapes import ModelShape
-from aifactory.plan.tradeoff import tradeoff_svg
+from aifactory.plan.tradeoff import hours_words, short, tradeoff_svg
 from aifactory.plan.training import TrainingNeed, TrainingPlan, counts_of, least_count, plan_training
 
 _WITHOUT = """\
@@ -62,7 +63,8 @@ def run(arguments: argparse.Namespace) -> Plan | list[str]:
         serving=serving,
         ingestion=_ingestion(arguments, config),
         most_hours=_most_hours(arguments),
-        left_out=left_out(config, shape),
+        left_out=[*left_out(config, shape), *_not_ours(arguments, training)],
+        hints=_hints(arguments, config, shape, chips, training),
         row_len=config.tokenize.row_len,
         steps=_need(arguments, config, shape, chips[0]).steps,
         batch_rows=config.train.global_batch_rows,
@@ -118,10 +120,12 @@ def _accelerators(arguments: argparse.Namespace, config: Config) -> Sequence[Acc
             raise ConfigError(
                 f"expected names of {', '.join(ACCELERATORS)} in runtime.site.prices, found {name!r}; correct it or leave it out."
             )
+    cpu = replace(ACCELERATORS["cpu"], watts=config.runtime.watts_per_cpu)
     if arguments.accelerator:
-        return [accelerator(name) for name in dict.fromkeys(arguments.accelerator)]
+        named = [accelerator(name) for name in dict.fromkeys(arguments.accelerator)]
+        return [cpu if chip.kind == "cpu" else chip for chip in named]
     if arguments.config_file is not None and not config.runtime.gpus_per_worker:
-        return [ACCELERATORS["cpu"]]
+        return [cpu]
     return [chip for chip in ACCELERATORS.values() if chip.kind == "gpu"]
 
 
@@ -151,6 +155,32 @@ def _training(
             else plan_training(need, chip, count, site)
         )
     return plans
+
+
+def _not_ours(arguments: argparse.Namespace, training: Sequence[TrainingPlan]) -> list[str]:
+    if training and ((arguments.tensor or 1) > 1 or arguments.pipeline > 1):
+        return ["tensor and pipeline parallelism are for another trainer: the factory's own has DDP and FSDP"]
+    return []
+
+
+def _hints(
+    arguments: argparse.Namespace,
+    config: Config,
+    shape: ModelShape,
+    chips: Sequence[Accelerator],
+    training: Sequence[TrainingPlan],
+) -> list[str]:
+    """What compiled blocks would change, on the first GPU where they are not and it fits."""
+    for chip, plan in zip(chips, training, strict=False):
+        if chip.kind == "gpu" and plan.fits and not plan.step.is_compiled:
+            need = _need(arguments, config, shape, chip)
+            need = replace(need, step=replace(need.step, is_compiled=True))
+            compiled = plan_training(need, chip, plan.count, config.runtime.site)
+            if compiled.fits and compiled.hours < plan.hours:
+                return [
+                    f"runtime.execution.compile=true would take {hours_words(compiled.hours)} on {plan.count} {chip.name}"
+                ]
+    return []
 
 
 def _tradeoff(
@@ -206,7 +236,7 @@ def _draw(file: Path, plan: Plan) -> None:
             "expected a training plan that fits for --svg, found none; name a CONFIG or --tokens, or lower what is asked."
         )
     picture = tradeoff_svg(
-        plan.tradeoff, title=f"{plan.model}: cost of {plan.tokens:.3g} tokens by time", currency=plan.site.currency
+        plan.tradeoff, title=f"{plan.model}: cost of {short(plan.tokens)} tokens by time", currency=plan.site.currency
     )
     try:
         file.write_text(picture, encoding="utf-8")

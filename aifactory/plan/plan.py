@@ -33,6 +33,8 @@ class Plan:
     most_hours: float | None
     """By when training is to be done."""
     left_out: Sequence[str]
+    hints: Sequence[str]
+    """Options that would make it faster."""
     row_len: int
     steps: int
     batch_rows: int
@@ -64,6 +66,7 @@ class Plan:
         if self.ingestion is not None:
             yield from self._ingestion_lines(self.ingestion)
         yield from (f"Left out: {each}." for each in self.left_out)
+        yield from (f"Hint: {each}." for each in self.hints)
         yield ""
         yield (
             f"Factors: PUE {self.site.pue:g}, {self.site.carbon_kg_per_kwh:g} kg of CO2 a kWh, {self.site.water_litres_per_kwh:g} l a "
@@ -105,6 +108,7 @@ class Plan:
             "serving": [asdict(plan) for plan in self.serving],
             "ingestion": None if self.ingestion is None else asdict(self.ingestion),
             "left_out": list(self.left_out),
+            "hints": list(self.hints),
             "largest_errors": dict(calibration.BOUNDS),
             "holds": self.holds,
         }

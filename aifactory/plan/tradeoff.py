@@ -13,6 +13,16 @@ from aifactory.plan.training import TrainingPlan
 
 _WIDTH, _HEIGHT = 720, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 46, 52
+_MOST_TICKS = 8
+_NUMBERS = [step * 10.0**decade for decade in range(-12, 16) for step in (1, 1.5, 2, 3, 5, 7)]
+_TIMES = [
+    *(seconds / 3600 for seconds in (1e-3, 1e-2, 0.1, 1, 3, 10, 30)),
+    *(minutes / 60 for minutes in (1, 3, 10, 30)),
+    *(1, 3, 8),
+    *(24 * days for days in (1, 3, 10, 30, 100)),
+    *(8766 * years for years in (1, 3, 10, 30, 100, 1e3, 1e4, 1e5)),
+]
+"""Hours."""
 _SHAPES = ("circle", "square", "diamond", "triangle", "cross", "bar")
 _STYLE = """
 svg{font:13px system-ui,sans-serif;background:#fff;color:#1a1a1a}
@@ -41,8 +51,8 @@ def tradeoff_svg(plans: Sequence[TrainingPlan], *, title: str, currency: str) ->
     def cost(plan: TrainingPlan) -> float:
         return (plan.footprint.money if has_money else plan.footprint.kwh) or 0.0
 
-    x, x_ticks = _scale([plan.hours for plan in fitting], _LEFT, _WIDTH - _RIGHT)
-    y, y_ticks = _scale([cost(plan) for plan in fitting], _HEIGHT - _BOTTOM, _TOP)
+    x, x_ticks = _scale([plan.hours for plan in fitting], _LEFT, _WIDTH - _RIGHT, _TIMES)
+    y, y_ticks = _scale([cost(plan) for plan in fitting], _HEIGHT - _BOTTOM, _TOP, _NUMBERS)
     parts = [f'<text x="{_LEFT}" y="22" font-weight="600">{escape(title)}</text>']
     for tick in x_ticks:
         parts.append(_guide(x(tick), x(tick), _TOP, _HEIGHT - _BOTTOM))
@@ -80,7 +90,9 @@ def hours_words(hours: float) -> str:
         return f"{hours * 60:.2g} min"
     if hours < 48:
         return f"{hours:.3g} h"
-    return f"{hours / 24:.3g} d" if hours < 24 * 1000 else f"{hours / 8766:.3g} a"
+    if hours < 8766:
+        return f"{hours / 24:.3g} d"
+    return "1 year" if hours == 8766 else f"{hours / 8766:.3g} years"
 
 
 def _series(
@@ -103,11 +115,13 @@ def _series(
             f'<g class="point"><title>{escape(said)}</title>{_mark(_SHAPES[number % len(_SHAPES)], px, py)}</g>'
         )
     # The largest and the smallest number are named; all others say theirs when they are pointed at.
-    for plan, (px, py) in {0: (plans[0], at[0]), 1: (plans[-1], at[-1])}.values():
+    for at_end, below in ((0, 18), (-1, -8)):
+        plan, (px, py) = plans[at_end], at[at_end]
         side = "end" if px > _WIDTH / 2 else "start"
-        shift = -9 if side == "end" else 9
-        text = f"{plan.count} {plan.accelerator}"
-        parts.append(f'<text x="{px + shift:.1f}" y="{py - 8:.1f}" text-anchor="{side}">{escape(text)}</text>')
+        text = f"{plan.count:,} {plan.accelerator}"
+        parts.append(f'<text x="{px:.1f}" y="{py + below:.1f}" text-anchor="{side}">{escape(text)}</text>')
+        if len(plans) == 1:
+            break
     return "".join([*parts, "</g>"])
 
 
@@ -146,13 +160,14 @@ def _tick(x: float, y: float, anchor: str, text: str) -> str:
     return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
-def _scale(values: Sequence[float], begin: float, end: float) -> tuple[Callable[[float], float], list[float]]:
-    """A logarithmic scale with 1, 2 and 5 of each decade, or the decades alone where there are many."""
+def _scale(
+    values: Sequence[float], begin: float, end: float, known: Sequence[float]
+) -> tuple[Callable[[float], float], list[float]]:
+    """A logarithmic scale with those of the known ticks that lie on it, at most so many that they can be read."""
     low, high = math.log10(min(values)) - 0.08, math.log10(max(values)) + 0.08
-    steps = (1, 2, 5) if high - low < 3 else (1,)
-    decades = range(math.floor(low), math.ceil(high) + 1)
-    ticks = [step * 10.0**decade for decade in decades for step in steps]
-    ticks = [tick for tick in ticks if low <= math.log10(tick) <= high]
+    ticks = [tick for tick in known if low <= math.log10(tick) <= high]
+    while len(ticks) > _MOST_TICKS:
+        ticks = ticks[::2]
     if not ticks:
         ticks = [10 ** ((low + high) / 2)]
 

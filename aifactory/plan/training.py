@@ -84,6 +84,11 @@ def plan_training(need: TrainingNeed, accelerator: Accelerator, count: int, site
             f"expected tensor parallelism within a node of {accelerator.per_node} {accelerator.name}, found {need.tensor}; "
             "lower --tensor."
         )
+    if need.shape.heads % need.tensor or need.pipeline > need.shape.layers:
+        raise ConfigError(
+            f"expected --tensor to divide the model's {need.shape.heads} heads and --pipeline to be at most its {need.shape.layers} "
+            f"layers, found {need.tensor} and {need.pipeline}; change them."
+        )
     if layout.data > need.global_batch_rows:
         raise ConfigError(
             f"expected at most {need.global_batch_rows * need.tensor * need.pipeline} accelerators for a batch of "

@@ -18,6 +18,7 @@ from aifactory.errors import ConfigError
 from aifactory.plan.arguments import add_arguments
 from aifactory.plan.command import run
 from aifactory.plan.plan import Plan
+from aifactory.plan.tradeoff import hours_words
 
 LLAMA = ("--model", "llama-3.1-8b", "--tokens", "1e10")
 SERVED = ("--model", "llama-3.1-8b", "--users", "1000")
@@ -101,6 +102,29 @@ def test_adapters_and_preferences_are_planned_and_what_is_not_is_told(tmp_path: 
     assert thin.training[0].memory.states < whole.training[0].memory.states / 2.5
     assert any("reference model" in each for each in thin.left_out)
     assert not whole.left_out
+
+
+def test_what_the_factorys_own_trainer_can_not_do_is_told() -> None:
+    own, other = planned(*LLAMA, "--accelerator", "h100"), planned(*LLAMA, "--accelerator", "h100", "--tensor", "8")
+
+    assert not own.left_out
+    assert any("another trainer" in each for each in other.left_out)
+
+
+def test_blocks_that_are_not_compiled_are_hinted_at_with_what_it_would_bring() -> None:
+    start = (*LLAMA, "--accelerator", "h100", "--count", "8")
+    eager = planned(*start, "--set", "runtime.execution.compile=false")
+
+    (hint,) = eager.hints
+    assert "runtime.execution.compile=true" in hint
+    assert hours_words(planned(*start).training[0].hours) in hint
+    assert not planned(*start).hints
+
+
+def test_a_cpu_draws_what_the_configuration_says(tmp_path: Path) -> None:
+    ten, five = (planned(written(tmp_path, runtime={"watts_per_cpu": watts})).training[0] for watts in (10, 5))
+
+    assert ten.footprint.kwh == pytest.approx(2 * five.footprint.kwh)
 
 
 # ── every flag acts ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -84,6 +84,8 @@ def test_the_least_count_for_a_day_is_in_time_and_half_of_it_is_not() -> None:
         ({"tensor": 4}, 6, "multiple of tensor x pipeline"),
         ({}, 512, "at most 256 accelerators"),
         ({"tensor": 16}, 16, "within a node of 8"),
+        ({"tensor": 3}, 3, "divide the model's 32 heads"),
+        ({"pipeline": 64}, 64, "at most its 32 layers"),
     ],
 )
 def test_what_can_not_be_spread_is_an_error_that_says_what_can(
