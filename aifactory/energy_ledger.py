@@ -15,7 +15,6 @@ time is taken to be in the stage's and is told as `counted_twice_j`, which is in
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -264,9 +263,9 @@ def _overlaps(stages: Sequence[Event]) -> Callable[[Event], float]:
         else:
             merged.append([begun, ended])
     begins = [begun for begun, _ in merged]
-    before = defaultdict(float)
+    before = [0.0]
     for at, (begun, ended) in enumerate(merged):
-        before[at + 1] = before[at] + ended - begun
+        before.append(before[at] + ended - begun)
 
     def until(moment_: float) -> float:
         at = bisect_right(begins, moment_)

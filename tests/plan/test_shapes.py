@@ -100,7 +100,7 @@ def test_published_models_are_known_by_their_names(name: str) -> None:
         ("llama-2-7b", 6.74),
         ("llama-2-13b", 13.02),
         ("llama-2-70b", 68.98),
-        ("llama-3.2-1b", 1.24),
+        ("llama-3.2-1b", 1.236),
         ("llama-3.2-3b", 3.21),
         ("llama-3.1-8b", 8.03),
         ("llama-3.1-70b", 70.55),
