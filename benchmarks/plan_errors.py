@@ -88,7 +88,7 @@ def fit() -> dict[str, float]:
         plain_s - update - plain.moved_bytes / bandwidth - plain.attention_flops / attention
     )
     replica = Replica(shape=ONE_B, accelerator=chip)
-    read = replica.read_bytes + (PROMPT + ANSWER / 2) * replica.kv_bytes_per_token
+    read = replica.read_bytes(1) + (PROMPT + ANSWER / 2) * replica.kv_bytes_per_token
     between = statistics.median(served["between_ms_p50_b1"]) / 1e3
     eager_bytes = 1 + (eager_s - plain_s) * bandwidth / eager.eager_bytes
     return {

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> Plan | list[str]:
         serving=serving,
         ingestion=_ingestion(arguments, config),
         most_hours=_most_hours(arguments),
-        left_out=[*left_out(config, shape), *_not_ours(arguments, training)],
+        left_out=[*left_out(config, shape), *_not_ours(arguments, training, serving)],
         hints=_hints(arguments, config, shape, chips, training),
         row_len=config.tokenize.row_len,
         steps=_need(arguments, config, shape, chips[0]).steps,
@@ -157,10 +157,15 @@ def _training(
     return plans
 
 
-def _not_ours(arguments: argparse.Namespace, training: Sequence[TrainingPlan]) -> list[str]:
+def _not_ours(
+    arguments: argparse.Namespace, training: Sequence[TrainingPlan], serving: Sequence[ServingPlan]
+) -> list[str]:
+    found = []
     if training and ((arguments.tensor or 1) > 1 or arguments.pipeline > 1):
-        return ["tensor and pipeline parallelism are for another trainer: the factory's own has DDP and FSDP"]
-    return []
+        found.append("tensor and pipeline parallelism are for another trainer: the factory's own has DDP and FSDP")
+    if serving and (arguments.tensor or 1) > 1:
+        found.append("replicas on several devices are for another server: the factory's engines take one each")
+    return found
 
 
 def _hints(
@@ -214,7 +219,7 @@ def _serving(
             token_s=None if arguments.token_ms is None else arguments.token_ms / 1e3,
             slots=endpoint.slots,
             bytes_per_weight={"float32": 4, "bfloat16": 2, "int8": 1}[weights],
-            tensor=arguments.tensor,
+            tensor=arguments.tensor or 1,
             engine=endpoint.engine,
         )
         plans.append(plan_serving(need, chip, config.runtime.site))

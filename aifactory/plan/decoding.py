@@ -34,10 +34,12 @@ class Replica:
         """On each device."""
         return self.shape.parameters * self.bytes_per_weight / self.tensor
 
-    @property
-    def read_bytes(self) -> float:
-        """Of weights in a decode step, on each device: embeddings are looked up."""
-        return (self.shape.block_weights + self.shape.head_weights) * self.bytes_per_weight / self.tensor
+    def read_bytes(self, requests: float) -> float:
+        """Of weights in a decode step, on each device: embeddings are looked up, and of experts those that any request meets."""
+        shape = self.shape
+        untouched = (1 - shape.active_experts / shape.experts) ** requests
+        experts = shape.layers * shape.experts * shape.mlp_weights
+        return (shape.block_weights - untouched * experts + shape.head_weights) * self.bytes_per_weight / self.tensor
 
     @property
     def kv_bytes_per_token(self) -> float:
@@ -54,7 +56,7 @@ class Replica:
         """A step that gives each of so many requests a token, their prompts and answers so long by now."""
         chip = self.accelerator
         share = calibration.BANDWIDTH_SHARE if chip.kind == "gpu" else 1.0
-        read = self.read_bytes + requests * context_tokens * self.kv_bytes_per_token
+        read = self.read_bytes(requests) + requests * context_tokens * self.kv_bytes_per_token
         reading = read / (chip.bandwidth_gb_s * 1e9 * share)
         weights = self.shape.product_weights
         flops = requests * (2 * weights + 4 * self.shape.layers * self.shape.width * context_tokens) / self.tensor
@@ -68,7 +70,7 @@ class Replica:
         flops = 2 * shape.active_block_weights * prompt_tokens + 2 * shape.head_weights
         flops += 2 * shape.layers * shape.width * prompt_tokens**2
         chip = self.accelerator
-        reading = self.read_bytes / (chip.bandwidth_gb_s * 1e9)
+        reading = self.read_bytes(prompt_tokens) / (chip.bandwidth_gb_s * 1e9)
         is_bound = self.has_host_bound_prefill and chip.kind == "gpu"
         host = shape.layers * calibration.PREFILL_LAYER_S if is_bound else 0.0
         return max(flops / self.tensor / self._rate, reading, host) + self._exchange_s(prompt_tokens)

@@ -34,8 +34,8 @@ class ServingNeed:
     load: float = 0.7
     """Share of a replica's most requests a second that it is to be given, so that queues stay short."""
     bytes_per_weight: int = 2
-    tensor: int | None = None
-    """Devices of a replica. Default: as few as do."""
+    tensor: int = 1
+    """Devices of a replica. The factory's own engines hold a model on one."""
     engine: Literal["torch", "vllm"] = "torch"
 
     @property
@@ -69,31 +69,18 @@ class ServingPlan:
 
 
 def plan_serving(need: ServingNeed, accelerator: Accelerator, site: Site) -> ServingPlan:
-    """With the smallest replicas that do; where none does, the nearest, with `fits` false and why.
+    """With `fits` false, and why, where a replica does not hold the model or is too slow.
 
     Raises   ConfigError where a replica would be larger than a node, or its heads don't come out even.
     """
-    tensors = TENSORS if need.tensor is None else (need.tensor,)
-    if accelerator.kind == "cpu":
-        if need.tensor not in (None, 1):
-            raise ConfigError(f"expected --tensor 1 on {accelerator.name}, found {need.tensor}; leave it out.")
-        tensors = (1,)
-    if need.tensor is not None and (need.tensor > accelerator.per_node or need.shape.heads % need.tensor):
+    if need.tensor > 1 and accelerator.kind == "cpu":
+        raise ConfigError(f"expected --tensor 1 on {accelerator.name}, found {need.tensor}; leave it out.")
+    if need.tensor > accelerator.per_node or need.shape.heads % need.tensor:
         raise ConfigError(
             f"expected --tensor to divide the model's {need.shape.heads} heads and to be at most {accelerator.per_node}, the "
             f"{accelerator.name} of a node, found {need.tensor}; change it."
         )
-    if need.tensor is None and need.engine == "torch":
-        tensors = (1,)  # the project's own engine holds a model on one device
-    plans = []
-    for tensor in tensors:
-        if need.shape.heads % tensor or tensor > accelerator.per_node:
-            continue
-        plan = _with(need, accelerator, tensor, site)
-        if plan.fits:
-            return plan
-        plans.append(plan)
-    return max(plans, key=lambda plan: plan.kv_tokens)
+    return _with(need, accelerator, need.tensor, site)
 
 
 def _with(need: ServingNeed, accelerator: Accelerator, tensor: int, site: Site) -> ServingPlan:
@@ -111,8 +98,11 @@ def _with(need: ServingNeed, accelerator: Accelerator, tensor: int, site: Site) 
     if most < 1:
         needed = replica.weight_bytes + whole * replica.kv_bytes_per_token
         reason = f"weights and one request need {needed / 1e9:.1f} GB on each of {tensor}, and there are {accelerator.memory_gb:g}"
-        if tensor == 1 and need.engine == "torch" and accelerator.kind == "gpu":
-            reason += "; the project's own engine holds a model on one device, runtime.endpoint.engine=vllm on several"
+        enough = [each for each in TENSORS if each > tensor and _holds(need, accelerator, each)]
+        if enough and accelerator.kind == "gpu":
+            reason += (
+                f"; --tensor {enough[0]} holds it, on another server: the factory's engines take one device a replica"
+            )
     load = _largest(need, replica, max(1, most))
     if not reason and load is None:
         alone = load_of(replica, 1, prompt_tokens=need.prompt_tokens, answer_tokens=need.answer_tokens)
@@ -139,6 +129,16 @@ def _with(need: ServingNeed, accelerator: Accelerator, tensor: int, site: Site) 
         day=footprint(accelerator, replicas * tensor, 24.0, site),
         answer_tokens_per_day=need.requests_per_s * need.answer_tokens * 86_400,
     )
+
+
+def _holds(need: ServingNeed, accelerator: Accelerator, tensor: int) -> bool:
+    if need.shape.heads % tensor or tensor > accelerator.per_node:
+        return False
+    weights = need.bytes_per_weight
+    replica = Replica(
+        shape=need.shape, accelerator=accelerator, tensor=tensor, bytes_per_weight=weights, bytes_per_kv=weights
+    )
+    return replica.kv_tokens >= need.prompt_tokens + need.answer_tokens
 
 
 def _largest(need: ServingNeed, replica: Replica, most: int) -> Load | None:

@@ -103,14 +103,23 @@ def test_long_answers_are_bound_by_memory() -> None:
     assert "memory for keys and values" in plan.reason
 
 
-def test_a_model_that_is_too_large_for_one_device_goes_to_several_by_vllm_alone() -> None:
-    own, vllm = (plan_serving(need(shape=SEVENTY_B, engine=engine), H100, SITE) for engine in ("torch", "vllm"))
+def test_a_model_that_is_too_large_for_one_device_says_how_many_would_hold_it() -> None:
+    one = plan_serving(need(shape=SEVENTY_B), H100, SITE)
+    four = plan_serving(need(shape=SEVENTY_B, tensor=4), H100, SITE)
 
-    assert not own.fits
-    assert "runtime.endpoint.engine=vllm" in own.reason
-    assert vllm.fits
-    assert vllm.tensor in (2, 4)
-    assert vllm.count == vllm.tensor * vllm.replicas
+    assert not one.fits
+    assert "--tensor 2 holds it, on another server" in one.reason
+    assert plan_serving(need(shape=SEVENTY_B, tensor=2), H100, SITE).fits
+    assert four.fits
+    assert four.count == 4 * four.replicas
+
+
+def test_of_experts_a_step_reads_those_that_somebody_meets() -> None:
+    mixture = replace(REPLICA, shape=replace(EIGHT_B, experts=8, active_experts=2))
+    mlp = 2 * EIGHT_B.layers * EIGHT_B.mlp_weights
+
+    assert mixture.read_bytes(1) - replace(REPLICA).read_bytes(1) == pytest.approx(mlp, rel=1e-3)
+    assert mixture.read_bytes(500) == pytest.approx(2 * (mixture.shape.block_weights + EIGHT_B.head_weights))
 
 
 def test_several_devices_answer_faster_and_share_weights_and_cache() -> None:
@@ -126,7 +135,7 @@ def test_several_devices_answer_faster_and_share_weights_and_cache() -> None:
 @pytest.mark.parametrize(("name", "tensor"), [("h100", 3), ("h100", 16), ("cpu", 2)])
 def test_replicas_that_can_not_be_spread_are_errors(name: str, tensor: int) -> None:
     with pytest.raises(ConfigError, match="--tensor"):
-        plan_serving(need(tensor=tensor, engine="vllm"), ACCELERATORS[name], SITE)
+        plan_serving(need(tensor=tensor), ACCELERATORS[name], SITE)
 
 
 def test_ingestion_goes_with_bytes_and_cpus_beyond_what_it_takes_in_any_case() -> None:
