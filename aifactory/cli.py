@@ -1,4 +1,4 @@
-"""The command: one verb for each method of `Factory`.
+"""The command: one verb for each method of `Factory`, and two that need no factory, `plan` and `config`.
 
 Results go to standard output, logs to standard error. Exit status: 0 done, 1 the work failed or what was looked
 through does not hold, 2 the configuration or the arguments are wrong. Nothing heavy is imported before the arguments are read.
@@ -45,6 +45,7 @@ VERBS = {
     "explain": "a cycle: what came in, was rejected, trained, found, decided and spent; also as a page",
     "diff": "two releases side by side: data, recipe, scores, answers",
     "audit": "who or what did what, in a chain of lines in which a changed one is found",
+    "energy": "joules by stage, cycle, release and key, with idle ones on a line of their own; money, carbon, water",
     "forget": "erase rows from everything that holds them, retrain without them, and write a proof",
 }
 
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(schema_json(), end="")
         return 0
+    if arguments.verb == "plan":
+        return _plan(arguments)
     from aifactory.observe.events import log_to_stderr
 
     log_to_stderr()
@@ -87,6 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("aifactory: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    """What a factory would take: no books are opened for it."""
+    from aifactory.plan.command import run
+
+    try:
+        plan = run(arguments)
+    except ConfigError as error:
+        return _fail(error, 2)
+    _print(plan, sys.stdout, as_json=arguments.json)
+    return int(getattr(plan, "holds", True) is False)
 
 
 def _interrupt(*_: object) -> None:
@@ -195,6 +210,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--limit", type=int, default=20, metavar="N", help="most lines that are shown; 20 by default"
             )
+        if verb == "energy":
+            sub.add_argument("--since", metavar="TIME", help="from then on; ISO 8601, UTC where it names no offset")
+            sub.add_argument("--until", metavar="TIME", help="before then")
         if verb == "forget":
             asked = sub.add_mutually_exclusive_group(required=True)
             asked.add_argument("--check", metavar="PROOF", help="does this proof, a file or an id, hold?")
@@ -204,6 +222,10 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--dry-run", action="store_true", help="say what would be erased, and change nothing")
         if verb == "improve":
             sub.add_argument("--once", action="store_true", help="say what would be decided now, and change nothing")
+    from aifactory.plan.arguments import add_arguments
+
+    text = "what training, serving and ingestion would take and cost, on which accelerators, before anything is started"
+    add_arguments(verbs.add_parser("plan", help=text, description=f"plan: {text}."))
     config = verbs.add_parser("config", help="about configurations")
     config.add_subparsers(dest="what", required=True).add_parser(
         "schema", help="print the JSON schema of a configuration, for editors"
@@ -280,6 +302,8 @@ def _run_verb(factory: Factory, arguments: argparse.Namespace, results: TextIO) 
             expect=arguments.expect,
             limit=arguments.limit,
         )
+    if verb == "energy":
+        return factory.energy(since=arguments.since, until=arguments.until)
     if verb == "forget":
         if arguments.check is not None:
             return factory.check_forgotten(arguments.check)

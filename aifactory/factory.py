@@ -52,6 +52,7 @@ from aifactory.workshop.scorecards import Scorecards
 from aifactory.workshop.token_sets import TokenSets
 
 if TYPE_CHECKING:
+    from aifactory.energy_ledger import EnergyLedger
     from aifactory.improve.decision import Decision
     from aifactory.ledger import LedgerReport, Restored
     from aifactory.proof.audit import AuditReport
@@ -339,6 +340,12 @@ class Factory:
         return read_audit(
             self.books, subject=subject, action=action, since=since, until=until, expect=expect, limit=limit
         )
+
+    def energy(self, *, since: str | None = None, until: str | None = None) -> EnergyLedger:
+        """Joules by stage, cycle, release and key; each of these adds up to all of them."""
+        from aifactory.energy_ledger import read_energy
+
+        return read_energy(self.books, since=since, until=until)
 
     def diff(
         self, first: str, second: str, *, prompts: str | None = None, limit: int = 8, max_tokens: int = 48

@@ -17,6 +17,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     judge     a model elsewhere that compares answers
     trust     which feedback is believed
     watch     how what users ask is watched
+    site      what energy and machines cost
     runtime   where and with what
     schema    the whole
     reading   from YAML and overrides to a checked model, or to an error with file and line
@@ -46,6 +47,7 @@ from aifactory.config.recipe import (
 from aifactory.config.runtime import Endpoint, Runtime, StepExecution, expand_environment
 from aifactory.config.schema import Config, schema_json
 from aifactory.config.section import Section
+from aifactory.config.site import Site
 from aifactory.config.sources import Columns, FeedbackSource, FileSource, ParquetSource, Source
 from aifactory.config.steps import (
     AlphabeticStep,
@@ -126,6 +128,7 @@ __all__ = [
     "Runtime",
     "Section",
     "Serve",
+    "Site",
     "Source",
     "SourceShare",
     "Step",

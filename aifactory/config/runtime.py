@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, StringConstraints, field_validator, model_validator
 
 from aifactory.config.section import Section
+from aifactory.config.site import Site
 
 AdapterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -73,6 +74,8 @@ class Endpoint(Section):
     504. Default: 600."""
     poll_s: float = Field(default=0.5, gt=0)
     """How often a replica looks for a new release, seconds. Default: 0.5."""
+    meter_s: float = Field(default=60.0, gt=0)
+    """How often a replica enters into the journal what it has used and whose answers it gave, seconds. Default: 60."""
     drain_timeout_s: float = Field(default=30.0, ge=0)
     """Longest wait for the requests in flight when a release is replaced, when a replica is taken away, and when the
     endpoint shuts down, seconds. Default: 30."""
@@ -201,6 +204,8 @@ class Runtime(Section):
     """Power of one busy CPU, for the estimate of joules where no counter can be read. Default: 10."""
     endpoint: Endpoint = Endpoint()
     """The inference endpoint."""
+    site: Site = Site()
+    """What energy and machines cost there: for plans and for the books."""
 
     @property
     def least_workers(self) -> int:

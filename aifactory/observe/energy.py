@@ -1,11 +1,13 @@
 """Joules of a block: read from counters where there are any, else estimated, and it says which.
 
-Counters   NVML's total energy of this node's GPUs (Volta and later), and RAPL's package domains (Linux powercap).
+Counters   NVML's total energy of this node's GPUs (Volta and later), of those that this process may use where
+           CUDA_VISIBLE_DEVICES names some, and RAPL's package domains (Linux powercap).
 Estimate   CPUs x seconds x watts per CPU, by configuration. It is an upper bound where the CPUs were idle.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from aifactory.observe.events import Timer
 EnergySource = Literal["nvml", "rapl", "estimate"]
 POWERCAP = Path("/sys/class/powercap")
 _NVML = "nvml"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(slots=True)
@@ -33,12 +36,22 @@ class Meter:
 
     share   of what the counters say: they cover all that ran on this node meanwhile, so of blocks that run side by side
             each is given its part
+    package_share  beyond that, of what the processors' packages say: what a process that lives long is given of them
     """
 
-    def __init__(self, *, num_cpus: float, watts_per_cpu: float, powercap: Path = POWERCAP, share: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        num_cpus: float,
+        watts_per_cpu: float,
+        powercap: Path = POWERCAP,
+        share: float = 1.0,
+        package_share: float = 1.0,
+    ) -> None:
         self._watts = num_cpus * watts_per_cpu
         self._powercap = powercap
         self._share = share
+        self._package_share = package_share
         self._timer = Timer()
         self._before = _counters(powercap)
 
@@ -48,7 +61,11 @@ class Meter:
         # A counter that came or went in between says nothing of the block.
         if not self._before or self._before.keys() != after.keys():
             return Energy(joules=self._watts * seconds, source="estimate", seconds=seconds)
-        spent = sum(_spent(name, self._before[name], after[name], self._powercap) for name in after)
+        spent = sum(
+            _spent(name, self._before[name], after[name], self._powercap)
+            * (1.0 if name == _NVML else self._package_share)
+            for name in after
+        )
         return Energy(joules=self._share * spent, source="nvml" if _NVML in after else "rapl", seconds=seconds)
 
 
@@ -98,7 +115,19 @@ def _nvml_joules() -> float | None:
         return None
     try:
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        visible = os.environ.get(_VISIBLE)
+        if visible is None:
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        else:
+            named = [name.strip() for name in visible.split(",") if name.strip()]
+            handles = [
+                pynvml.nvmlDeviceGetHandleByIndex(int(name))
+                if name.isdecimal()
+                else pynvml.nvmlDeviceGetHandleByUUID(name)
+                for name in named
+            ]
+            if not handles:
+                return None
         return float(sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles)) / 1e3
     except pynvml.NVMLError:
         return None

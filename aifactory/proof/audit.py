@@ -75,7 +75,7 @@ def read_audit(
         raise ConfigError(f"expected a limit of 0 or more, found {limit}.")
     if expect is not None and (len(expect) != 64 or set(expect) - set("0123456789abcdef")):
         raise ConfigError(f"expected the hash of a line, 64 hex digits as this command prints them, found {expect!r}.")
-    first, last = (None if text is None else _moment(text) for text in (since, until))
+    first, last = (None if text is None else moment(text) for text in (since, until))
     chain = books.journal.audited(expect=expect)
     found = [
         line
@@ -97,7 +97,7 @@ def read_audit(
     )
 
 
-def _moment(text: str) -> float:
+def moment(text: str) -> float:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:

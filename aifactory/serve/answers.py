@@ -244,12 +244,24 @@ _FURTHER = (
 """What is kept of a request where it was asked for."""
 
 
+Count = Callable[[Sequence[Completion]], None]
+"""What is told of answers that were kept."""
+
+
 class Answering:
     """Puts questions to the engines of releases, and keeps what they answer."""
 
-    def __init__(self, log: FeedbackLog, admission: Admission, *, make_way: Callable[[], None] = lambda: None) -> None:
-        """`make_way` is called when somebody has to wait."""
+    def __init__(
+        self,
+        log: FeedbackLog,
+        admission: Admission,
+        *,
+        make_way: Callable[[], None] = lambda: None,
+        count: Count = lambda _: None,
+    ) -> None:
+        """`make_way` is called when somebody has to wait; `count` with what was kept."""
         self._log = log
+        self._count = count
         self._admission = admission
         self._make_way = make_way
         self._streams: set[str] = set()
@@ -478,6 +490,7 @@ class Answering:
         question = choices[0].question
         again = question.behind or (question.progress is not None and question.progress.attempt > 0)
         await asyncio.to_thread(self._log.log_completion, *entries, again=again)
+        self._count(entries)
 
 
 _BY_THE_RELEASE = (500, 504)

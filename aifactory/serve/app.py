@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from aifactory.cluster.session import app_name
 from aifactory.config import Config
 from aifactory.config.runtime import Endpoint as EndpointOptions
 from aifactory.errors import PlacementError
+from aifactory.observe.energy import Meter
 from aifactory.observe.events import log_event
 from aifactory.records.books import Books
 from aifactory.serve import haproxy
@@ -57,6 +59,7 @@ class Replica:
     def __init__(self, books: Books) -> None:
         from aifactory.serve.gateway import Gateway
         from aifactory.serve.memory import require_memory
+        from aifactory.serve.metering import ServingMeter
         from aifactory.serve.releases import Releases
 
         self._endpoint = books.config.runtime.endpoint
@@ -68,11 +71,27 @@ class Replica:
         room = partial(require_memory, device="cuda" if self._endpoint.gpus_per_replica else "cpu")
         self._releases = Releases(books, self._load, replica=_replica_name(), require_room=room)
         self._tolerance = books.config.promote.parity_tolerance
+        # What loading takes is on the books too.
+        self._meter = ServingMeter(
+            books.journal,
+            partial(
+                Meter,
+                num_cpus=self._endpoint.cpus_per_replica,
+                watts_per_cpu=books.config.runtime.watts_per_cpu,
+                package_share=min(1.0, self._endpoint.cpus_per_replica / (os.cpu_count() or 1)),
+            ),
+            replica=_replica_name(),
+            every_s=self._endpoint.meter_s,
+            is_busy=lambda: self._gateway.num_open > 0,
+        )
         self._releases.load_first()
-        self._gateway = Gateway(books, self._releases, books.config.serve, replica=_replica_name())
+        self._gateway = Gateway(
+            books, self._releases, books.config.serve, replica=_replica_name(), count=self._meter.count
+        )
         self._follower: asyncio.Task[None] | None = None
         self._batches: asyncio.Task[None] | None = None
         self._teller: asyncio.Task[None] | None = None
+        self._metering: asyncio.Task[None] | None = None
 
     async def __call__(self, request: Any) -> Any:
         if self._follower is None:
@@ -114,6 +133,10 @@ class Replica:
     def __del__(self) -> None:
         if hasattr(self, "_releases"):
             self._releases.close(self._endpoint.drain_timeout_s)
+        if hasattr(self, "_meter"):
+            # What it used since it last told; a database that is away must not keep it from ending.
+            with suppress(Exception):
+                self._meter.tell()
 
     def _follow(self) -> None:
         follow = self._releases.follow(self._endpoint.poll_s, self._endpoint.drain_timeout_s)
@@ -122,6 +145,8 @@ class Replica:
             self._teller = asyncio.create_task(self._gateway.tell_outcomes(self._endpoint.poll_s))
         if (self._batches is None or self._batches.done()) and not self._gateway.is_draining:
             self._batches = asyncio.create_task(self._gateway.batches.run(self._endpoint.poll_s))
+        if self._metering is None or self._metering.done():
+            self._metering = asyncio.create_task(self._meter.run())
 
     def _load(self, folder: Path) -> Any:
         from aifactory.serve.engines import load_engine

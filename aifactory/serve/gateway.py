@@ -33,7 +33,7 @@ from aifactory.records.books import Books
 from aifactory.records.identity import hash_parts, hash_text
 from aifactory.records.trials import ShareOf
 from aifactory.serve.admission import Admission
-from aifactory.serve.answers import Answering, Prompt, Question
+from aifactory.serve.answers import Answering, Count, Prompt, Question
 from aifactory.serve.batch_routes import BatchRoutes
 from aifactory.serve.batches import Batches
 from aifactory.serve.bodies import (
@@ -89,8 +89,10 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Gateway:
     """Answers requests with the release in production."""
 
-    def __init__(self, books: Books, releases: Releases, recipe: Serve, *, replica: str = "") -> None:
-        """`replica` is what /readyz calls this one, where there are several."""
+    def __init__(
+        self, books: Books, releases: Releases, recipe: Serve, *, replica: str = "", count: Count = lambda _: None
+    ) -> None:
+        """`replica` is what /readyz calls this one, where there are several; `count` is called with answers that were kept."""
         self.books = books
         self.is_draining = False
         """Whether it takes no more requests; those that it has go on."""
@@ -113,7 +115,7 @@ class Gateway:
             timeout_s=endpoint.request_timeout_s,
             is_busy=lambda: self.is_draining or self.admission.waiting > 0,
         )
-        self._answering = Answering(books.feedback, self.admission, make_way=self.shadows.make_way)
+        self._answering = Answering(books.feedback, self.admission, make_way=self.shadows.make_way, count=count)
         self._routes: dict[tuple[str, str], Handler] = {
             **BatchRoutes(books.batches, read=self._read, max_file_bytes=recipe.max_file_bytes).handlers,
             **FeedbackRoutes(books.feedback, read=self._read).handlers,

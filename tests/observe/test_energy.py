@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -84,3 +85,57 @@ def test_blocks_that_run_side_by_side_are_given_their_parts_of_what_was_counted(
     assert (counted.source, counted.joules) == ("rapl", pytest.approx(2.0))
     # An estimate is of the block's own CPUs alone.
     assert estimated.joules == pytest.approx(10 * estimated.seconds)
+
+
+def test_a_process_is_given_its_part_of_the_packages(tmp_path: Path) -> None:
+    set_counter(tmp_path, "intel-rapl:0", 100)
+    meter = Meter(num_cpus=1, watts_per_cpu=10, powercap=tmp_path, package_share=0.25)
+    set_counter(tmp_path, "intel-rapl:0", 108)
+
+    assert meter.read().joules == pytest.approx(2.0)
+
+
+class FakeNvml:
+    """NVML with three devices, each with a counter of millijoules."""
+
+    NVMLError = RuntimeError
+
+    def __init__(self) -> None:
+        self.counters = {"0": 1000, "1": 20_000, "2": 300_000}
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        pass
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return len(self.counters)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
+        return str(index)
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        if not uuid.startswith("GPU-"):
+            raise RuntimeError("no such device")
+        return uuid.removeprefix("GPU-")
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+        return self.counters[handle]
+
+
+@pytest.mark.parametrize(
+    ("visible", "joules"), [(None, 3.0), ("0,2", 2.0), ("GPU-1", 1.0), ("", None), ("MIG-7", None)]
+)
+def test_devices_that_a_process_may_not_use_are_not_counted(
+    visible: str | None, joules: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    meter = Meter(num_cpus=1, watts_per_cpu=0, powercap=tmp_path, package_share=0.5)
+    for device in nvml.counters:
+        nvml.counters[device] += 1000
+
+    read = meter.read()
+    assert read.source == ("estimate" if joules is None else "nvml")
+    assert read.joules == pytest.approx(joules or 0.0)

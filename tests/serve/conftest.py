@@ -30,6 +30,7 @@ from aifactory.records.artifacts import Model, Record, digest_of
 from aifactory.records.books import Books
 from aifactory.records.journal import Bound
 from aifactory.records.registry import Release
+from aifactory.serve.answers import Count
 from aifactory.serve.gateway import Gateway
 from aifactory.serve.releases import Releases
 from aifactory.text.tokenizer import TextTokenizer, load_tokenizer
@@ -199,8 +200,9 @@ def answering(
     prefix: str = "",
     poll_s: float | None = None,
     batches: bool = False,
+    count: Count = lambda _: None,
 ) -> Iterator[Endpoint]:
-    gateway = Gateway(factory.books, releases, factory.books.config.serve)
+    gateway = Gateway(factory.books, releases, factory.books.config.serve, count=count)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

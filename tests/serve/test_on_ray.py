@@ -18,6 +18,7 @@ import torch
 from small_adapters import write_adapter
 
 from aifactory import Factory
+from aifactory.energy_ledger import IDLE, read_energy
 from aifactory.engine.load import load_model
 from aifactory.errors import PlacementError
 
@@ -69,7 +70,7 @@ def served(serve, exported, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters") / "legal"
     base = load_model(exported(1), device="cpu", dtype=torch.float32)
     write_adapter(folder, base, ("v_proj",), rank=2, alpha=4, seed=9)
-    return serve(replicas=2, slots=1, max_queued=20, adapters=json.dumps({"legal": str(folder)}))
+    return serve(replicas=2, slots=1, max_queued=20, adapters=json.dumps({"legal": str(folder)}), meter_s=0.5)
 
 
 def test_two_replicas_answer_and_both_follow_a_promotion(served, says, wait_until):
@@ -88,6 +89,21 @@ def test_two_replicas_answer_and_both_follow_a_promotion(served, says, wait_unti
     assert {served.ask(model="legal").model for _ in range(6)} == {"alpha-r2:legal"}
     answers = [served.ask() for _ in range(12)]
     assert {(answer.model, answer.choices[0].text) for answer in answers} == {("alpha-r2", says(2, PROMPT, 20))}
+
+
+def test_replicas_enter_what_they_use_and_whose_answers_they_gave(served, wait_until):
+    books = served.factory.books
+    answer = served.ask()
+
+    def names():
+        return {line.name for line in read_energy(books).by_release}
+
+    wait_until(lambda: {answer.model, IDLE} <= names(), timeout_s=60)
+    wait_until(lambda: len({e.detail["replica"] for e in books.journal.events(event="metered")}) == 2, timeout_s=60)
+    ledger = read_energy(books)
+    assert ledger.total.millijoules > 0
+    for table in (ledger.by_stage, ledger.by_cycle, ledger.by_release, ledger.by_key):
+        assert sum(line.millijoules for line in table) == ledger.total.millijoules
 
 
 def test_files_come_back_whole_through_the_proxy_and_one_too_large_is_refused(served):
