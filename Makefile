@@ -31,7 +31,7 @@ test-engines: $(VENV)/installed-dev $(VENV)/kernels .peers/vllm/installed
 test-serve-vllm: .peers/vllm-ray/installed
 	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR) .peers/vllm-ray/bin/python -m pytest tests/serve/test_vllm_on_ray.py
 
-# SIGKILL at random moments and at every stage boundary, for many minutes.
+# SIGKILL at random moments, at every stage boundary and at every write to the books, for many minutes.
 test-faults: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m faults -s
 

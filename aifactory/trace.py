@@ -52,6 +52,21 @@ class TracedRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a release comes from."""
+
+    cycle: str
+    """Trigger of the cycle that made it; `aifactory explain` tells its story."""
+    model: str
+    run: str | None
+    """Folder of the training run, with its checkpoints and its log; None where the model was erased, and that with it."""
+    recipe: Mapping[str, Any] | None
+    """What the model was trained by, with all that bears identity; None where it was erased."""
+    rows: Mapping[str, int]
+    """By corpus how many of its rows trained the model or its ancestors. `TraceReport.token_sets` hold their ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TraceReport:
     """The rows that share most with a text, by the longest span, then by what is covered of the text, then by id."""
 
@@ -67,6 +82,8 @@ class TraceReport:
     """Places of the text's commonest runs that were not compared."""
     erased: Sequence[str] = ()
     """What can't be searched or named any more, since somebody asked to forget it, and by which erasure."""
+    origin: Origin | None = None
+    """Of the release; None where there is none."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,6 +96,11 @@ class TraceReport:
             f"{self.num_rows:,} of {of} share a span with {what} ({self.text_tokens:,} tokens)"
             + (f"; those that share most, {len(self.rows)}:" if self.rows else ".")
         ]
+        if self.origin is not None:
+            rows = ", ".join(f"{number:,} of {corpus}" for corpus, number in self.origin.rows.items())
+            lines.insert(
+                0, f"{self.release}: {self.origin.model}, made by {self.origin.cycle}, trained on {rows or 'no rows'}."
+            )
         for row in self.rows:
             span = " ".join(row.span.split())
             lines += [
@@ -156,6 +178,21 @@ def trace_text(
         num_rows=num_rows,
         left_out=left_out,
         erased=erased,
+        origin=None if searched is None else _origin_of(books, searched, token_sets),
+    )
+
+
+def _origin_of(books: Books, release: Release, token_sets: Sequence[TokenSet]) -> Origin:
+    """The cycle, run and recipe of a release, and how many rows of which corpora it comes from."""
+    gone = books.artifacts.erased(release.model) is not None
+    record = None if gone else books.artifacts.get(Model, release.model).record
+    run = None if record is None else books.storage.path("runs", f"train-{record.fingerprint[:16]}")
+    return Origin(
+        cycle=release.trigger,
+        model=release.model,
+        run=run,
+        recipe=None if record is None else record.recipe,
+        rows={tokens.record.inputs[0]: int(tokens.figures["documents"]) for tokens in token_sets},
     )
 
 

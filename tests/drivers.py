@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,12 @@ class Outcome:
 class Driver:
     """`aifactory run`, or another verb, on one configuration."""
 
-    def __init__(self, folder: Path, values: dict[str, Any], *, verb: str = "run") -> None:
+    def __init__(
+        self, folder: Path, values: dict[str, Any], *, verb: str = "run", environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`environment` is added to that of this process."""
         self.verb = verb
+        self._environment = {**os.environ, **(environment or {})}
         folder.mkdir(parents=True, exist_ok=True)
         self.config_file = folder / "config.yaml"
         self.config_file.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -48,7 +53,7 @@ class Driver:
         """Start the command; what it says is appended to the log."""
         with open(self.log, "ab") as log:
             command = [sys.executable, "-m", "aifactory", self.verb, str(self.config_file)]
-            return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=self._environment)
 
     def finish(self, *, timeout_s: float = 900) -> None:
         """Run the command to its end."""
@@ -71,6 +76,23 @@ class Driver:
             time.sleep(0.01)
         kill(process)
         return True
+
+    def finish_through_kills(self, *, timeout_s: float = 900) -> int:
+        """Run the command, again whenever it has killed itself, to its end; how often it had."""
+        deadline = time.monotonic() + timeout_s
+        for kills in range(10**6):
+            process = self.start()
+            children: list[psutil.Process] = []
+            while process.poll() is None:
+                assert time.monotonic() < deadline, self.log.read_text(encoding="utf-8")[-4000:]
+                with suppress(psutil.NoSuchProcess):
+                    children = psutil.Process(process.pid).children(recursive=True) or children
+                time.sleep(0.05)
+            if process.returncode == 0:
+                return kills
+            assert process.returncode == -signal.SIGKILL, self.log.read_text(encoding="utf-8")[-4000:]
+            end(children)
+        raise AssertionError
 
     def events(self) -> list[str]:
         """The journal's events so far."""
@@ -103,6 +125,11 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    _, left = psutil.wait_procs(children, timeout=2)
+    end(children)
+
+
+def end(children: Sequence[psutil.Process]) -> None:
+    """Wait a little for what a driver that is gone had started, and SIGKILL the rest."""
+    _, left = psutil.wait_procs(list(children), timeout=2)
     for child in left:
         child.kill()

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from here_loops import here, rows_that_train, tiny_config, train_here
+from leftovers import left_of, needles, texts_of
 from mortal import Death, mortal
 
 from aifactory import Factory
@@ -28,68 +25,9 @@ from aifactory.proof.verify import verify_release
 from aifactory.proof.where import parse_where
 from aifactory.records.artifacts import Model
 from aifactory.records.tables import erasure_keys
-from aifactory.text.shards import TokenRows
-from aifactory.text.tokenizer import load_tokenizer
 
 Copy = Callable[..., Factory]
 USER = "user-7-1"
-
-
-def texts_of(factory: Factory, user: str) -> list[str]:
-    """What a user said to the factory, and was asked about."""
-    said = factory.books.feedback.corrections()
-    return [text for c in said if c.user == user for text in (c.correction, c.prompt)]
-
-
-def needles(factory: Factory, user: str) -> list[str]:
-    """Pieces of what a user said that nobody else did: whoever holds one holds a row."""
-    said = factory.books.feedback.corrections()
-    others = " | ".join(text for c in said if c.user != user for text in (c.correction, c.prompt))
-    pieces = [text[at : at + 90] for text in texts_of(factory, user) for at in range(0, len(text) - 90, 15)]
-    found = [piece for piece in pieces if piece not in others]
-    assert len(found) > len(texts_of(factory, user))
-    return found
-
-
-def decoded(root: Path) -> Iterable[tuple[str, str]]:
-    """Everything below a folder as text: files as they are, tables and tokens as what they say."""
-    for path in sorted(root.rglob("*")):
-        if not path.is_file():
-            continue
-        data = path.read_bytes()
-        yield str(path), data.decode("utf-8", "replace")
-        if path.suffix == ".parquet":
-            yield (
-                f"{path} (rows)",
-                json.dumps(pq.read_table(io.BytesIO(data)).to_pylist(), default=str, ensure_ascii=False),
-            )
-        elif path.suffix == ".arrow":
-            table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-            if "documents" in table.column_names:
-                yield f"{path} (tokens)", "\n".join(spoken(root, path))
-            else:
-                yield (
-                    f"{path} (rows)",
-                    "\n".join(str(value) for column in table.columns for value in column.to_pylist()),
-                )
-
-
-def spoken(root: Path, shard: Path) -> Iterable[str]:
-    """The documents of a shard in words, by every tokenizer that there is."""
-    for folder in sorted({file.parent for file in root.rglob("tokenizer.json")}):
-        tokenizer = load_tokenizer(folder)
-        for _, ids in TokenRows(shard.parent, [shard.name]).whole_documents():
-            if int(np.max(ids)) < tokenizer.vocab_size:
-                yield tokenizer.decode([int(each) for each in ids])
-
-
-def left_of(root: Path, wanted: Iterable[str]) -> list[tuple[str, str]]:
-    return [
-        (where, text)
-        for where, said in decoded(root)
-        for text in wanted
-        if text in said or json.dumps(text)[1:-1] in said
-    ]
 
 
 def test_a_dry_run_names_everything_and_changes_nothing(copied: Copy) -> None:
@@ -225,6 +163,9 @@ def test_what_can_be_asked_of_an_erased_release_is_answered(done: Done, after: F
     row = rows_that_train(after, str(erased.left))[0]
     trace = after.trace(row["text"], release="small-r2")
     assert row["id"] in [each.id for each in trace.rows]
+    assert trace.origin is not None
+    assert (trace.origin.model, trace.origin.recipe) == (after.books.registry.named("small-r2").model, None)
+    assert str(erased.left) in trace.origin.rows
     assert [line for line in trace.lines() if line.startswith("Erased: ") and str(done.told.erasure) in line]
     assert "(erased)" in "\n".join(after.lineage("small-r2").lines())
     assert after.lineage(done.completion).parents
