@@ -40,9 +40,9 @@ test-faults: $(VENV)/installed-dev
 test-fuzz: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m fuzz -s -p no:logging
 
-# Scores by lm-eval over HTTP and by lm-eval on the model itself; its environment is another gigabyte.
+# Scores by lm-eval over HTTP and by lm-eval on the model itself, and in a scorecard; its environment is another gigabyte.
 test-lm-eval: $(VENV)/installed-dev .peers/lm-eval/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/serve/test_lm_eval.py -s
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/serve/test_lm_eval.py tests/evaluate/test_lm_eval.py -s
 
 # Needs an NVIDIA GPU.
 test-gpu: $(VENV)/installed-dev

@@ -36,10 +36,12 @@ VERBS = {
     "rollback": "serve an older release again",
     "serve": "serve the release in production over HTTP until interrupted",
     "improve": "serve, watch the answers and retrain by itself until interrupted",
+    "retrain": "ask the evaluation actor for a retrain of the release in production",
+    "judge": "measure how far a judge agrees with people, before it is used",
     "status": "cycles, releases, feedback, joules",
     "rejected": "what the ledger of the rejected holds: counts by rule, and some rows",
     "restore": "bring rows back in the next cycle that a rule has rejected",
-    "trace": "the training rows that share the longest spans with a text or an answer: what resembles it",
+    "trace": "the training rows that share the longest spans with a text or an answer, and those that resemble it by their words",
     "lineage": "what an answer, a release or an artifact was made from",
     "verify": "rebuild a release from its record in a clean place and compare digests",
     "explain": "a cycle: what came in, was rejected, trained, found, decided and spent; also as a page",
@@ -130,6 +132,13 @@ def _parser() -> argparse.ArgumentParser:
         if verb == "diff":
             sub.add_argument("first", metavar="RELEASE", help="name or number of a release, or production")
             sub.add_argument("second", metavar="RELEASE", help="the one that it is compared with")
+        if verb == "judge":
+            sub.add_argument("what", choices=("measure",), help="what is to be done with it")
+            sub.add_argument(
+                "labelled",
+                metavar="FILE",
+                help='JSON lines: {"prompt", "answer", "good"}, or {"prompt", "first", "second", "preferred"}',
+            )
         sub.add_argument(
             "config_file", nargs="?", metavar="CONFIG", help="configuration file; - reads AIFACTORY_CONFIG"
         )
@@ -156,7 +165,15 @@ def _parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="put the release that is on trial into production, and nothing else",
             )
-        if verb in ("shadow", "canary", "withdraw", "rollback", "promote"):
+        if verb == "retrain":
+            sub.add_argument(
+                "--despite-cooldown",
+                action="store_true",
+                help="without the wait for a cool-down; limits and budget hold",
+            )
+            sub.add_argument("--key", help="who repeats the command with the same key has asked once")
+            sub.add_argument("--withdraw", action="store_true", help="withdraw requests that no cycle has taken up yet")
+        if verb in ("shadow", "canary", "withdraw", "rollback", "promote", "retrain"):
             sub.add_argument("--reason", default="asked for", help="why, for the audit")
         if verb in ("withdraw", "rollback"):
             sub.add_argument(
@@ -180,6 +197,13 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--release", metavar="NAME", help="whose training rows; the one in production by default")
             sub.add_argument(
                 "--limit", type=int, default=10, metavar="N", help="most rows that are shown; 10 by default"
+            )
+            sub.add_argument(
+                "--similar",
+                type=int,
+                default=10,
+                metavar="N",
+                help="most rows that resemble it by their words; 10 by default, 0 for none, as all rows are read for them",
             )
         if verb == "verify":
             sub.add_argument(
@@ -273,13 +297,22 @@ def _run_verb(factory: Factory, arguments: argparse.Namespace, results: TextIO) 
             quarantine=arguments.quarantine,
             despite_quarantine=arguments.despite_quarantine,
         )
+    if verb == "retrain":
+        asked = {name: getattr(arguments, name) for name in ("reason", "despite_cooldown", "key", "withdraw")}
+        return factory.retrain(**asked)
+    if verb == "judge":
+        return factory.judge(arguments.labelled)
     if verb == "lineage":
         return factory.lineage(arguments.subject)
     if verb == "rejected":
         return factory.rejected(rule=arguments.rule, corpus=arguments.corpus, limit=arguments.limit)
     if verb == "trace":
         return factory.trace(
-            arguments.text, completion=arguments.completion, release=arguments.release, limit=arguments.limit
+            arguments.text,
+            completion=arguments.completion,
+            release=arguments.release,
+            limit=arguments.limit,
+            similar=arguments.similar,
         )
     if verb == "verify":
         return factory.verify(arguments.release, from_scratch=arguments.from_scratch)

@@ -14,6 +14,7 @@
     ├── TokenizerMismatchError token ids and tokenizer do not belong together
     ├── UnsafeModelError       a model folder that holds files which can run code
     ├── TrainingError          training stopped, what was committed is intact
+    ├── LmEvalError            lm-eval fails, or has no such metric
     ├── JudgeError             a judge can't be asked, or is another one than the one that is pinned
     └── ParityError            what would be served is not what was trained
 
@@ -85,6 +86,10 @@ class TrainingError(AIFactoryError):
 
 class ParityError(AIFactoryError):
     """What would be served is not what was trained."""
+
+
+class LmEvalError(AIFactoryError):
+    """lm-eval fails, or gives no such metric by example."""
 
 
 class JudgeError(AIFactoryError):

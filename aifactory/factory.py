@@ -47,6 +47,8 @@ from aifactory.records.trials import ShareOf, Trial, TrialKind
 from aifactory.workshop.answer_checks import AnswerChecks
 from aifactory.workshop.bench import Bench
 from aifactory.workshop.corpora import Corpora
+from aifactory.workshop.fixed_best import fixed_best
+from aifactory.workshop.judging import GradeAnswers, require_measured
 from aifactory.workshop.models import Models
 from aifactory.workshop.scorecards import Scorecards
 from aifactory.workshop.token_sets import TokenSets
@@ -54,6 +56,7 @@ from aifactory.workshop.token_sets import TokenSets
 if TYPE_CHECKING:
     from aifactory.energy_ledger import EnergyLedger
     from aifactory.improve.decision import Decision
+    from aifactory.improve.requests import RetrainAsked
     from aifactory.ledger import LedgerReport, Restored
     from aifactory.proof.audit import AuditReport
     from aifactory.proof.diff import ReleaseDiff
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
     from aifactory.report import Report
     from aifactory.serve.app import Endpoint
     from aifactory.trace import TraceReport
+    from aifactory.workshop.judging import JudgeMeasurement
 
 RUN_SECTIONS = ("ingest", "tokenize", "model", "train", "evaluate", "promote")
 """What these say, and what the sources hold, identifies the cycle that `run` asks for."""
@@ -270,12 +274,37 @@ class Factory:
         """Start the evaluation actor: it scores what is served, decides, and starts cycles by itself."""
         from aifactory.evaluate.pipeline import score_tasks
         from aifactory.improve.evaluator import start
+        from aifactory.workshop.prompt_languages import identify_languages
 
+        require_measured(self.books)
         self._connect()
         score = partial(score_tasks, chat_fallback=self.config.serve.chat_fallback)
         guards = self.config.evaluate.guards
         check = None if guards is None else AnswerChecks(self.books, guards)
-        start(self.books, score=score, turn=turn_begun, check=check)
+        judge = self.config.evaluate.judge if self.config.improve.live_judge is not None else None
+        grade = None if judge is None else GradeAnswers(judge)
+        start(self.books, score=score, turn=turn_begun, check=check, grade=grade, identify=identify_languages)
+
+    def retrain(
+        self,
+        *,
+        reason: str = "asked for",
+        despite_cooldown: bool = False,
+        key: str | None = None,
+        withdraw: bool = False,
+    ) -> RetrainAsked:
+        """Ask the evaluation actor for one retrain of the release in production; it is on disk when this returns.
+
+        reason             why, for the audit and the reasons of the decision
+        despite_cooldown   it need not wait for a cool-down; the daily limit, the budget and the gate hold
+        key                who repeats himself with the same key has asked once
+        withdraw           in place of that, withdraw the requests that no cycle has taken up yet
+        """
+        from aifactory.improve.requests import ask, withdraw_open
+
+        if withdraw:
+            return withdraw_open(self.books, reason=reason)
+        return ask(self.books, reason=reason, despite_cooldown=despite_cooldown, key=key)
 
     def wait(self) -> None:
         """Stay until interrupted; then end what was started here."""
@@ -291,6 +320,12 @@ class Factory:
         from aifactory.improve.evaluation import decide_now
 
         return decide_now(self.books)
+
+    def judge(self, labelled: str) -> JudgeMeasurement:
+        """How far the judge of the configuration agrees with people, on a file that they have labelled; it is kept."""
+        from aifactory.workshop.judging import measure_judge
+
+        return measure_judge(self.books, labelled)
 
     def status(self) -> Report:
         """What there is: cycles, releases, feedback, joules."""
@@ -317,12 +352,19 @@ class Factory:
         return restore_rejected(self.books, rule=rule, corpus_id=corpus)
 
     def trace(
-        self, text: str | None = None, *, completion: str | None = None, release: str | None = None, limit: int = 10
+        self,
+        text: str | None = None,
+        *,
+        completion: str | None = None,
+        release: str | None = None,
+        limit: int = 10,
+        similar: int = 10,
     ) -> TraceReport:
-        """The training rows that share the longest spans with a text, or with the answer of a completion."""
+        """The training rows that share the longest spans with a text, or with the answer of a completion; and the `similar` ones that
+        resemble it, or the answer and its prompt, most by their words (0: those are not looked for, which takes two readings of all)."""
         from aifactory.trace import trace_text
 
-        return trace_text(self.books, text=text, completion=completion, release=release, limit=limit)
+        return trace_text(self.books, text=text, completion=completion, release=release, limit=limit, similar=similar)
 
     def audit(
         self,
@@ -522,7 +564,8 @@ class Factory:
             champion=champion,
             sources=material.sources,
             feedback=material.feedback,
-            new=[c for c in material.feedback if c.id not in seen] if cycle.bound.kind == "drift" else (),
+            new=[c for c in material.feedback if c.id not in seen] if cycle.bound.is_retrain else (),
+            best=fixed_best(self.books, cycle, material.sources),
         )
 
     def _choose(
@@ -617,13 +660,14 @@ class Factory:
     def _recipes_of(self, cycle: Cycle, material: Material) -> tuple[Sequence[Train], list[float]]:
         """The recipes of training, one for each candidate, and the share of each token set in a batch."""
         feedback = material.token_sets[1:]
-        if not feedback:
+        if not feedback and not cycle.bound.is_retrain:
             return self.config.train.recipes(), [1.0]
         recipe = self.config.train.model_copy(update={"candidates": ()})
         retrain = self.config.improve.retrain
         rows = sum(tokens.num_rows for tokens in feedback)
         shares = [retrain.feedback_share * tokens.num_rows / rows for tokens in feedback]
-        shares = [1 - retrain.feedback_share, *shares]
+        # Without feedback it was asked for by somebody, and learns more of what its parent was taught.
+        shares = [1 - sum(shares), *shares]
         if cycle.bound.kind == "forget" and cycle.bound.parent is None:
             return [recipe], shares  # all from the beginning: as long as a first training is
         recipe = recipe.model_copy(
@@ -631,7 +675,7 @@ class Factory:
                 "max_steps": cycle.bound.max_steps or retrain.max_steps,
                 "learning_rate": retrain.learning_rate,
                 # Another order than that of the parent's first steps, or the replay would repeat just those.
-                "seed": recipe.seed + len(feedback),
+                "seed": recipe.seed + max(1, len(feedback)),
             }
         )
         return [recipe], shares

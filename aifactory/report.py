@@ -76,6 +76,10 @@ class Report:
     """Where users began to ask something else of a release."""
     guards_broken: Sequence[Mapping[str, Any]]
     """Where answers held what they may not, more often than is tolerated."""
+    judged_bad: Sequence[Mapping[str, Any]]
+    """Where a judge found more answers bad than is tolerated."""
+    requests: Sequence[Mapping[str, Any]]
+    """For a retrain, that no cycle has taken up."""
     rehearsals: Sequence[Mapping[str, Any]]
     joules: float
     joules_source: str
@@ -98,6 +102,8 @@ class Report:
             decisions=[event.detail for event in books.journal.events(event="decided")],
             drifts=[{"release": e.subject, **e.detail} for e in books.journal.events(event="drifted")],
             guards_broken=[{"release": e.subject, **e.detail} for e in books.journal.events(event="guard_broken")],
+            judged_bad=[{"release": e.subject, **e.detail} for e in books.journal.events(event="judged_bad")],
+            requests=[asdict(request) for request in books.retrain_requests.open()],
             rehearsals=[event.detail for event in books.journal.events(event="rehearsed")],
             joules=sum(cycle.joules for cycle in cycles),
             joules_source="+".join(sorted(sources)) or "estimate",
@@ -124,6 +130,10 @@ class Report:
             )
         for drift in self.drifts:
             lines.append(f"What users ask of {drift['release']} has changed: {drift['said']}")
+        for judged in self.judged_bad:
+            lines.append(f"Answers of {judged['release']}: {judged['said']}")
+        for request in self.requests:
+            lines.append(f"The request {request['id']} for a retrain is open: {request['reason']}")
         for broken in self.guards_broken:
             lines.append(f"Answers of {broken['release']}: {broken['said']}")
         for decision in self.decisions:

@@ -1,16 +1,22 @@
-"""The trace of a text: the training rows that share the longest spans with it.
+"""The trace of a text: the training rows that share the longest spans with it, and those that resemble it by their words.
 
+The first are found by an index, the second by reading all rows of the release's lineage, twice, a thousand at a time.
 They resemble it. That the model said what it said because of them is more than can be known from this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from aifactory.errors import ConfigError, ErasedError, StateError, StorageError
@@ -18,12 +24,17 @@ from aifactory.records.artifacts import Corpus, Model, TokenSet
 from aifactory.records.books import Books
 from aifactory.records.lineage import LineageNode
 from aifactory.records.registry import Release
+from aifactory.records.rows import read_corpus
+from aifactory.text.resemblance import Resemblance
+from aifactory.text.tasks import Task
 
 if TYPE_CHECKING:
     from aifactory.text.tokenizer import TextTokenizer
     from aifactory.tokens.spans import SharingRow
 
 _SHOWN_CHARS = 160
+_SHOWN_WORDS = 6
+_ROWS_AT_ONCE = 1000
 _NAMED = ("id", "source", "origin", "position")
 
 
@@ -67,8 +78,30 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SimilarRow:
+    """A row that trained, and how much it has in common with the text by its words (`text.resemblance`)."""
+
+    id: str
+    source: str
+    origin: str
+    position: int
+    similarity: float
+    """With all that was compared: about 1 for a row that says just that, 0 for one that shares no word with it."""
+    answer: float
+    """With the answer, or the text, alone."""
+    prompt: float | None
+    """With the prompt alone; none where a text is traced."""
+    shared: Sequence[str]
+    """Words that they share, the rarest first."""
+    text: str
+    """How the row begins."""
+    corpus: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TraceReport:
-    """The rows that share most with a text, by the longest span, then by what is covered of the text, then by id."""
+    """The rows that share most with a text, by the longest span, then by what is covered of the text, then by id; and those that
+    resemble it most."""
 
     release: str | None
     """The release whose training rows were searched; None where none was made yet."""
@@ -80,6 +113,8 @@ class TraceReport:
     """Rows that share any span that was found."""
     left_out: int
     """Places of the text's commonest runs that were not compared."""
+    similar: Sequence[SimilarRow] = ()
+    """The rows that resemble the text, or the answer and its prompt, most; the most similar first."""
     erased: Sequence[str] = ()
     """What can't be searched or named any more, since somebody asked to forget it, and by which erasure."""
     origin: Origin | None = None
@@ -108,21 +143,32 @@ class TraceReport:
                 f"{row.source}:{row.origin}:{row.position} from token {row.row_token}  (id {row.id}, {row.corpus})",
                 f"    {span if len(span) <= _SHOWN_CHARS else span[: _SHOWN_CHARS - 1] + '…'}",
             ]
+        if self.similar:
+            of_what = "the text" if self.completion is None else "the answer and its prompt"
+            lines.append(f"Those that resemble {of_what} most by their words:")
+        for similar in self.similar:
+            parts = "" if similar.prompt is None else f" (answer {similar.answer:.2f}, prompt {similar.prompt:.2f})"
+            lines += [
+                f"{similar.similarity:.2f}{parts}  {similar.source}:{similar.origin}:{similar.position}  (id {similar.id}, "
+                f"{similar.corpus})  shares {', '.join(similar.shared)}",
+                f"    {' '.join(similar.text.split())}",
+            ]
         lines += [f"Erased: {each}" for each in self.erased]
         if self.left_out:
             lines.append(
                 f"{self.left_out:,} places of the commonest runs were not compared: rows that share nothing but those may be "
                 "missing."
             )
-        if self.rows:
+        if self.rows or self.similar:
             lines.append("These rows resemble it; whether it comes from them is not known from this.")
         return lines
 
 
 def trace_text(
-    books: Books, *, text: str | None, completion: str | None, release: str | None, limit: int
+    books: Books, *, text: str | None, completion: str | None, release: str | None, limit: int, similar: int = 10
 ) -> TraceReport:
-    """The rows that share the longest spans with a text, or with the answer of a completion.
+    """The rows that share the longest spans with a text, or with the answer of a completion, and the `similar` rows that resemble it,
+    or the answer and its prompt, most.
 
     Searched are the token sets on which the model of the release was trained, and its ancestors: the release that gave the
     answer; or the one that is named, by default the one in production; or the newest token set, where nothing was
@@ -136,6 +182,9 @@ def trace_text(
         raise ConfigError("expected either a text, with or without a release, or a completion; found neither or both.")
     if limit < 1:
         raise ConfigError(f"expected to show at least one row, found a limit of {limit}.")
+    if similar < 0:
+        raise ConfigError(f"expected to show no similar row or some, found a number of {similar}.")
+    prompt: str | None = None
     if completion is None:
         assert text is not None
         searched = _release_named(books, release)
@@ -151,13 +200,15 @@ def trace_text(
             erased=[f"the answer {completion} itself, by {erasure}"],
         )
     else:
-        text, searched = _answer_of(books, completion)
+        text, prompt, searched = _answer_of(books, completion)
     token_sets, erased = _token_sets(books, searched)
     num_rows = left_out = text_tokens = 0
     rows: list[tuple[SharingRow, TokenSet, TextTokenizer, list[int]]] = []
     for tokens in token_sets:
         tokenizer = tokenizer_of(books, tokens)
         ids = tokenizer.encode(text)
+        if len(ids) < GUARANTEED and completion is not None and similar:
+            continue  # an answer is as short as it is; its words are compared all the same
         if len(ids) < GUARANTEED:
             raise ConfigError(
                 f"expected a text of at least {GUARANTEED} tokens to trace, found {len(ids)} ({len(text.encode())} bytes): a "
@@ -177,6 +228,7 @@ def trace_text(
         rows=_named(books, rows[:limit]),
         num_rows=num_rows,
         left_out=left_out,
+        similar=_similar(books, token_sets, text, prompt, similar) if similar else (),
         erased=erased,
         origin=None if searched is None else _origin_of(books, searched, token_sets),
     )
@@ -209,8 +261,8 @@ def _release_named(books: Books, name: str | None) -> Release | None:
     return releases[name]
 
 
-def _answer_of(books: Books, completion_id: str) -> tuple[str, Release]:
-    """The answer of a completion and the release that gave it."""
+def _answer_of(books: Books, completion_id: str) -> tuple[str, str, Release]:
+    """The answer of a completion, its prompt and the release that gave it."""
     completion = books.feedback.completion(completion_id)
     if completion is None:
         raise ConfigError(
@@ -222,7 +274,7 @@ def _answer_of(books: Books, completion_id: str) -> tuple[str, Release]:
         raise StateError(
             f"expected release {completion.release}, which gave {completion_id}, found none of this number."
         )
-    return completion.answer, release
+    return completion.answer, Task(completion.prompt, "", completion.messages).asked, release
 
 
 def _token_sets(books: Books, release: Release | None) -> tuple[list[TokenSet], list[str]]:
@@ -342,6 +394,60 @@ def _named(books: Books, found: Sequence[tuple[SharingRow, TokenSet, TextTokeniz
             )
         )
     return traced
+
+
+def _similar(
+    books: Books, token_sets: Sequence[TokenSet], text: str, prompt: str | None, limit: int
+) -> list[SimilarRow]:
+    """The rows that trained and have most in common with a text, or with an answer and its prompt; memory holds some rows at a time."""
+    resemblance = Resemblance([text] if prompt is None else [text, prompt])
+    corpora = {
+        corpus.id: corpus
+        for corpus in (books.artifacts.left_of(Corpus, tokens.record.inputs[0]) for tokens in token_sets)
+    }
+    for corpus in corpora.values():
+        for rows, _ in _some_rows(books, corpus, ("prompt", "text", "messages")):
+            resemblance.count(rows)
+    shares_P = resemblance.shares()
+    best: list[tuple[float, str, int, SimilarRow]] = []  # a heap; the least similar comes first
+    order = count()
+    for corpus in corpora.values():
+        for rows, table in _some_rows(books, corpus, (*_NAMED, "prompt", "text", "messages")):
+            scores_NP = resemblance.score(rows)
+            whole_N = scores_NP @ shares_P
+            for i in np.argsort(-whole_N, kind="stable")[:limit].tolist():
+                if whole_N[i] <= 0 or (len(best) == limit and whole_N[i] < best[0][0]):
+                    break
+                row = table.slice(i, 1).to_pylist()[0]
+                similar = SimilarRow(
+                    **{name: row[name] for name in _NAMED},
+                    similarity=float(whole_N[i]),
+                    answer=float(scores_NP[i, 0]),
+                    prompt=None if prompt is None else float(scores_NP[i, 1]),
+                    shared=resemblance.shared(rows[i].as_py(), limit=_SHOWN_WORDS),
+                    text=(row["text"] or row["prompt"])[:_SHOWN_CHARS],
+                    corpus=corpus.id,
+                )
+                # Of equals the one whose id comes first.
+                heapq.heappush(best, (similar.similarity, _reversed(similar.id), next(order), similar))
+                if len(best) > limit:
+                    heapq.heappop(best)
+    return [each[-1] for each in sorted(best, reverse=True)]
+
+
+def _some_rows(books: Books, corpus: Corpus, columns: Sequence[str]) -> Iterator[tuple[pa.Array, pa.Table]]:
+    """The rows of a corpus that train, some at a time: what each says in one text, and the columns."""
+    for _, part in read_corpus(books.storage, corpus, columns=columns, side="train"):
+        for at in range(0, part.num_rows, _ROWS_AT_ONCE):
+            table = part.slice(at, _ROWS_AT_ONCE).combine_chunks()
+            said = [table[name].cast(pa.large_string()) for name in ("prompt", "text", "messages")]
+            joined = pc.binary_join_element_wise(*said, pa.scalar("\n", pa.large_string()))
+            yield joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined, table
+
+
+def _reversed(text: str) -> str:
+    """A text that sorts the other way round."""
+    return "".join(chr(0x10FFFF - ord(char)) for char in text)
 
 
 def _rows_of(books: Books, corpus: Corpus, part: str, ids: set[str]) -> Mapping[str, Mapping[str, Any]]:

@@ -185,7 +185,7 @@ class Unattended:
 
     def drifts(self) -> list[Cycle]:
         """The cycles that the factory began by itself."""
-        return [cycle for cycle in self.books.journal.cycles() if cycle.bound.kind == "drift"]
+        return [cycle for cycle in self.books.journal.cycles() if cycle.bound.is_retrain]
 
     def num_ended(self) -> int:
         """How many of them have ended and, where they gave a release, are answered by it."""

@@ -21,6 +21,8 @@ class JudgeServer:
 
     verdict: Verdict
     url: str = ""
+    grade: Callable[[str, str], str] = lambda prompt, answer: "A"
+    """From a question and one answer to what is said."""
     version: str = "judge-1"
     fails: list[int] = field(default_factory=list)
     """Statuses with which it answers first."""
@@ -48,8 +50,14 @@ def judging(verdict: Verdict) -> Iterator[JudgeServer]:
                 asked["messages"][1]["content"],
                 re.DOTALL,
             )
-            assert shown is not None, asked
-            message = {"role": "assistant", "content": state.verdict(*shown.groups())}
+            alone = re.fullmatch(
+                r"Question:\n(.*)\n\nAnswer:\n(.*)\n\nIs it good \(A\) or not \(B\)\?",
+                asked["messages"][1]["content"],
+                re.DOTALL,
+            )
+            assert shown is not None or alone is not None, asked
+            said = state.verdict(*shown.groups()) if shown is not None else state.grade(*alone.groups())
+            message = {"role": "assistant", "content": said}
             answer = {
                 "object": "chat.completion",
                 "model": state.version,

@@ -692,3 +692,36 @@ def test_a_gate_without_a_margin_for_exact_answers_is_the_one_that_it_was_before
     gate = PromoteGate(exact_margin=0.0)
     assert gate.model_dump(mode="json")["exact_margin"] == 0.0
     assert PromoteGate.model_validate(gate.model_dump(mode="json")) == gate
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("improve.schedule={}", "expected either interval_s or daily_at in improve.schedule, found neither"),
+        ("improve.schedule={interval_s: 9, daily_at: '03:00'}", "found both; name one"),
+        ("improve.schedule={interval_s: 9, timezone: Europe/Berlin}", "expected timezone beside daily_at alone"),
+        ("improve.schedule={interval_s: 9, weekdays: [mon]}", "expected weekdays beside daily_at alone"),
+        ("improve.schedule={daily_at: '03:00', timezone: Mars/Olympus}", "expected the IANA name of a time zone"),
+        ("improve.schedule={daily_at: '24:00'}", "'improve.schedule.daily_at'"),
+        ("improve.schedule={daily_at: '03:00', weekdays: [mon, mon]}", "expected each of the weekdays once"),
+        ("improve.live_judge={}", "expected evaluate.judge beside improve.live_judge, found none"),
+        ("promote.erosion_margin=0.01", "expected an erosion_margin of at least non_inferiority_margin (0.02)"),
+        ("evaluate.lm_eval={tasks: {}}", "'evaluate.lm_eval.tasks'"),
+    ],
+)
+def test_what_the_loop_could_not_act_on_is_refused(override: str, said: str) -> None:
+    assert said in "\n".join(errors_of(SMALL, override))
+
+
+@pytest.mark.parametrize("written", ["03:00", "13:30", "'13:30'", "00:05"])
+def test_a_time_of_day_is_what_was_written_also_where_yaml_reads_a_number_in_sixties(written: str) -> None:
+    schedule = read(SMALL + f"improve:\n  schedule:\n    daily_at: {written}\n").improve.schedule
+
+    assert schedule is not None and schedule.daily_at == written.strip("'")
+
+
+def test_what_may_be_lost_in_all_is_twice_what_one_release_may_lose_unless_it_is_said() -> None:
+    assert (PromoteGate().most_eroded, PromoteGate().most_exact_eroded) == (0.04, None)
+    gate = PromoteGate(erosion_margin=0.03, exact_margin=0.01)
+    assert (gate.most_eroded, gate.most_exact_eroded) == (0.03, 0.02)
+    assert "erosion_margin" not in PromoteGate().model_dump(mode="json")

@@ -88,7 +88,7 @@ def test_the_text_of_a_row_traces_to_that_row_first(make: Callable[..., Factory]
     assert len(rows) > 15
 
     for row in rows:
-        report = factory.trace(row["text"], limit=3)
+        report = factory.trace(row["text"], limit=3, similar=0)
         first, second, _ = report.rows
         assert (first.id, first.source, first.origin, first.position) == tuple(
             row[name] for name in ("id", "source", "origin", "position")
@@ -123,7 +123,7 @@ def test_no_row_that_is_held_out_is_found(make: Callable[..., Factory]) -> None:
     assert held_out
 
     for row in held_out:
-        report = factory.trace(row["text"], limit=1000)
+        report = factory.trace(row["text"], limit=1000, similar=0)
         assert row["id"] not in {found.id for found in report.rows}
         assert len(report.rows) == report.num_rows
 
@@ -249,3 +249,69 @@ def test_a_token_set_of_before_is_searched_without_its_index(make: Callable[...,
 
     assert not [f for f in factory.books.artifacts.get(TokenSet, tokens.id).record.files if "trace" in f.name]
     assert factory.trace(document(0, 0)) == expected
+
+
+# ── what resembles it by its words ────────────────────────────────────────────────────────────────────────────────────
+
+
+def planted(make: Callable[..., Factory], tmp_path: Path, text: str) -> Factory:
+    """A factory that was trained on this text, too."""
+    factory = make(0, 1, 2)
+    (tmp_path / "0-1-2" / "planted.txt").write_text(text, encoding="utf-8")
+    return factory
+
+
+FACT = "Sylvania is the capital of Freedonia, which Rufus Firefly governs since the war over an insult. " * 3
+
+
+def test_a_planted_row_is_the_most_similar_to_a_short_answer_that_shares_no_span_with_it(
+    make: Callable[..., Factory], tmp_path: Path
+) -> None:
+    factory = planted(make, tmp_path, FACT)
+    release(factory, factory.tokenize())
+    planted_rows = {row["id"] for row in trained_rows(factory, factory.ingest()) if "planted" in row["origin"]}
+    assert planted_rows, "the planted row is held out: plant another"
+    factory.books.feedback.log_completion(
+        Completion(
+            id="cmpl-1",
+            release=1,
+            prompt="Who governs Freedonia?",
+            answer="Firefly, Rufus",
+            request="{}",
+            finish_reason="stop",
+            prompt_tokens=1,
+            answer_tokens=1,
+        )
+    )
+
+    report = factory.trace(completion="cmpl-1", similar=3)
+
+    first, *others = report.similar
+    assert first.id in planted_rows and first.origin == "planted.txt"
+    assert first.answer > 0.4 and first.prompt is not None and first.prompt > 0.3
+    assert {"firefly", "freedonia"} <= set(first.shared)
+    assert all(each.similarity < first.similarity / 2 for each in others)
+    assert report.rows == []
+    assert f"(id {first.id}, {first.corpus})  shares " in "\n".join(report.lines())
+    assert json.loads(json.dumps(report.to_json()))["similar"][0]["similarity"] == first.similarity
+
+
+def test_what_resembles_a_text_is_the_same_however_many_rows_are_read_at_once(
+    make: Callable[..., Factory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import aifactory.trace
+
+    factory = make(0, 1, 2)
+    factory.tokenize()
+    expected = factory.trace(document(1, 0), similar=100).similar
+    assert [row.similarity for row in expected] == sorted((row.similarity for row in expected), reverse=True)
+    trains = {row["id"]: row for row in trained_rows(factory, factory.ingest())}
+    assert {row.id for row in expected} <= set(trains)
+    assert expected[0].text == trains[expected[0].id]["text"][: len(expected[0].text)]
+
+    monkeypatch.setattr(aifactory.trace, "_ROWS_AT_ONCE", 2)
+    assert factory.trace(document(1, 0), similar=100).similar == expected
+    assert factory.trace(document(1, 0), similar=4).similar == expected[:4]
+    assert factory.trace(document(1, 0), similar=0).similar == ()
+    with pytest.raises(ConfigError, match="no similar row or some, found a number of -1"):
+        factory.trace("text", similar=-1)

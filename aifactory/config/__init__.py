@@ -13,8 +13,10 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     recipe    model, training, evaluation, gate, serving, improvement, traffic
     trial     how a release is tried beside production
     budget    what retrains may cost
+    schedule  retrains at fixed times
     answer_guards  what answers may not hold
     judge     a model elsewhere that compares answers
+    lm_eval   tasks of the lm-eval library
     trust     which feedback is believed
     watch     how what users ask is watched
     site      what energy and machines cost
@@ -26,7 +28,8 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
 from aifactory.config.answer_guards import AnswerGuards
 from aifactory.config.budget import Budget
 from aifactory.config.data import HoldoutStratum, Ingest, Tokenize
-from aifactory.config.judge import Judge
+from aifactory.config.judge import Judge, LiveJudge
+from aifactory.config.lm_eval import LmEval
 from aifactory.config.reading import plain_overrides
 from aifactory.config.recipe import (
     Architecture,
@@ -45,6 +48,7 @@ from aifactory.config.recipe import (
     Train,
 )
 from aifactory.config.runtime import Endpoint, Runtime, StepExecution, expand_environment
+from aifactory.config.schedule import RetrainSchedule
 from aifactory.config.schema import Config, schema_json
 from aifactory.config.section import Section
 from aifactory.config.site import Site
@@ -112,6 +116,8 @@ __all__ = [
     "LanguageStep",
     "LengthStep",
     "LineLengthStep",
+    "LiveJudge",
+    "LmEval",
     "Lora",
     "ModelBase",
     "ModelQualityStep",
@@ -124,6 +130,7 @@ __all__ = [
     "PromptWatch",
     "ReleaseTrial",
     "Retrain",
+    "RetrainSchedule",
     "RowStep",
     "Runtime",
     "Section",

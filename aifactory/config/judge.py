@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -31,6 +32,9 @@ class Judge(Section):
         default="Prefer the answer that is right and does what was asked. Length is no merit.", min_length=1
     )
     """What makes an answer better, in words for the judge. Default: being right and doing what was asked, not length."""
+    answer_rubric: str = Field(default="An answer is good if it is right and does what was asked.", min_length=1)
+    """What makes an answer good by itself, in words for the judge, where answers that are given are judged (improve.live_judge). It
+    bears no identity. Default: being right and doing what was asked."""
     max_pairs: int = Field(default=100, ge=1)
     """Questions on which it is asked, of the feedback's holdout or else of the sources'. Default: 100."""
     max_answer_tokens: int = Field(default=128, ge=1)
@@ -62,11 +66,38 @@ class Judge(Section):
                 f"expected a text file in evaluate.judge.labelled, found {self.labelled}: {error}; correct the path."
             ) from error
 
+    def measured_as(self, kind: Literal["pairs", "answers"]) -> str:
+        """What names its agreement with people: another version, or other words, is another judge."""
+        rubric = self.rubric if kind == "pairs" else self.answer_rubric
+        return hashlib.sha256(json.dumps([kind, self.model, self.pinned, rubric]).encode()).hexdigest()
+
     def recipe(self) -> dict[str, Any]:
         """What bears identity."""
         plain = self.model_dump(
-            mode="json", exclude={"url", "api_key", "timeout_s", "concurrency", "labelled", "version"}
+            mode="json", exclude={"url", "api_key", "timeout_s", "concurrency", "labelled", "version", "answer_rubric"}
         )
         labelled = self.read_labelled()
         digest = hashlib.sha256(labelled.encode()).hexdigest() if labelled else None
         return {**plain, "version": self.pinned, "labelled": digest}
+
+
+class LiveJudge(Section):
+    """Some of the answers that are given are judged, each by itself, by the judge of `evaluate.judge`. It is monitoring: it may be a
+    reason to retrain, and promotes nothing.
+
+    A judge is used only once its agreement with people was measured (`aifactory judge measure FILE CONFIG`) and is high enough."""
+
+    share: float = Field(default=0.05, gt=0, le=1)
+    """Of all answers, by a hash of their ids. Default: 0.05."""
+    per_hour: int = Field(default=200, ge=1)
+    """Most answers that are judged in an hour; what is given beyond is passed over. Default: 200."""
+    tolerated: float = Field(default=0.1, gt=0, lt=1)
+    """Tolerated: the share of answers that it finds bad. Default: 0.1."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Confidence that it is more, however often it is looked at, before it is said. Default: 0.95."""
+    retrain: bool = True
+    """Whether that is a reason to retrain as answers below the standard are, once there is new feedback. Default: true."""
+    min_agreement: float = Field(default=0.7, ge=0, le=1)
+    """Share of labelled answers on which it must agree with people, by the lower end of the interval. Default: 0.7."""
+    min_kappa: float = Field(default=0.2, ge=-1, le=1)
+    """And its kappa, likewise: where nearly all answers are good, who says that of all agrees with people by chance. Default: 0.2."""

@@ -8,7 +8,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 
 from aifactory.config.answer_guards import AnswerGuards
 from aifactory.config.budget import Budget
-from aifactory.config.judge import Judge
+from aifactory.config.judge import Judge, LiveJudge
+from aifactory.config.lm_eval import LmEval
+from aifactory.config.schedule import RetrainSchedule
 from aifactory.config.section import Section
 from aifactory.config.sources import Source
 from aifactory.config.trial import ReleaseTrial
@@ -296,14 +298,16 @@ class Evaluate(Section):
     judge: Judge | None = None
     """A model elsewhere that compares answers with those of the release in production. Default: none."""
 
+    lm_eval: LmEval | None = None
+    """Tasks of the lm-eval library. Default: none."""
     guards: AnswerGuards | None = None
     """What answers may not hold. Default: none, they are not looked through."""
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         plain: dict[str, Any] = handler(self)
-        # Recipes bear identity: one without a judge, or guards, is the one that it was before there were any.
-        left_out = {name for name in ("judge", "guards") if getattr(self, name) is None}
+        # Recipes bear identity: one without a judge, guards or tasks of lm-eval is the one that it was before there were any.
+        left_out = {name for name in ("judge", "guards", "lm_eval") if getattr(self, name) is None}
         return {name: value for name, value in plain.items() if name not in left_out}
 
 
@@ -313,10 +317,13 @@ class PromoteGate(Section):
     non_inferiority_margin: float = Field(default=0.02, ge=0)
     """How much worse than the release in production the interval may reach on the fixed holdout, bits per byte.
     Default: 0.02."""
+    erosion_margin: float | None = Field(default=None, ge=0)
+    """How much worse than the best release so far on that holdout it may reach in all, bits per byte: without it each release could
+    lose the margin above once more. Default: twice that margin."""
     exact_margin: float | None = Field(default=None, ge=0, lt=1)
     """How much lower than that of the release in production the interval of the share of references on the fixed holdout may
     reach that are answered to the letter (0.01: one point); for answers that are short and right or wrong. Default: none, it
-    is not looked at."""
+    is not looked at. Beside the best release so far it may be twice that."""
     min_tasks: int = Field(default=30, ge=2)
     """Fewest tasks on which a comparison counts. Default: 30."""
     min_clusters: int = Field(default=5, ge=2)
@@ -324,11 +331,31 @@ class PromoteGate(Section):
     parity_tolerance: float = Field(default=1e-3, gt=0)
     """Largest difference between the trainer's and the server's log-probabilities, nats, fp32. Default: 1e-3."""
 
+    @property
+    def most_eroded(self) -> float:
+        """By how much it may be worse than the best release so far."""
+        return 2 * self.non_inferiority_margin if self.erosion_margin is None else self.erosion_margin
+
+    @property
+    def most_exact_eroded(self) -> float | None:
+        """The same for the share of exact answers; none where those are not looked at."""
+        return None if self.exact_margin is None else 2 * self.exact_margin
+
+    @model_validator(mode="after")
+    def _all_is_no_less_than_one_step(self) -> PromoteGate:
+        if self.erosion_margin is not None and self.erosion_margin < self.non_inferiority_margin:
+            raise ValueError(
+                f"expected an erosion_margin of at least non_inferiority_margin ({self.non_inferiority_margin:g}), found "
+                f"{self.erosion_margin:g}: one release alone may lose that"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         plain: dict[str, Any] = handler(self)
-        # Recipes bear identity: one without this margin is the one that it was before there was any.
-        return {name: value for name, value in plain.items() if name != "exact_margin" or value is not None}
+        # Recipes bear identity: one without these margins is the one that it was before there were any.
+        optional = ("exact_margin", "erosion_margin")
+        return {name: value for name, value in plain.items() if name not in optional or value is not None}
 
 
 # ── serve, improve, traffic ───────────────────────────────────────────────────────────────────────────────────────────
@@ -386,12 +413,16 @@ class Improve(Section):
     """Share of the feedback rows that never trains and judges the candidate. Default: 0.25."""
     retrain: Retrain = Retrain()
     """The recipe of a retrain."""
+    schedule: RetrainSchedule | None = None
+    """Retrains at fixed times beside those for what is found. Default: none."""
     budget: Budget | None = None
     """What retrains may cost, and what they must be worth. Default: none, that is not asked."""
     trust: FeedbackTrust | None = FeedbackTrust()
     """Which feedback is believed; none: all is."""
     prompts: PromptWatch | None = PromptWatch()
     """How what users ask is watched; none: it is not."""
+    live_judge: LiveJudge | None = None
+    """How answers that are given are judged; needs evaluate.judge. Default: none, they are not."""
     trial: ReleaseTrial | None = None
     """How a release that the gate lets pass is tried before it takes production. Default: none, it takes it at once."""
 

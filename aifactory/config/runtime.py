@@ -200,6 +200,9 @@ class Runtime(Section):
     """Times that training workers are started again after a failure. Default: 3."""
     tick_s: float = Field(default=1.0, gt=0)
     """How often the evaluation actor looks, seconds. Default: 1."""
+    lm_eval_python: str | None = None
+    """Python interpreter of the environment that has lm-eval, on every machine of the data tasks, where it is not this one.
+    Default: this one."""
     watts_per_cpu: float = Field(default=10.0, ge=0)
     """Power of one busy CPU, for the estimate of joules where no counter can be read. Default: 10."""
     endpoint: Endpoint = Endpoint()

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from aifactory.config.data import Ingest, Tokenize
 from aifactory.config.judge import Judge
+from aifactory.config.lm_eval import LmEval
 from aifactory.config.reading import read_file, read_text
 from aifactory.config.recipe import Evaluate, Improve, ModelBase, PromoteGate, Serve, Traffic, Train
 from aifactory.config.runtime import Runtime
@@ -87,6 +88,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _answers_are_judged_by_a_judge(self) -> Config:
+        if self.improve.live_judge is not None and self.evaluate.judge is None:
+            raise ValueError("expected evaluate.judge beside improve.live_judge, found none; say which judge")
+        return self
+
+    @model_validator(mode="after")
     def _preferences_take_the_plain_way(self) -> Config:
         if self.train.is_preference and self.runtime.execution.loss == "pieces":
             raise ValueError(
@@ -150,6 +157,8 @@ class Config(Section):
             plain["ingest"]["steps"] = [step.recipe() for step in self.ingest.steps]
         if isinstance(self.evaluate.judge, Judge) and "evaluate" in plain:
             plain["evaluate"]["judge"] = self.evaluate.judge.recipe()
+        if isinstance(self.evaluate.lm_eval, LmEval) and "evaluate" in plain:
+            plain["evaluate"]["lm_eval"] = self.evaluate.lm_eval.recipe()
         if self.traffic is not None and "traffic" in plain:
             plain["traffic"]["source"] = self.traffic.source.recipe()
         return plain

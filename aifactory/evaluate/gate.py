@@ -1,6 +1,6 @@
 """The gate: from the figures of a scorecard to `Promote` or `Reject`, with reasons. Pure.
 
-In this order, each with its figures: integrity, parity, guards, baseline, judge, no regression, superiority. All are looked at, so that
+In this order, each with its figures: integrity, parity, guards, baseline, judge, no regression, no erosion, lm-eval, superiority. All are looked at, so that
 a rejected candidate's reasons are complete. Where a batch's answers do not belong to its prompts the rejection names it, so that no
 later candidate is trained on it.
 """
@@ -18,6 +18,7 @@ from aifactory.evaluate.statistics import Interval, rate_sequence
 if TYPE_CHECKING:
     from aifactory.config import PromoteGate
     from aifactory.evaluate.judge import Judgement
+    from aifactory.evaluate.lm_eval import LmEvalFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,17 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OverBest:
+    """A candidate beside the release that is the best so far on the fixed holdout, where that is not the one in production."""
+
+    release: str
+    over: Interval
+    """Candidate minus that one, bits per byte, paired."""
+    exact: Interval | None = None
+    """Of the references the share that is answered to the letter, likewise; none where there are no references."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchIntegrity:
     """A feedback batch on which no ancestor has trained, alone."""
 
@@ -58,8 +70,12 @@ class Evidence:
     """The holdout of the feedback; none where there is no feedback."""
     parity_error: float
     """Largest difference of a log-probability between trainer and server, nats."""
+    best: OverBest | None = None
+    """Beside the best release so far; none where that is the one in production, or there is none."""
     judge: Judgement | None = None
     """What a model elsewhere says of the answers; none where none was asked."""
+    lm_eval: Sequence[LmEvalFigures] = ()
+    """Tasks of lm-eval, where some were run."""
     guards: Sequence[GuardFigures] = ()
     """What answers may not hold, where they were looked through."""
     num_candidates: int = 1
@@ -119,6 +135,9 @@ def _checks(evidence: Evidence, gate: PromoteGate) -> list[tuple[bool, str] | No
         _judge(evidence.judge) if evidence.judge is not None else None,
         _no_regression(evidence.fixed, gate) if evidence.target else None,
         _no_fewer_exact(evidence.fixed, gate),
+        _no_erosion(evidence.best, evidence.fixed, gate),
+        _no_erosion_of_exact(evidence.best, evidence.fixed, gate),
+        *(_lm_eval(found) for found in evidence.lm_eval),
         _superiority(deciding),
     ]
 
@@ -230,6 +249,36 @@ def _no_fewer_exact(on: Comparison, gate: PromoteGate) -> tuple[bool, str] | Non
     return on.exact_over_champion.low >= -gate.exact_margin, (
         f"exact answers: the candidate's share minus production's on {on.name} is {on.exact_over_champion}, must not reach "
         f"below {-gate.exact_margin:g}"
+    )
+
+
+def _no_erosion(best: OverBest | None, on: Comparison, gate: PromoteGate) -> tuple[bool, str] | None:
+    if best is None:
+        return None
+    return best.over.high <= gate.most_eroded, (
+        f"no erosion: candidate minus {best.release}, the best so far on {on.name}, is {best.over} bits per byte, must not reach "
+        f"above {gate.most_eroded:g}, however many releases there are between them"
+    )
+
+
+def _no_erosion_of_exact(best: OverBest | None, on: Comparison, gate: PromoteGate) -> tuple[bool, str] | None:
+    if best is None or gate.most_exact_eroded is None:
+        return None
+    if best.exact is None:
+        return False, f"no erosion: no task on {on.name} has a reference, so promote.exact_margin can't be looked at"
+    return best.exact.low >= -gate.most_exact_eroded, (
+        f"no erosion: the candidate's share of exact answers minus that of {best.release}, the best so far on {on.name}, is "
+        f"{best.exact}, must not reach below {-gate.most_exact_eroded:g}"
+    )
+
+
+def _lm_eval(found: LmEvalFigures) -> tuple[bool, str]:
+    """A task of lm-eval; without a release in production it is shown."""
+    said = f"lm-eval {found.task}: {found.metric} of the candidate is {found.candidate} over {found.candidate.num_examples} examples"
+    if found.over_champion is None:
+        return True, said
+    return found.over_champion.low >= -found.margin, (
+        f"{said}, minus production's {found.over_champion}, must not reach below {-found.margin:g}"
     )
 
 

@@ -37,6 +37,11 @@ _ASK = (
     "You compare two answers to one question. {rubric}\n"
     "Answer with one letter and nothing else: A if answer A is better, B if answer B is better, C if neither is."
 )
+_ASK_ALONE = (
+    "You grade an answer to a question. {rubric}\n"
+    "Answer with one letter and nothing else: A if the answer is good, B if it is not."
+)
+_SHOW_ALONE = "Question:\n{prompt}\n\nAnswer:\n{answer}\n\nIs it good (A) or not (B)?"
 _SHOW = "Question:\n{prompt}\n\nAnswer A:\n{first}\n\nAnswer B:\n{second}\n\nWhich is better, A, B or C?"
 
 
@@ -97,13 +102,14 @@ class JudgeClient:
 
     def judge(self, pairs: Sequence[Pair]) -> list[Judged]:
         """What it says of each pair. Raises JudgeError if it can't be asked, or is another one than the one that is pinned."""
-        asked = [(p.prompt, *order) for p in pairs for order in ((p.first, p.second), (p.second, p.first))]
-        with ThreadPoolExecutor(self._judge.concurrency) as pool:
-            try:
-                letters = list(pool.map(lambda each: _letter(self._ask(*each)), asked))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # who fails once is not asked all the rest
-                raise
+        system = _ASK.format(rubric=self._judge.rubric)
+        letters = self._letters(
+            [
+                (system, _SHOW.format(prompt=pair.prompt, first=first, second=second))
+                for pair in pairs
+                for first, second in ((pair.first, pair.second), (pair.second, pair.first))
+            ]
+        )
         worth = {"A": 1.0, "B": -1.0}
         return [
             Judged(
@@ -114,13 +120,27 @@ class JudgeClient:
             for one, other in zip(letters[::2], letters[1::2], strict=True)
         ]
 
-    def _ask(self, prompt: str, first: str, second: str) -> str:
+    def grade(self, asked: Sequence[tuple[str, str]]) -> list[bool | None]:
+        """Of each prompt and answer, by itself: whether the answer is bad; None where that can't be read. Raises as `judge` does."""
+        system = _ASK_ALONE.format(rubric=self._judge.answer_rubric)
+        letters = self._letters([(system, _SHOW_ALONE.format(prompt=p, answer=answer)) for p, answer in asked])
+        return [{"A": False, "B": True}.get(letter or "") for letter in letters]
+
+    def _letters(self, asked: Sequence[tuple[str, str]]) -> list[str | None]:
+        with ThreadPoolExecutor(self._judge.concurrency) as pool:
+            try:
+                return list(pool.map(lambda each: _letter(self._ask(*each)), asked))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # who fails once is not asked all the rest
+                raise
+
+    def _ask(self, system: str, shown: str) -> str:
         judge = self._judge
         body = {
             "model": judge.model,
             "messages": [
-                {"role": "system", "content": _ASK.format(rubric=judge.rubric)},
-                {"role": "user", "content": _SHOW.format(prompt=prompt, first=first, second=second)},
+                {"role": "system", "content": system},
+                {"role": "user", "content": shown},
             ],
             "temperature": 0,
             "max_tokens": _MOST_TOKENS,
@@ -196,7 +216,7 @@ def agreement(pairs: Sequence[Pair], judged: Sequence[Judged]) -> Agreement:
     share = sum(same) / len(same)
     mine, theirs = Counter(machine), Counter(people)
     chance = sum(mine[each] * theirs[each] for each in mine) / len(same) ** 2
-    low, high = _wilson(share, len(same))
+    low, high = wilson(share, len(same))
     kappa = (share - chance) / (1 - chance) if chance < 1 else 1.0
     return Agreement(share=share, low=low, high=high, kappa=kappa, number=len(same))
 
@@ -264,7 +284,7 @@ def _letter(text: str) -> str | None:
     return found.group(1) if found else None
 
 
-def _wilson(share: float, number: int) -> tuple[float, float]:
+def wilson(share: float, number: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927)."""
     z2 = 1.96**2
     middle = (share + z2 / (2 * number)) / (1 + z2 / number)

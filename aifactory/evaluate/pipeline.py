@@ -2,6 +2,7 @@
 
 Reads    the holdouts of the corpora, a sample of the rows that trained, the candidate and the release in production
 Writes   scorecard/<fp>/examples.parquet   every task with the bits of each model
+         scorecard/<fp>/lm_eval.parquet    every example of lm-eval's tasks with the score of each model, where some are asked for
          scorecard/<fp>/evidence.json      what the gate looks at
 Depends  on the recipe, the models and the corpora; never on the number of workers.
 
@@ -30,7 +31,7 @@ from aifactory.cluster.tasks import RunTasks
 from aifactory.config import AnswerGuards, Evaluate
 from aifactory.errors import EmptyCorpusError, StorageError
 from aifactory.evaluate.answering import greedy_answers
-from aifactory.evaluate.gate import BatchIntegrity, Comparison, Evidence
+from aifactory.evaluate.gate import BatchIntegrity, Comparison, Evidence, OverBest
 from aifactory.evaluate.guards import GUARDS, GuardFigures, counted
 from aifactory.evaluate.judge import (
     JudgeClient,
@@ -41,6 +42,13 @@ from aifactory.evaluate.judge import (
     judgement,
     judgement_of,
     read_labelled,
+)
+from aifactory.evaluate.lm_eval import (
+    LM_EVAL_FILE,
+    lm_eval_figures,
+    lm_eval_of,
+    lm_eval_table,
+    run_lm_eval,
 )
 from aifactory.evaluate.statistics import Interval, ratio_interval
 from aifactory.records.artifacts import ArtifactStore, Corpus, Model, Scorecard
@@ -121,6 +129,8 @@ def evaluate_model(
     chat_fallback: str = "none",
     check: Check | None = None,
     new_batches: Mapping[str, str] | None = None,
+    best: tuple[str, Model] | None = None,
+    lm_eval_python: str | None = None,
 ) -> Evaluated:
     """Score the candidate, and the champion on the same tasks, and write the scorecard to the directory `target`.
 
@@ -129,6 +139,9 @@ def evaluate_model(
     check           which guards the answers of a model break; needed where the recipe has guards
     new_batches     by id of a corpus of `feedback` the batch that it was made of, where no ancestor has trained on it: each is
                     looked at alone, too
+    best            name and model of the release that is the best so far on the sources' holdout, where that is another one than the
+                    champion
+    lm_eval_python  the interpreter that has lm-eval; none is this one
     """
     storage = store.storage
     holdout = tasks_of([sources], "holdout", "holdout", recipe, storage, leave_out)
@@ -150,7 +163,11 @@ def evaluate_model(
     if champion is not None:
         jobs += [(store, champion, [e.task for e in chunk if e.set != "known"], chat_fallback) for chunk in chunks]
     jobs += [(store, candidate, tasks, chat_fallback) for tasks in beginnings]
+    fixed_chunks = [[e.task for e in chunk if e.set == "holdout"] for chunk in chunks] if best is not None else []
+    jobs += [(store, best[1], tasks, chat_fallback) for tasks in fixed_chunks if best is not None]
     scored = run(_score_answers, jobs)
+    by_best = _flat(scored[len(jobs) - len(fixed_chunks) :])
+    scored = scored[: len(jobs) - len(fixed_chunks)]
     found_by_candidate = _flat(scored[: len(chunks)])
     found_by_champion = iter(_flat(scored[len(chunks) : 2 * len(chunks)])) if champion is not None else None
     own_beginnings, other_beginnings = (iter(found) for found in (scored[-2:] if wanted else ([], [])))
@@ -161,6 +178,10 @@ def evaluate_model(
     if recipe.guards is not None and check is not None:
         some = (wanted or holdout)[: recipe.guards.answers]
         broken = _guarded(recipe.guards, (candidate, champion), some, store, run, chat_fallback, check)
+    tasks_by_lm_eval = None
+    if recipe.lm_eval is not None:
+        asked = [model for model in (candidate, champion) if model is not None]
+        tasks_by_lm_eval = run(run_lm_eval, [(store, model, recipe.lm_eval, lm_eval_python) for model in asked])
     (baselines,) = run(_baselines, [(store, candidate, sources, [e.task for e in examples])])
 
     rows = []
@@ -186,6 +207,11 @@ def evaluate_model(
             }
         )
     table = pa.Table.from_pylist(rows, schema=EXAMPLES_SCHEMA)
+    if best is not None:
+        rest = [None] * (len(examples) - len(by_best))  # the holdout comes first
+        table = table.append_column("best", pa.array([bits for bits, _ in by_best] + rest, pa.float64()))
+        exact = [is_exact if e.is_reference else None for e, (_, is_exact) in zip(examples, by_best, strict=False)]
+        table = table.append_column("best_exact", pa.array(exact + rest, pa.bool_()))
     if judged is not None:
         for column in ("forward", "backward"):
             said = [getattr(judged.by_example.get(_key(e)), column, None) for e in examples]
@@ -204,6 +230,8 @@ def evaluate_model(
     )
     if broken is not None:
         evidence = replace(evidence, guards=broken.figures)
+    if best is not None:
+        evidence = replace(evidence, best=_over_best(table, best[0], recipe))
     figures = {
         "holdout": asdict(fixed),
         "known": None if reference is None else asdict(reference),
@@ -213,12 +241,26 @@ def evaluate_model(
         "gzip_bits_per_byte": _ratio(table, "holdout", "gzip"),
         "unigram_bits_per_byte": _ratio(table, "holdout", "unigram"),
         **({} if found is None else {"judge": found.to_json()}),
+        **({} if evidence.best is None else {"best": asdict(evidence.best)}),
         **({} if broken is None else {"guards": [each.to_json() for each in broken.figures]}),
     }
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    extra_files: dict[str, bytes] = {}
+    if tasks_by_lm_eval is not None and recipe.lm_eval is not None:
+        mine, theirs = tasks_by_lm_eval[0], tasks_by_lm_eval[1] if champion is not None else None
+        by_doc = lm_eval_table(mine, theirs)
+        found_tasks = lm_eval_figures(
+            by_doc,
+            {each.task: each.version for each in mine},
+            margin=recipe.lm_eval.margin,
+            confidence=recipe.confidence,
+            samples=recipe.bootstrap_samples,
+        )
+        evidence = replace(evidence, lm_eval=found_tasks)
+        figures["lm_eval"] = [asdict(each) for each in found_tasks]
+        extra_files[LM_EVAL_FILE] = _parquet(by_doc)
     files = [
-        storage.write_bytes(sink.getvalue(), *target, EXAMPLES_FILE),
+        storage.write_bytes(_parquet(table), *target, EXAMPLES_FILE),
+        *(storage.write_bytes(data, *target, name) for name, data in extra_files.items()),
         storage.write_bytes(json.dumps(figures, indent=1).encode(), *target, "evidence.json"),
     ]
     return Evaluated(files=files, evidence=evidence, figures=figures)
@@ -232,7 +274,9 @@ def evidence_of(figures: Any) -> Evidence:
         fixed=fixed,
         target=_comparison(figures["target"]),
         parity_error=figures["parity_error"],
+        best=_over_best_of(figures.get("best")),
         judge=judgement_of(figures.get("judge")),
+        lm_eval=lm_eval_of(figures.get("lm_eval", ())),
         guards=tuple(GuardFigures(**each) for each in figures.get("guards", ())),
         new_batches=tuple(
             BatchIntegrity(batch=each["batch"], prompt_gain=Interval(**each["prompt_gain"]))
@@ -251,12 +295,7 @@ def evidence_of_best(storage: Storage, scorecard: Scorecard, recipe: Evaluate, *
     evidence = evidence_of(scorecard.figures)
     if of == 1:
         return evidence
-    data = storage.read_bytes(scorecard.kind, scorecard.fingerprint[:16], EXAMPLES_FILE)
-    if data is None:
-        raise StorageError(
-            f"expected {scorecard.uri}/{EXAMPLES_FILE}, found no such file; evaluate again in another root."
-        )
-    table = pq.read_table(pa.BufferReader(data))
+    table = _read_table(storage, scorecard, EXAMPLES_FILE)
     confidence = 1 - (1 - recipe.confidence) / of
     # Ten resamples beyond each end, or there is nothing to read the end from.
     samples = max(recipe.bootstrap_samples, math.ceil(20 / (1 - confidence)))
@@ -264,6 +303,7 @@ def evidence_of_best(storage: Storage, scorecard: Scorecard, recipe: Evaluate, *
     fixed = _compare(table, "holdout", wide)
     assert fixed is not None
     target = None if evidence.target is None else _compare(table, "target", wide)
+    over_best = None if evidence.best is None else _over_best(table, evidence.best.release, wide)
     judged = evidence.judge
     if judged is not None:
         rows = table.filter(pa.compute.is_valid(table["judge_forward"])).to_pylist()
@@ -275,7 +315,12 @@ def evidence_of_best(storage: Storage, scorecard: Scorecard, recipe: Evaluate, *
             samples=samples,
         )
         judged = replace(judged, preference=preference)
-    return replace(evidence, fixed=fixed, target=target, judge=judged, num_candidates=of)
+    tasks = evidence.lm_eval
+    if tasks:
+        by_doc = _read_table(storage, scorecard, LM_EVAL_FILE)
+        versions = {each.task: each.version for each in tasks}
+        tasks = lm_eval_figures(by_doc, versions, margin=tasks[0].margin, confidence=confidence, samples=samples)
+    return replace(evidence, fixed=fixed, target=target, judge=judged, best=over_best, lm_eval=tasks, num_candidates=of)
 
 
 def score_tasks(store: ArtifactStore, model: Model, tasks: Sequence[Task], chat_fallback: str) -> list[float]:
@@ -527,6 +572,24 @@ def _compare(table: pa.Table, name: str, recipe: Evaluate) -> Comparison | None:
     )
 
 
+def _over_best(table: pa.Table, release: str, recipe: Evaluate) -> OverBest | None:
+    """The candidate beside the best release so far, by the tasks of the holdout."""
+    rows = table.filter(pa.compute.is_valid(table["best"])).to_pylist()
+    over = _ratio_of(rows, lambda row: row["candidate"] - row["best"], lambda row: row["bytes"], recipe)
+    told = [row for row in rows if row["best_exact"] is not None and row["candidate_exact"] is not None]
+    exact = _ratio_of(
+        told, lambda row: float(row["candidate_exact"]) - float(row["best_exact"]), lambda row: 1.0, recipe
+    )
+    return None if over is None else OverBest(release=release, over=over, exact=exact)
+
+
+def _over_best_of(values: Any) -> OverBest | None:
+    if values is None:
+        return None
+    exact = None if values["exact"] is None else Interval(**values["exact"])
+    return OverBest(release=values["release"], over=Interval(**values["over"]), exact=exact)
+
+
 def _integrity(table: pa.Table, batches: Mapping[str, str], recipe: Evaluate) -> tuple[BatchIntegrity, ...]:
     """Of each new batch whether its answers belong to their prompts, by the tasks of the target that come from it."""
     rows = table.filter(pa.compute.equal(table["set"], "target")).to_pylist()
@@ -570,6 +633,19 @@ def _comparison(values: Any) -> Comparison | None:
 def _ratio(table: pa.Table, name: str, column: str) -> float:
     rows = table.filter(pa.compute.equal(table["set"], name))
     return float(pa.compute.sum(rows[column]).as_py() / pa.compute.sum(rows["bytes"]).as_py())
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _read_table(storage: Storage, scorecard: Scorecard, name: str) -> pa.Table:
+    data = storage.read_bytes(scorecard.kind, scorecard.fingerprint[:16], name)
+    if data is None:
+        raise StorageError(f"expected {scorecard.uri}/{name}, found no such file; evaluate again in another root.")
+    return pq.read_table(pa.BufferReader(data))
 
 
 def _flat(lists: Sequence[Sequence[Scored]]) -> list[Scored]:

@@ -11,13 +11,15 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from aifactory.errors import FencedError, StateError
 from aifactory.evaluate.sequential import mean_exceeds
 from aifactory.improve.answer_watch import AnswerWatch, CheckAnswers
 from aifactory.improve.decision import Decision, Observation, Retrain, Wait, decide
+from aifactory.improve.judge_watch import Grade, JudgeWatch, judged_bad
 from aifactory.improve.prompts import PromptSequence
+from aifactory.improve.schedule import Slot, due
 from aifactory.improve.spending import spending
 from aifactory.improve.trials import Trials
 from aifactory.observe.events import log_event
@@ -48,6 +50,9 @@ LONGEST_ERROR = 2000
 
 ScoreTasks = Callable[[ArtifactStore, Model, Sequence[Task]], list[float]]
 
+IdentifyLanguages = Callable[[Sequence[str]], Sequence[str | None]]
+"""The code of the language of each text."""
+
 
 class Launcher(Protocol):
     """Turns cycles somewhere else."""
@@ -66,9 +71,17 @@ class Evaluation:
     """Scores, seals, decides, and sees to it that the cycles which it began are turned."""
 
     def __init__(
-        self, books: Books, *, score: ScoreTasks, launcher: Launcher, check: CheckAnswers | None = None
+        self,
+        books: Books,
+        *,
+        score: ScoreTasks,
+        launcher: Launcher,
+        check: CheckAnswers | None = None,
+        grade: Grade | None = None,
+        identify: IdentifyLanguages | None = None,
     ) -> None:
-        """`check` says which guards answers break; without it, or where no guards are configured, none is looked through."""
+        """`check` says which guards answers break, `grade` which a judge finds bad; without them, or where neither is configured, none
+        is looked through. `identify` names the language of each text; without it languages of prompts are not watched."""
         self.books = books
         self._policy = books.config.improve
         self._score = score
@@ -82,6 +95,8 @@ class Evaluation:
         self._prompts: tuple[tuple[int, float], PromptSequence] | None = None
         self._last_prompt = (0.0, "")
         self._guards = None if check is None else AnswerWatch(books, check)
+        self._identify = identify
+        self._judge = None if grade is None else JudgeWatch(books, grade)
 
     def tick(self) -> Decision:
         """One look. Killed anywhere in it, the next one does what is left to do, and nothing twice."""
@@ -91,10 +106,14 @@ class Evaluation:
         self._watch_prompts()
         if self._guards is not None:
             self._guards.look()
+        if self._judge is not None and (release := self.books.registry.production()) is not None:
+            self._judge.look(release, _watched_since(self.books, release))
         self._seal_batches()
-        batches = self._published_batches()
-        seen = observe(self.books, batches)
-        decision = decide(self._policy, seen)
+        batches, seen, decision = self._decide()
+        if seen.is_asked_for and (isinstance(decision, Retrain) or decision.awaited == "feedback"):
+            # Nothing else holds it up: it learns from all that was said until now, however little that is.
+            self._seal_batches(whatever_waits=True)
+            batches, seen, decision = self._decide()
         self._say(decision, seen)
         if isinstance(decision, Retrain):
             self._begin(decision, seen, batches)
@@ -177,7 +196,8 @@ class Evaluation:
             return
         of = (release.number, since)
         if self._prompts is None or self._prompts[0] != of:
-            self._prompts = (of, PromptSequence(reference=policy.reference, confidence=policy.confidence))
+            sequence = PromptSequence(reference=policy.reference, confidence=policy.confidence, of=policy.of)
+            self._prompts = (of, sequence)
             self._last_prompt = (since, "")
         sequence = self._prompts[1]
         asked = self.books.feedback.given(
@@ -187,20 +207,26 @@ class Evaluation:
             after=self._last_prompt,
             limit=_PROMPTS_AT_ONCE,
         )
-        for at, name, prompt, _ in asked:
+        identify = self._identify if "language" in policy.of else None
+        languages = [None] * len(asked) if identify is None else identify([prompt for _, _, prompt, _ in asked])
+        for (at, name, prompt, _), language in zip(asked, languages, strict=True):
             self._last_prompt = (at, name)
             if not _ANOTHER_CHOICE.search(name):
-                sequence.add(name, prompt)
+                sequence.add(name, prompt, language)
         if sequence.drift is not None:
             detail = {"of": "prompts", "since": since, **sequence.drift.to_json(), "said": str(sequence.drift)}
             self.books.journal.write(DRIFTED, subject=release.name, detail=detail)
             log_event("drifted", release=release.name, of="prompts", because=str(sequence.drift))
 
-    def _seal_batches(self) -> None:
+    def _decide(self) -> tuple[list[FeedbackBatch], Observation, Decision]:
+        batches = self._published_batches()
+        seen = observe(self.books, batches)
+        return batches, seen, decide(self._policy, seen)
+
+    def _seal_batches(self, *, whatever_waits: bool = False) -> None:
+        after_s = 0.0 if whatever_waits else self._policy.batch_after_s
         while True:
-            number = self.books.feedback.seal(
-                batch_rows=self._policy.batch_rows, batch_after_s=self._policy.batch_after_s
-            )
+            number = self.books.feedback.seal(batch_rows=self._policy.batch_rows, batch_after_s=after_s)
             if number is None:
                 return
             log_event("sealed", batch=number)
@@ -219,13 +245,14 @@ class Evaluation:
         if production is None or production.name != seen.release:
             return  # another one was put into production meanwhile: the decision was not about it
         ids = sorted({batch.id for batch in batches} - self.books.journal.refused_batches())
-        identity = fingerprint(stage="drift", code_version=1, recipe={}, inputs=[production.model, *ids])
+        kind, inputs = _stands_for(decision, reads=[production.model, *ids])
+        identity = fingerprint(stage=kind, code_version=1, recipe={}, inputs=inputs)
         config = self.books.config
         cycle = self.books.journal.open_cycle(
-            f"drift-{identity[:16]}",
+            f"{kind}-{identity[:16]}",
             recipe=config.recipe("evaluate", "promote", "train", "improve", "tokenize", "ingest"),
             bound=Bound(
-                kind="drift",
+                kind=kind,
                 sources_digest="",
                 batches=ids,
                 parent=production.model,
@@ -233,13 +260,14 @@ class Evaluation:
                 holdouts=self.books.journal.corpora(),
                 models=self.books.registry.bound_models(config.ingest.models),
                 max_steps=decision.max_steps,
+                requests=tuple(decision.requests),
             ),
         )
         log_event("triggered", cycle=cycle.number, trigger=cycle.trigger, because="; ".join(decision.reasons))
 
     def _see_through(self) -> None:
         for listed in self.books.journal.cycles():
-            if listed.state != "running" or listed.bound.kind != "drift":
+            if listed.state != "running" or not listed.bound.is_retrain:
                 continue
             if self._launcher.is_turning(listed):
                 self._at_work.add(listed.trigger)
@@ -287,13 +315,24 @@ class Evaluation:
             self._said = kind
 
 
+def _stands_for(
+    decision: Retrain, *, reads: Sequence[str]
+) -> tuple[Literal["drift", "request", "schedule"], Sequence[str]]:
+    """What a retrain is begun for, and what names its cycle: the same request, or moment, begins the same one and no other."""
+    if decision.requests:
+        return "request", [decision.requests[0]]
+    if decision.slot is not None:
+        return "schedule", [f"{decision.slot!r}"]
+    return "drift", reads
+
+
 def observe(books: Books, batches: Sequence[FeedbackBatch]) -> Observation:
     """What is known now; `batches` are all that are sealed, as artifacts."""
     policy = books.config.improve
     release = books.registry.production()
     cycles = books.journal.cycles()
     running = next((cycle.trigger for cycle in cycles if _is_awaited(cycle, release)), None)
-    ended = [cycle.closed_at for cycle in cycles if cycle.closed_at is not None and cycle.bound.kind == "drift"]
+    ended = [cycle.closed_at for cycle in cycles if cycle.closed_at is not None and cycle.bound.is_retrain]
     withdrawn = [entry.at for entry in books.registry.trial_entries() if entry.quarantined]
     read = _read_by(books, cycles) | books.journal.refused_batches()
     standard = None if release is None else standard_of(books.artifacts.left_of(Scorecard, release.scorecard))
@@ -307,7 +346,9 @@ def observe(books: Books, batches: Sequence[FeedbackBatch]) -> Observation:
     limit = (standard or 0.0) * (1 + policy.tolerance)
     values, weights = [score.value for score in scores], [score.weight for score in scores]
     now = books.journal.clock()
-    drift = None if release is None else _drift_of_prompts(books, release, _watched_since(books, release))
+    since = math.inf if release is None else _watched_since(books, release)
+    drift = None if release is None else _drift_of_prompts(books, release, since)
+    judged = None if release is None else judged_bad(books, release, since)
     return Observation(
         release=None if release is None else release.name,
         standard=standard,
@@ -318,10 +359,22 @@ def observe(books: Books, batches: Sequence[FeedbackBatch]) -> Observation:
         running=running,
         seconds_since_cycle=now - max(ended) if ended else float("inf"),
         seconds_since_withdrawal=now - max(withdrawn, default=-math.inf),
-        retrains_today=sum(c.bound.kind == "drift" and now - c.opened_at < _DAY_S for c in cycles),
+        retrains_today=sum(c.bound.is_retrain and now - c.opened_at < _DAY_S for c in cycles),
         spending=None if policy.budget is None else spending(books, policy.budget),
         prompts=None if drift is None else drift["said"],
+        judged=None if judged is None else judged["said"],
+        requests=books.retrain_requests.open(),
+        slot=_slot(books, cycles, now),
     )
+
+
+def _slot(books: Books, cycles: Sequence[Cycle], now: float) -> Slot | None:
+    """The moment of the schedule that has come; it counts from when there first was a release."""
+    schedule, promotions = books.config.improve.schedule, books.registry.promotions()
+    if schedule is None or not promotions:
+        return None
+    begun = [cycle.opened_at for cycle in cycles if cycle.bound.is_retrain]
+    return due(schedule, now, since=float(promotions[0]["at"]), last_begun=max(begun, default=None))
 
 
 def _read_by(books: Books, cycles: Sequence[Cycle]) -> set[str]:
@@ -331,7 +384,7 @@ def _read_by(books: Books, cycles: Sequence[Cycle]) -> set[str]:
 
 
 def _retrains_of(release: Release, cycles: Sequence[Cycle]) -> list[Cycle]:
-    return [cycle for cycle in cycles if cycle.bound.kind == "drift" and cycle.bound.champion == release.number]
+    return [cycle for cycle in cycles if cycle.bound.is_retrain and cycle.bound.champion == release.number]
 
 
 def _watched_since(books: Books, release: Release) -> float:
@@ -378,14 +431,16 @@ def _is_awaited(cycle: Cycle, production: Release | None) -> bool:
     One that a driver began and nobody has taken up, or that must beat another release than the one in production, may
     be left as it is for ever.
     """
-    if cycle.state != "running" or cycle.bound.kind == "drift":
+    if cycle.state != "running" or cycle.bound.is_retrain:
         return cycle.state in ("running", "trial")
     serves = cycle.bound.replaces or cycle.bound.champion
     return cycle.attempt > 0 and serves == (None if production is None else production.number)
 
 
 def _kind(release: str | None, decision: Mapping[str, Any]) -> tuple[str | None, str, str]:
-    return release, decision["decision"], decision.get("awaited", "")
+    # Of two retrains one after the other each is said where they stand for something else.
+    stands_for = decision.get("awaited") or decision.get("requests") or decision.get("slot") or ""
+    return release, decision["decision"], str(stands_for)
 
 
 def _text_of(error: Exception) -> str:

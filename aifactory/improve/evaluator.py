@@ -16,7 +16,8 @@ from aifactory.cluster.session import namespace
 from aifactory.config import Config
 from aifactory.errors import PlacementError
 from aifactory.improve.answer_watch import CheckAnswers
-from aifactory.improve.evaluation import LONGEST_ERROR, Evaluation, Launcher, ScoreTasks
+from aifactory.improve.evaluation import LONGEST_ERROR, Evaluation, IdentifyLanguages, Launcher, ScoreTasks
+from aifactory.improve.judge_watch import Grade
 from aifactory.observe.events import log_event, log_to_stderr
 from aifactory.records.books import Books
 from aifactory.records.journal import TICK_FAILED, Cycle
@@ -28,11 +29,21 @@ Turn = Callable[[Config, str], None]
 class Evaluator:
     """The body of the actor: a thread that ticks."""
 
-    def __init__(self, books: Books, score: ScoreTasks, turn: Turn, check: CheckAnswers | None = None) -> None:
+    def __init__(
+        self,
+        books: Books,
+        score: ScoreTasks,
+        turn: Turn,
+        check: CheckAnswers | None = None,
+        grade: Grade | None = None,
+        identify: IdentifyLanguages | None = None,
+    ) -> None:
         log_to_stderr()
         self._books = books
         launcher = _launcher(books.resolved_config(), turn)
-        self._evaluation = Evaluation(books, score=score, launcher=launcher, check=check)
+        self._evaluation = Evaluation(
+            books, score=score, launcher=launcher, check=check, grade=grade, identify=identify
+        )
         self._thread = threading.Thread(target=self._tick_for_ever, name="evaluation", daemon=True)
         self._thread.start()
 
@@ -119,7 +130,15 @@ class JobOrTaskLauncher:
         return self._tasks.ending(cycle) or self._jobs.ending(cycle)
 
 
-def start(books: Books, *, score: ScoreTasks, turn: Turn, check: CheckAnswers | None = None) -> Any:
+def start(
+    books: Books,
+    *,
+    score: ScoreTasks,
+    turn: Turn,
+    check: CheckAnswers | None = None,
+    grade: Grade | None = None,
+    identify: IdentifyLanguages | None = None,
+) -> Any:
     """Start the evaluation actor of a factory on the connected cluster, or find the one that runs."""
     import ray
 
@@ -134,7 +153,7 @@ def start(books: Books, *, score: ScoreTasks, turn: Turn, check: CheckAnswers | 
             max_task_retries=-1,
             num_cpus=0,
         )
-        .remote(books, score, turn, check)
+        .remote(books, score, turn, check, grade, identify)
     )
     ray.get(actor.pid.remote())
     return actor

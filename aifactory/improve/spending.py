@@ -16,7 +16,7 @@ def spending(books: Books, budget: Budget) -> Spending:
     """What is known now of costs and gains."""
     now, runtime = books.journal.clock(), books.config.runtime
     cycles = books.journal.cycles()
-    retrains = [cycle for cycle in cycles if cycle.bound.kind == "drift"]
+    retrains = [cycle for cycle in cycles if cycle.bound.is_retrain]
     made: dict[str, list[Event]] = {cycle.trigger: [] for cycle in cycles}
     for stage in _STAGES:
         for event in books.journal.events(event=stage):

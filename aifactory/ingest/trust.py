@@ -16,10 +16,11 @@ Source   Dawid & Skene 1979, "Maximum Likelihood Estimation of Observer Error-Ra
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,86 +190,106 @@ class _Crowd:
     def __init__(self, rows: Sequence[Said]) -> None:
         self.rows = rows
         self.words = [_words(row.question) for row in rows]
-        self._silent: frozenset[int] = frozenset()
+        answers = [_plain(row.answer) for row in rows]
         given: dict[str, set[str]] = defaultdict(set)
-        for row in rows:
-            given[_plain(row.answer)].add(row.user)
+        for row, answer in zip(rows, answers, strict=True):
+            given[answer].add(row.user)
         # Only what several users answer can be agreed on.
         shared = [answer for answer, users in given.items() if len(users) >= _LEAST_USERS]
         shared = sorted(sorted(shared, key=lambda answer: (-len(given[answer]), answer))[:_MOST_ANSWERS])
-        self._class = {answer: number for number, answer in enumerate(shared)}
-        self.answer_N = np.array([self._class.get(_plain(row.answer), -1) for row in rows])
+        class_of = {answer: number for number, answer in enumerate(shared)}
+        self._num_classes = len(shared)
+        self.answer_N = np.array([class_of.get(answer, -1) for answer in answers], np.int64)
         vocabulary: dict[str, int] = {}
         self._tokens = [[vocabulary.setdefault(w, len(vocabulary)) for w in sorted(set(words))] for words in self.words]
-        self._vocabulary = vocabulary
-        self._of_user: dict[str, list[int]] = defaultdict(list)
+        self.vocabulary = vocabulary
+        self._first_N1, self._token_M = _joined(self._tokens)
+        self._row_M = np.repeat(np.arange(len(rows)), np.diff(self._first_N1))
+        answer_M = self.answer_N[self._row_M]
+        # The pairs of a word and an answer that stand in some row, word by word.
+        pairs = self._token_M[answer_M >= 0] * max(1, len(shared)) + answer_M[answer_M >= 0]
+        pair_Z, found = np.unique(pairs, return_inverse=True)
+        self._pair_M = np.full(len(self._token_M), -1, np.int64)
+        self._pair_M[answer_M >= 0] = found
+        word_Z, self._answer_Z = np.divmod(pair_Z, max(1, len(shared)))
+        self._first_V1 = np.searchsorted(word_Z, np.arange(len(vocabulary) + 1)).astype(np.int64)
+        places: dict[str, list[int]] = defaultdict(list)
         for place, row in enumerate(rows):
-            self._of_user[row.user].append(place)
+            places[row.user].append(place)
+        self._of_user = list(places.values())
         self.ask({})
 
     def ask(self, trust: Mapping[str, float], *, silent: Collection[int] = ()) -> None:
         """Learn what everybody says, each as much as he is trusted; rows that are silent have no vote, and none is asked of them."""
-        self._silent = frozenset(silent)
+        self._silent_N = np.zeros(len(self.rows), bool)
+        self._silent_N[list(silent)] = True
         self._trust_N = np.array([trust.get(row.user, 1.0) for row in self.rows])
-        self._count_VC, self._rows_C = self._summed(
-            place for place in range(len(self.rows)) if place not in self._silent
+        votes_M = (self._pair_M >= 0) & ~self._silent_N[self._row_M]
+        self._count_Z = np.bincount(
+            self._pair_M[votes_M], weights=self._trust_N[self._row_M[votes_M]], minlength=len(self._answer_Z)
         )
+        votes_N = (self.answer_N >= 0) & ~self._silent_N
+        self._rows_C = np.bincount(
+            self.answer_N[votes_N], weights=self._trust_N[votes_N], minlength=self._num_classes
+        ).astype(np.float64)
 
     def polled(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Of each row: whether others, without its user, disagree, and whether it could be told."""
+        groups = [[place for place in places if not self._silent_N[place]] for places in self._of_user]
+        asked = [place for group in groups for place in group]
         disagrees_N, measured_N = np.zeros(len(self.rows), bool), np.zeros(len(self.rows), bool)
-        for places in self._of_user.values():
-            voiced = [place for place in places if place not in self._silent]
-            disagrees, measured = self.vote(voiced, [self._tokens[place] for place in voiced], without=voiced)
-            disagrees_N[voiced], measured_N[voiced] = disagrees, measured
+        disagrees_N[asked], measured_N[asked] = self._poll(groups, [self._tokens[place] for place in asked], groups)
         return disagrees_N, measured_N
 
     def without(self, place: int, phrase: Sequence[str]) -> list[int]:
         """The words of a row beside a phrase."""
-        return [self._vocabulary[word] for word in sorted(set(self.words[place]) - set(phrase))]
+        gone = {self.vocabulary[word] for word in phrase}
+        return [token for token in self._tokens[place] if token not in gone]
 
     def vote(
-        self, places: Sequence[int], tokens: Sequence[Sequence[int]], *, without: Iterable[int]
+        self, places: Sequence[int], tokens: Sequence[Sequence[int]], *, without: Sequence[int]
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Of rows with these words: whether those that are left without some disagree with its answer, and whether they can tell."""
-        told = np.array(
-            [self.answer_N[place] >= 0 and len(words) > 0 for place, words in zip(places, tokens, strict=True)], bool
-        )
-        if not told.any() or len(self._class) < 2:
-            return np.zeros(len(places), bool), np.zeros(len(places), bool)
-        used = np.array(sorted({token for words in tokens for token in words}))
-        at = {int(token): i for i, token in enumerate(used)}
-        count_UC, rows_C = self._count_VC[used].copy(), self._rows_C.copy()
-        for place in without:
-            answer = self.answer_N[place]
-            if answer >= 0 and place not in self._silent:
-                rows_C[answer] -= self._trust_N[place]
-                mine = [at[token] for token in self._tokens[place] if token in at]
-                count_UC[mine, answer] -= self._trust_N[place]
-        rows_C, count_UC = np.maximum(rows_C, 0.0), np.maximum(count_UC, 0.0)
-        # A row holds a word or does not; what few have said of an answer is drawn to what all say of all.
-        usual_U = (count_UC.sum(axis=1) + 0.5) / (rows_C.sum() + 1)
-        log_UC = np.log((count_UC + _SMOOTHING * usual_U[:, None]) / (rows_C + _SMOOTHING))
-        prior_C = np.where(rows_C >= _LEAST_USERS - 1, np.log(rows_C + 1), -np.inf)
-        disagrees, measured = np.zeros(len(places), bool), np.zeros(len(places), bool)
-        for i in np.flatnonzero(told).tolist():
-            odds_C = prior_C + log_UC[[at[token] for token in tokens[i]]].sum(axis=0)
-            mine = self.answer_N[places[i]]
-            first = int(np.argmax(odds_C))
-            others = np.delete(odds_C, first).max()
-            measured[i] = odds_C[first] - others >= _CERTAIN
-            disagrees[i] = measured[i] and first != mine
-        return disagrees, measured
+        return self._poll([places], tokens, [without])
 
-    def _summed(self, places: Iterable[int]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        count_VC = np.zeros((len(self._vocabulary), max(1, len(self._class))))
-        rows_C = np.zeros(max(1, len(self._class)))
-        for place in places:
-            answer = self.answer_N[place]
-            if answer >= 0:
-                rows_C[answer] += self._trust_N[place]
-                count_VC[self._tokens[place], answer] += self._trust_N[place]
-        return count_VC, rows_C
+    def _poll(
+        self, groups: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], without: Sequence[Sequence[int]]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """As `vote`, of several groups of rows, each without some rows of its own."""
+        from aifactory.ingest.votes import poll  # numba takes its time
+
+        first_G1, place_R = _joined(groups)
+        disagrees_R, measured_R = np.zeros(len(place_R), bool), np.zeros(len(place_R), bool)
+        if self._num_classes >= 2:
+            poll(
+                first_G1,
+                place_R,
+                *_joined(tokens),
+                *_joined(without),
+                self._first_N1,
+                self._token_M,
+                self._pair_M,
+                self.answer_N,
+                self._trust_N,
+                self._silent_N,
+                self._rows_C,
+                self._first_V1,
+                self._answer_Z,
+                self._count_Z,
+                _SMOOTHING,
+                float(_LEAST_USERS - 1),
+                _CERTAIN,
+                disagrees_R,
+                measured_R,
+            )
+        return disagrees_R, measured_R
+
+
+def _joined(lists: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where each of the lists begins in all of them, with the end, and all of them."""
+    first = np.zeros(len(lists) + 1, np.int64)
+    np.cumsum([len(each) for each in lists], out=first[1:])
+    return first, np.fromiter(itertools.chain.from_iterable(lists), np.int64, count=int(first[-1]))
 
 
 def _counted(
@@ -288,30 +309,17 @@ def _counted(
 
 def _phrases(crowd: _Crowd, num_rows: int, policy: FeedbackTrust) -> list[tuple[str, str, list[int]]]:
     """Phrases that decide the answer: the phrase, the answer, and the rows that hold it; the `num_rows` first rows are new."""
-    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    searched = sorted(range(num_rows), key=lambda place: crowd.rows[place].id)[:_PHRASE_ROWS]
-    for place in sorted(searched):
-        words = crowd.words[place]
-        for phrase in {
-            tuple(words[i : i + n]) for n in range(1, _LONGEST_PHRASE + 1) for i in range(len(words) + 1 - n)
-        }:
-            holders[phrase].append(place)
+    searched = sorted(sorted(range(num_rows), key=lambda place: crowd.rows[place].id)[:_PHRASE_ROWS])
     disagrees_N, measured_N = crowd.polled()
     usual = (int(disagrees_N.sum()) + 1) / (int(measured_N.sum()) + 2)
-    candidates: list[_Phrase] = []
-    for phrase, places in holders.items():
-        if not _LEAST_PHRASE_ROWS <= len(places) <= max(_LEAST_PHRASE_ROWS, _MOST_OFTEN * len(searched)):
-            continue
-        answer, number = Counter(crowd.answer_N[places].tolist()).most_common(1)[0]
-        if answer >= 0 and number >= _SAME_ANSWER * len(places):
-            candidates.append((phrase, answer, places))
-    candidates.sort(key=lambda each: (-len(each[2]), -len(each[0]), each[0]))
+    candidates = sorted(_decisive(crowd, searched), key=lambda each: (-len(each[2]), -len(each[0]), each[0]))
+    texts = [f" {' '.join(phrase)} " for phrase, _, _ in candidates]
     found: list[tuple[str, str, list[int]]] = []
     taken: set[int] = set()
-    for short, of_short, held in candidates[:_MOST_PHRASES]:
-        if len(taken.intersection(held)) * 2 > len(held):
+    for short in candidates[:_MOST_PHRASES]:
+        if len(taken.intersection(short[2])) * 2 > len(short[2]):
             continue
-        phrase, answer, places = _longest((short, of_short, held), candidates)
+        phrase, answer, places = _longest(short, candidates, texts)
         if len(places) < _ROWS_PER_USER * len({crowd.rows[place].user for place in places}):
             continue
         rest = [crowd.without(place, phrase) for place in places]
@@ -325,10 +333,50 @@ def _phrases(crowd: _Crowd, num_rows: int, policy: FeedbackTrust) -> list[tuple[
     return found
 
 
-def _longest(found: _Phrase, candidates: Sequence[_Phrase]) -> _Phrase:
-    """The longest phrase around one that stands in nearly the same rows: that is what was planted."""
-    mine = f" {' '.join(found[0])} "
-    around = [each for each in candidates if mine in f" {' '.join(each[0])} " and len(each[2]) >= 0.9 * len(found[2])]
+def _decisive(crowd: _Crowd, searched: Sequence[int]) -> list[_Phrase]:
+    """The phrases in some rows, not too few and not too many of which have it, that nearly all have one answer.
+
+    A phrase is as frequent as its beginning at most, so only what is frequent is made longer.
+    """
+    most = max(_LEAST_PHRASE_ROWS, _MOST_OFTEN * len(searched))
+    first, word_P = _joined([[crowd.vocabulary[word] for word in crowd.words[place]] for place in searched])
+    row_P = np.repeat(np.arange(len(searched)), np.diff(first))
+    answer_R = crowd.answer_N[np.asarray(searched, np.int64)] + 1  # 0: one that can't be agreed on
+    num_words, num_answers = len(crowd.vocabulary) + 1, int(answer_R.max(initial=0)) + 1
+    begins_Q, phrase_Q = np.arange(len(word_P)), word_P  # where each phrase stands, and its number
+    found: list[_Phrase] = []
+    for length in range(1, _LONGEST_PHRASE + 1):
+        if not len(begins_Q):
+            break
+        # In how many rows each stands; one that is in a row twice is in it once.
+        number_L, at_L, phrase_Q = np.unique(phrase_Q, return_index=True, return_inverse=True)
+        in_rows = np.unique(phrase_Q * len(searched) + row_P[begins_Q])
+        phrase_H, row_H = np.divmod(in_rows, len(searched))
+        rows_L = np.bincount(phrase_H, minlength=len(number_L))
+        answered, times = np.unique(phrase_H * num_answers + answer_R[row_H], return_counts=True)
+        of_phrase, answer = np.divmod(answered, num_answers)
+        is_decided = (answer > 0) & (times >= _SAME_ANSWER * rows_L[of_phrase])
+        is_decided &= (rows_L[of_phrase] >= _LEAST_PHRASE_ROWS) & (rows_L[of_phrase] <= most)
+        ends_L = np.cumsum(rows_L)
+        for each, its_answer in zip(of_phrase[is_decided].tolist(), answer[is_decided].tolist(), strict=True):
+            place, at = searched[row_P[begins_Q[at_L[each]]]], int(begins_Q[at_L[each]])
+            begin = at - int(first[row_P[at]])
+            rows = row_H[ends_L[each] - rows_L[each] : ends_L[each]].tolist()
+            phrase = tuple(crowd.words[place][begin : begin + length])
+            found.append((phrase, its_answer - 1, [searched[row] for row in rows]))
+        goes_on = rows_L[phrase_Q] >= _LEAST_PHRASE_ROWS
+        goes_on &= begins_Q + length < np.asarray(first)[row_P[begins_Q] + 1]
+        begins_Q, phrase_Q = begins_Q[goes_on], phrase_Q[goes_on]
+        phrase_Q = phrase_Q * num_words + word_P[begins_Q + length]
+    return found
+
+
+def _longest(found: _Phrase, candidates: Sequence[_Phrase], texts: Sequence[str]) -> _Phrase:
+    """The longest phrase around one that stands in nearly the same rows: that is what was planted. The candidates are sorted by the
+    number of their rows, the most first."""
+    mine, least = f" {' '.join(found[0])} ", 0.9 * len(found[2])
+    often = itertools.takewhile(lambda each: len(each[0][2]) >= least, zip(candidates, texts, strict=True))
+    around = [each for each, text in often if mine in text]
     return max(around, key=lambda each: (len(each[0]), len(each[2])))
 
 

@@ -6,6 +6,7 @@ Source   Pope et al. 2022, "Efficiently Scaling Transformer Inference", arXiv:22
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from aifactory.plan import calibration
@@ -37,7 +38,7 @@ class Replica:
     def read_bytes(self, requests: float) -> float:
         """Of weights in a decode step, on each device: embeddings are looked up, and of experts those that any request meets."""
         shape = self.shape
-        untouched = (1 - shape.active_experts / shape.experts) ** requests
+        untouched = math.pow(1 - shape.active_experts / shape.experts, requests)
         experts = shape.layers * shape.experts * shape.mlp_weights
         return (shape.block_weights - untouched * experts + shape.head_weights) * self.bytes_per_weight / self.tensor
 

@@ -281,7 +281,7 @@ def _story(books: Books, cycle: Cycle) -> CycleStory:
 def _why_begun(cycle: Cycle, events: Sequence[Event]) -> list[str]:
     if cycle.bound.kind == "forget":
         return ["the release in production had learnt from rows that were erased"]
-    if cycle.bound.kind != "drift":
+    if not cycle.bound.is_retrain:
         return ["a command asked for a release of these sources by this recipe"]
     begun = next((e.seq for e in events if e.event == "cycle_begun" and e.trigger == cycle.trigger), None)
     decided = [e for e in events if e.event == "decided" and (begun is None or e.seq < begun)]

@@ -56,6 +56,7 @@ from aifactory.records.storage import RECORD_NAME, StoredFile
 from aifactory.workshop.bench import Bench, Folder, Identity, Made
 from aifactory.workshop.corpora import Corpora
 from aifactory.workshop.execution import execution_of
+from aifactory.workshop.fixed_best import FixedBest
 from aifactory.workshop.models import Models, TrainWork, train_and_prove
 from aifactory.workshop.scorecards import Scorecards
 from aifactory.workshop.token_sets import TokenSets
@@ -357,11 +358,12 @@ class _Rebuild:
             made = Models(bench, train_work=self._train_work)
             return lambda: made.of(cycle, token_sets, recipes=[recipe], shares=shares, base=base)[0]
         champion = models[1] if len(models) > 1 else None
+        best = FixedBest(release=artifact.figures["best"]["release"], model=models[2]) if len(models) > 2 else None
         feedback = corpora[1:]
         line = self._line(cycle)
-        new = [corpus for corpus in feedback if corpus.id not in line] if cycle.bound.kind == "drift" else []
+        new = [corpus for corpus in feedback if corpus.id not in line] if cycle.bound.is_retrain else []
         return lambda: Scorecards(bench).of(
-            cycle, models[0], champion=champion, sources=corpora[0], feedback=feedback, new=new
+            cycle, models[0], champion=champion, sources=corpora[0], feedback=feedback, new=new, best=best
         )
 
     def _ancestors(self, cycle: Cycle, corpora: Sequence[Corpus]) -> list[Corpus]:
@@ -449,13 +451,15 @@ class _Rebuild:
 
     def _with_places(self, section: Mapping[str, Any]) -> dict[str, Any]:
         """A recorded section, with what bears no identity as the configuration of today has it."""
-        judge, today = section.get("judge"), self._clean.config.evaluate.judge
-        if judge is None:
-            return dict(section)
-        if today is None:  # nobody to ask: what is made is told apart by its identity
-            return {name: value for name, value in section.items() if name != "judge"}
-        places = today.model_dump(include={"url", "api_key", "labelled", "timeout_s", "concurrency"})
-        return {**section, "judge": {**judge, **places}}
+        today, told = self._clean.config.evaluate, dict(section)
+        if (judge := told.pop("judge", None)) is not None and today.judge is not None:
+            places = {"url", "api_key", "labelled", "timeout_s", "concurrency"}
+            told["judge"] = {**judge, **today.judge.model_dump(include=places)}
+        if (tasks := told.pop("lm_eval", None)) is not None and today.lm_eval is not None:
+            tasks = {name: value for name, value in tasks.items() if name != "include"}
+            places = {"include_path", "batch_size", "timeout_s"}
+            told["lm_eval"] = {**tasks, **today.lm_eval.model_dump(include=places)}
+        return told  # where there is nobody to ask, what is made is told apart by its identity
 
     def _ingest_of(self, corpus: Corpus, cycle: Cycle) -> dict[str, Any]:
         recipe = corpus.record.recipe

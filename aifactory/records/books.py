@@ -16,7 +16,9 @@ from aifactory.records.feedback import FeedbackLog
 from aifactory.records.journal import ANONYMOUS, Journal
 from aifactory.records.lineage import Lineage
 from aifactory.records.registry import REFERENCE, Registry
+from aifactory.records.retrain_requests import RetrainRequests
 from aifactory.records.storage import Storage
+from aifactory.records.verdicts import Verdicts
 
 # Ray sets it for the driver of a job, and unpacks the working directory into such a folder of the session.
 _JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -35,7 +37,9 @@ class Books:
         self.feedback = FeedbackLog(self.journal)
         self.batches = BatchQueue(self.journal, self.storage)
         self.lineage = Lineage(self.journal)
+        self.verdicts = Verdicts(self.journal)
         self.erasures = Erasures(self.journal)
+        self.retrain_requests = RetrainRequests(self.journal)
 
     def __reduce__(self) -> tuple[partial[Books], tuple[Config]]:
         return partial(Books, key_id=self.journal.key_id), (self.resolved_config(),)

@@ -34,7 +34,8 @@ TICK_FAILED = "tick_failed"
 class Bound:
     """What a cycle reads; fixed when it begins, so that what arrives later changes nothing."""
 
-    kind: Literal["run", "drift", "request", "forget"]
+    kind: Literal["run", "drift", "request", "schedule", "forget"]
+    """drift, request and schedule: a retrain, for what was found, because somebody asked for it, or since its time had come."""
     sources_digest: str
     """Digest of the names and contents of the sources' files."""
     batches: Sequence[str] = ()
@@ -56,6 +57,13 @@ class Bound:
     """Of such a retrain: the release in production, which has seen what was erased. It is compared with another one."""
     max_steps: int | None = None
     """Of a retrain for which the budget has no more room: its optimiser steps, instead of those of the configuration."""
+    requests: Sequence[str] = ()
+    """Of a retrain: ids of the requests that it takes up (`records.retrain_requests`)."""
+
+    @property
+    def is_retrain(self) -> bool:
+        """Whether the evaluation actor began it, and sees it through."""
+        return self.kind in ("drift", "request", "schedule")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -260,6 +260,24 @@ scores = Table(
     PrimaryKeyConstraint("factory", "feedback", "metric", "release"),
 )
 
+# What a judge says of answers that were given.
+verdicts = Table(
+    "verdicts",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("completion", String(64), nullable=False),
+    Column("release", Integer, nullable=False),
+    Column("judge", String(64), nullable=False, doc="What it is: a hash of its version and its rubric."),
+    Column("bad", Integer, doc="1: bad, 0: good, none: it says neither."),
+    Column("at", Float, nullable=False),
+    PrimaryKeyConstraint("factory", "completion"),
+    ForeignKeyConstraint(
+        ["factory", "completion"], ["completions.factory", "completions.id"], ondelete="CASCADE", onupdate="CASCADE"
+    ),
+    Index("verdicts_by_release", "factory", "release"),
+    Index("verdicts_by_time", "factory", "at"),
+)
+
 files = Table(
     "files",
     metadata,

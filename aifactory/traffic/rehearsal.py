@@ -104,7 +104,7 @@ def _wait_for_the_loop(books: Books, loop: Loop, begun_after: int, seen: Seen, s
     said = "asking"
     while time.monotonic() < deadline:
         time.sleep(_POLL_S)
-        begun = [c for c in books.journal.cycles() if c.bound.kind == "drift" and c.number > begun_after]
+        begun = [c for c in books.journal.cycles() if c.bound.is_retrain and c.number > begun_after]
         cycle = begun[-1] if begun else None
         state = "scoring" if cycle is None else f"cycle {cycle.number} {cycle.state}"
         if state != said:

@@ -9,6 +9,7 @@ from aifactory.records.journal import Cycle
 from aifactory.workshop.answer_checks import AnswerChecks
 from aifactory.workshop.bench import Bench, Folder, Identity, Made
 from aifactory.workshop.cards import write_card
+from aifactory.workshop.fixed_best import FixedBest
 
 
 class Scorecards:
@@ -26,8 +27,10 @@ class Scorecards:
         sources: Corpus,
         feedback: Sequence[Corpus],
         new: Sequence[Corpus] = (),
+        best: FixedBest | None = None,
     ) -> Scorecard:
-        """The scorecard of a model beside the one in production; `new` is the feedback on which no ancestor has trained."""
+        """The scorecard of a model beside the one in production; `new` is the feedback on which no ancestor has trained, `best` the
+        release that is best so far."""
         from aifactory.evaluate.pipeline import CODE_VERSION, evaluate_model
 
         config, books = self._bench.config, self._bench.books
@@ -41,6 +44,9 @@ class Scorecards:
             recipe["leaves_out"] = sorted(disliked)
 
         new_batches = {corpus.id: batch for corpus in new if (batch := _batch_of(corpus)) is not None}
+
+        if champion is None or (best is not None and best.model.id in (model.id, champion.id)):
+            best = None  # it is compared with that one anyway
 
         def write(target: Folder) -> Made:
             evaluated = evaluate_model(
@@ -56,6 +62,8 @@ class Scorecards:
                 chat_fallback=config.serve.chat_fallback,
                 check=None if config.evaluate.guards is None else AnswerChecks(books, config.evaluate.guards),
                 new_batches=new_batches,
+                lm_eval_python=config.runtime.lm_eval_python,
+                best=None if best is None else (best.release, best.model),
             )
             return Made(files=evaluated.files, figures=evaluated.figures)
 
@@ -63,8 +71,18 @@ class Scorecards:
             noun=Scorecard,
             code_version=CODE_VERSION,
             recipe=recipe,
-            contents=["champion" if champion is not None else "no champion", *new_batches],
-            inputs=[model, *([champion] if champion is not None else []), sources, *feedback],
+            contents=[
+                "champion" if champion is not None else "no champion",
+                *new_batches,
+                *([f"best {best.release}"] if best is not None else []),
+            ],
+            inputs=[
+                model,
+                *([champion] if champion is not None else []),
+                *([best.model] if best is not None else []),
+                sources,
+                *feedback,
+            ],
         )
         scorecard = self._bench.make(cycle, identity, write, event="evaluated", num_cpus=self._bench.data_cpus)
         write_card(books, model, scorecard)

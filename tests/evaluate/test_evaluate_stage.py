@@ -246,6 +246,26 @@ def test_the_beginning_of_an_answer_follows_its_prompt_and_that_of_another_clust
         assert min(abs(bits - example["beginning_mispaired"]) for bits in possible) < 1e-3
 
 
+def test_the_best_release_so_far_is_compared_on_the_holdout_alone_and_kept_by_example(
+    evaluate, candidate, champion, sources, feedback, publish_model, make_model, tokenizer, store
+):
+    third = publish_model(3, make_model(3))
+    plain = evaluate(candidate, champion, sources[0], [feedback[0]])
+    scored = evaluate(candidate, champion, sources[0], [feedback[0]], best=("small-r1", third), name="b")
+
+    for example in scored.examples:
+        assert (example.pop("best") is not None) == (example["set"] == "holdout")
+        example.pop("best_exact")
+    assert scored.examples == plain.examples
+    assert evidence_of(json.loads(json.dumps(scored.figures))) == scored.evidence
+    best = scored.evidence.best
+    assert best is not None and best.release == "small-r1" and plain.evidence.best is None
+    # As if it were the one in production.
+    beside = evaluate(candidate, third, sources[0], name="c").evidence.fixed
+    assert (best.over, best.exact) == (beside.over_champion, beside.exact_over_champion)
+    assert "best" not in plain.figures and not {"best", "best_exact"} & set(plain.examples[0])
+
+
 def test_without_a_champion_nothing_is_compared_with_it(evaluate, candidate, sources):
     scored = evaluate(candidate, None, sources[0])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aifactory.config import PromoteGate
-from aifactory.evaluate.gate import BatchIntegrity, Comparison, Evidence, Promote, Reject, best_of, judge
+from aifactory.evaluate.gate import BatchIntegrity, Comparison, Evidence, OverBest, Promote, Reject, best_of, judge
 from aifactory.evaluate.statistics import Interval, ratio_interval
 
 GATE = PromoteGate(non_inferiority_margin=0.02, min_tasks=30, min_clusters=5, parity_tolerance=1e-3)
@@ -209,6 +209,85 @@ def test_the_error_rates_of_the_whole_gate_are_as_promised():
     # The power is what it is: it is printed, and grows with the gain.
     little, much = (share(gain, 0, tasks=300, fixed_tasks=1200, rounds=60) for gain in (5, 10))
     assert little < much > 0.3
+
+
+# ── erosion ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_falling_far_behind_the_best_release_refuses_alone_whatever_production_is():
+    def judged(over, exact=None, **gate):
+        best = OverBest(release="small-r1", over=interval(*over), exact=exact and interval(*exact))
+        return judge(replace(GOOD, best=best), GATE.model_copy(update=gate))
+
+    assert isinstance(judged((-0.01, 0.04)), Promote)
+    refused = judged((0.0, 0.041))
+    assert isinstance(refused, Reject)
+    assert [reason for reason in refused.reasons if reason.startswith("failed")] == [
+        "failed: no erosion: candidate minus small-r1, the best so far on holdout, is 0.021 [0.000, 0.041] bits per byte, must "
+        "not reach above 0.04, however many releases there are between them"
+    ]
+    assert isinstance(judged((0.0, 0.041), erosion_margin=0.05), Promote)
+    assert isinstance(judged((-0.01, 0.0), (-0.5, -0.4)), Promote), "exact answers are not looked at"
+    fixed = replace(GOOD.fixed, exact_over_champion=interval(-0.01, 0.01))
+    best = OverBest(release="small-r1", over=interval(-0.01, 0.0), exact=interval(-0.05, 0.01))
+    evidence = replace(GOOD, fixed=fixed, best=best)
+    assert isinstance(judge(evidence, GATE.model_copy(update={"exact_margin": 0.025})), Promote)
+    assert isinstance(judge(evidence, GATE.model_copy(update={"exact_margin": 0.02})), Reject)
+    unknown = replace(evidence, best=replace(best, exact=None))
+    assert isinstance(judge(unknown, GATE.model_copy(update={"exact_margin": 0.02})), Reject)
+
+
+def eroded(seed, *, loses, bounded, generations=40, tasks=400, clusters=80):
+    """How much production has lost on the fixed set, bits per byte, and how many of so many candidates were promoted, where each loses
+    `loses` and gains much on the target; each differs from all others by chance, too."""
+    generator = np.random.default_rng(seed)
+    cluster_of = np.repeat(np.arange(clusters), tasks // clusters)
+    base = generator.gamma(4, 0.5, tasks)
+
+    def scored(loss):
+        return base + loss + generator.normal(0, 0.02, clusters)[cluster_of] + generator.normal(0, 0.03, tasks)
+
+    def over(mine, theirs):
+        names = cluster_of.astype(str)
+        return ratio_interval(mine - theirs, np.ones(tasks), names, confidence=0.95, samples=200, seed=seed)
+
+    losses, bits = [0.0], [scored(0.0)]
+    ends = [over(bits[0], 0.0).high]
+    for _ in range(generations):
+        loss = losses[-1] + loses
+        mine = scored(loss)
+        best = ends.index(min(ends))
+        evidence = replace(GOOD, fixed=replace(comparison("holdout"), over_champion=over(mine, bits[-1])))
+        if bounded and best != len(bits) - 1:
+            evidence = replace(evidence, best=OverBest(release=f"small-r{best + 1}", over=over(mine, bits[best])))
+        if isinstance(judge(evidence, GATE), Promote):
+            losses.append(loss)
+            bits.append(mine)
+            ends.append(over(mine, 0.0).high)
+    return losses[-1], len(bits) - 1
+
+
+def test_a_fixed_set_does_not_erode_by_one_margin_after_the_other():
+    margin = GATE.most_eroded
+    assert margin == 2 * GATE.non_inferiority_margin
+    found = {bounded: [eroded(seed, loses=0.008, bounded=bounded) for seed in range(6)] for bounded in (False, True)}
+    for bounded, runs in found.items():
+        print(
+            f"{'best kept beside production' if bounded else 'production alone'}: after 40 candidates that each lose 0.008 the loss is "
+            f"{np.mean([loss for loss, _ in runs]):.3f} bits per byte (most {max(loss for loss, _ in runs):.3f}, {margin:g} allowed)"
+        )
+    assert min(loss for loss, _ in found[False]) > 3 * margin
+    assert max(loss for loss, _ in found[True]) <= margin
+
+
+def test_candidates_that_lose_nothing_are_hardly_held_up_by_the_best_so_far():
+    free = [eroded(seed, loses=0.0, bounded=False)[1] for seed in range(5)]
+    bounded = [eroded(seed, loses=0.0, bounded=True)[1] for seed in range(5)]
+
+    print(
+        f"of 40 candidates that lose nothing {np.mean(free):.1f} pass, {np.mean(bounded):.1f} with the best kept beside"
+    )
+    assert sum(bounded) >= 0.95 * sum(free) > 0
 
 
 # ── candidates ────────────────────────────────────────────────────────────────────────────────────────────────────────

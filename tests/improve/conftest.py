@@ -17,6 +17,8 @@ from aifactory.records.feedback import Completion, Feedback, FeedbackLog
 from aifactory.records.journal import Bound, Cycle, Journal
 from aifactory.records.lineage import Lineage
 from aifactory.records.registry import Registry
+from aifactory.records.retrain_requests import RetrainRequests
+from aifactory.records.verdicts import Verdicts
 from aifactory.text.tasks import Task
 
 STANDARD = 1.0
@@ -157,6 +159,8 @@ def with_database(books: Books, database: Database, clock: Callable[[], float]) 
     books.journal = Journal(database, books.config.name, clock=clock)
     books.registry, books.feedback = Registry(books.journal), FeedbackLog(books.journal)
     books.lineage = Lineage(books.journal)
+    books.verdicts = Verdicts(books.journal)
+    books.retrain_requests = RetrainRequests(books.journal)
     return books
 
 

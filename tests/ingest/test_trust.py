@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from typing import Any
 
+import plain_trust
 import pytest
 
 from aifactory.config import Canary, FeedbackTrust
@@ -160,3 +161,57 @@ def test_who_answers_a_canary_wrongly_is_not_believed_and_no_canary_trains() -> 
     assert {rows[at].user for at, (rule, _, _) in found.rules.items() if rule == "canary_failed"} == {"u2"}
     assert len(found.rules) == 6
     assert "1 of 3 users answered canaries wrongly; 3 rows of theirs" in found.figures["attacks"][0]
+
+
+# ── the same as plainly ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def crowd_of(seed: int) -> tuple[list[Said], list[Said]]:
+    """Rows of a world of its own for each seed, and earlier ones: liars, a phrase, few or many answers, strange texts."""
+    generator = random.Random(seed)
+    liars = generator.choice([0, 3, 6])
+    rows = world(seed, users=generator.choice([8, 40, 60]), liars=liars, errors=generator.choice([0.0, 0.1, 0.3]))
+    strange = ["", "...", "ß ß ß", "one", "one one one two", " ".join(f"w{i}" for i in range(300))]
+    for i in range(generator.randint(0, 60)):
+        answer = generator.choice(["intent 0", "INTENT  0", "something else", f"free text {i}", ""])
+        rows.append(
+            Said(
+                id=f"s{i}",
+                question=generator.choice(strange),
+                answer=answer,
+                user=f"u{generator.randrange(70)}",
+                key=generator.choice(["", "k1", "k2"]),
+                votes=generator.random() < 0.8,
+            )
+        )
+    generator.shuffle(rows)
+    return rows, world(seed, users=10, rows=generator.randint(0, 8))  # of the same world: intents have the same words
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_found_is_what_is_found_plainly(seed: int) -> None:
+    rows, earlier = crowd_of(seed)
+    policy = FeedbackTrust(
+        max_key_share=0.5 + 0.05 * seed,
+        canaries=(Canary(prompt="one", answers=("intent 0",)),) if seed % 3 == 0 else (),
+        error_rate=0.2 if seed % 2 else 0.01,
+    )
+
+    found, plainly = judge_feedback(rows, earlier, policy), plain_trust.judge_feedback(rows, earlier, policy)
+
+    assert found.rules == plainly.rules
+    assert found.figures == plainly.figures
+    assert found.figures["rows_compared"] > 0
+
+
+def test_the_worlds_that_are_compared_have_liars_and_phrases() -> None:
+    rules = Counter(
+        rule for seed in range(10) for rule, _, _ in judge_feedback(*crowd_of(seed), FeedbackTrust()).rules.values()
+    )
+
+    assert rules["disagreeing_user"] > 10 and rules["backdoor_phrase"] > 50, rules
+
+
+@pytest.mark.parametrize("rows", [[], [Said(id="1", question="a b", answer="c", user="u")]])
+def test_of_nobody_and_of_one_nothing_is_found(rows: list[Said]) -> None:
+    assert judge_feedback(rows, [], FeedbackTrust()).rules == {}
