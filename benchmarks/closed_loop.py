@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 import torch
-from moments import Seen
+from moments import FIRST_LETTER, FIRST_OF_MANY, MOST_LETTERS, Seen
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -72,8 +72,7 @@ def random_llama(config: LlamaConfig, dtype: torch.dtype, device: str) -> LlamaF
 
 def byte_tokenizer(num_tokens: int) -> TextTokenizer:
     """A tokenizer in which every id of the model has a text, so that each token is told at once."""
-    # Letters without a surrogate between them, however many are needed.
-    first = 0x4E00 if num_tokens <= 20_000 else 0x20000
+    first = FIRST_LETTER if num_tokens <= MOST_LETTERS else FIRST_OF_MANY
     names = [END_OF_TEXT, *(chr(first + index) for index in range(num_tokens - 1))]
     tokenizer = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -20,10 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from moments import Seen
-
-FIRST_LETTER = 0x4E00
-"""Token n of the benchmark's tokenizer is the letter FIRST_LETTER + n - 1; so letters are tokens."""
+from moments import Seen, token_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +132,7 @@ async def _answer(
                 raise RuntimeError(str(event["error"])[:300])
             if event["choices"] and (text := event["choices"][0]["text"]):
                 seen.add(len(text), seconds=now - last, first=not ids)
-                ids += [ord(letter) - FIRST_LETTER + 1 for letter in text]
+                ids += [token_of(letter) for letter in text]
                 last = now
                 if told is not None:
                     told(index, event["model"], len(text), now)

@@ -50,6 +50,17 @@ class Seen:
         return asdict(self)
 
 
+FIRST_LETTER, FIRST_OF_MANY = 0x4E00, 0x20000
+"""Token 1 of the benchmarks' tokenizers, of up to MOST_LETTERS tokens and of more: letters without a surrogate between them."""
+MOST_LETTERS = 20_000
+
+
+def token_of(letter: str) -> int:
+    """The token whose text is this letter."""
+    code = ord(letter)
+    return code - (FIRST_OF_MANY if code >= FIRST_OF_MANY else FIRST_LETTER) + 1
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least this share of them don't exceed."""
     ordered = sorted(values)

@@ -19,8 +19,8 @@ import serve
 import serve_faults
 from fault_load import FaultLoad
 from fault_load import Seen as Endured
-from http_load import FIRST_LETTER, Arrival, Target
-from moments import Seen, percentile, random_prompts
+from http_load import Arrival, Target
+from moments import FIRST_LETTER, Seen, percentile, random_prompts, token_of
 from serve_figures import figures, gaps_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -183,6 +183,14 @@ def test_an_open_loop_counts_from_when_a_request_was_due():
     seen = asking(server, lambda target: http_load.open_loop(target, arrivals))
     assert all(moment >= 0.05 for moment in seen.first) and seen.num_tokens == 6
     assert server.connections == 3  # all were under way at once
+
+
+@pytest.mark.parametrize("num_tokens", [512, 32_000])
+def test_a_letter_tells_its_token_however_many_there_are(num_tokens):
+    from closed_loop import byte_tokenizer
+
+    tokenizer = byte_tokenizer(num_tokens)
+    assert [token_of(tokenizer.decode([token])) for token in (1, 2, num_tokens - 1)] == [1, 2, num_tokens - 1]
 
 
 def test_no_ops_count_answers():
