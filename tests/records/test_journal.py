@@ -21,6 +21,7 @@ BOUND = Bound(
     restored=[],
     models=[],
     corpora=[],
+    requests=[],
 )
 
 

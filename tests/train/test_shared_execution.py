@@ -16,6 +16,10 @@ GANG = Path(__file__).parent / "gang.py"
 PLAIN = Execution(attention="mask", loss="plain")
 
 
+ROUNDING = 3e-5
+"""What sums in another order come to: 1.3e-5 with AVX-512, less without."""
+
+
 @pytest.fixture(scope="module")
 def gang(runs, tmp_path_factory):
     def task(name, execution=PLAIN, **changes):
@@ -40,13 +44,13 @@ def gang(runs, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_workers_with_any_choice_end_with_the_weights_of_one_without(gang, largest_difference, name):
-    assert largest_difference(gang[name], gang["alone"]) < 1e-5
+    assert largest_difference(gang[name], gang["alone"]) < ROUNDING
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_gradients_that_cross_in_bf16_learn_the_same_by_rounded_steps(runs, gang, largest_difference, how):
     difference = largest_difference(gang[f"{how}-bf16"], gang["alone"])
 
-    assert 1e-5 < difference < 0.05
+    assert ROUNDING < difference < 0.05
     found, exact = (runs.figures(gang[name])["final_loss"] for name in (f"{how}-bf16", "alone"))
     assert found == pytest.approx(exact, rel=0.01)
