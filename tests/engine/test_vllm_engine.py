@@ -186,9 +186,9 @@ def test_a_release_is_loaded_and_checked_as_the_configuration_has_it(conforming,
 
 def test_a_schema_beyond_a_limit_is_its_requests_fault_and_nobody_elses(conforming, ask):
     def nested(depth):
-        schema = {"type": "integer", "maximum": 9}
+        schema = {"type": "integer", "minimum": 0, "maximum": 9}
         for _ in range(depth):
-            schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+            schema = {"type": "object", "properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
         return Grammar(kind="json_schema", text=json.dumps(schema))
 
     other = ask(conforming.shared, [1, 2], max_tokens=20, temperature=0.0)
