@@ -286,7 +286,8 @@ class Bench:
                 if name not in _LLAMACPP:
                     raise
                 # Seen of q8_0 (0.3.36), built for a processor with AMX: an instruction that is refused.
-                self.notes.append(f"{name} is left out, it died of its first prompts: {str(error)[-300:]}")
+                print(f"{name}: {error}", file=sys.stderr)
+                self.notes.append(f"{name} is left out, it died of its first prompts")
                 self.contenders.pop(name)
         for name, given in answers.items():
             if name in _SAME_WEIGHTS and name != "float32" and "float32" in answers:
