@@ -81,7 +81,7 @@ class CompiledForward:
 
     def __init__(self, model: PreTrainedModel, weights: PackedWeights, cache: SlotCache, team: ThreadTeam) -> None:
         """Compile, or load what was compiled before; the cache must be allocated."""
-        from aifactory.engine.kernels import LANES, SYNC_SIZE, forward
+        from aifactory.engine.kernels import MOST_QUERIES, SYNC_SIZE, forward
 
         self._forward = forward
         self._team = team
@@ -119,7 +119,7 @@ class CompiledForward:
         }
         self._low_ranks = _LowRanks([], self._shapes, self._num_rows)
         no_rows = (_zeros(0, width) for width in (0, *self._widths))
-        self._buffers = (*no_rows, _zeros(team.num_threads, num_positions + LANES))
+        self._buffers = (*no_rows, _zeros(team.num_threads, MOST_QUERIES, num_positions))
         self._vocab_size = model.lm_head.out_features
         self._num_logits = PANEL * len(self._head[0])
 
@@ -200,7 +200,7 @@ class CompiledForward:
             self._buffers = (*arrays, self._buffers[-1])
 
 
-def _zeros(num_rows: int, width: int) -> npt.NDArray[np.float32]:
+def _zeros(*shape: int) -> npt.NDArray[np.float32]:
     """An array of float32 that begins where a cache line does, as torch's tensors do and NumPy's need not: of what lies across two
     lines the kernels read half as much a second."""
-    return torch.zeros(num_rows, width).numpy()
+    return torch.zeros(*shape).numpy()

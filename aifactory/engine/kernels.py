@@ -4,9 +4,9 @@ Why      At batch 1 a step reads every weight once and does little else: it shou
          matrix-vector product moves a third of what memory gives, and the many small operations between products add to it.
 Threads  Every thread calls `forward` with its number; each takes some rows of a matrix after others, until none are left, and waits
          for the others at barriers. A thread that waits for long gives its processor away, so that a busy machine costs little.
-Order    Element k of a product's sum is added by ascending k; of a score of attention in lane k % WIDTH, and the lanes by a fixed
-         tree. Whatever the batch and the number of threads, a row's bits depend on its own tokens, its own cache and the
-         processor alone.
+Order    Element k of a sum of products is added by ascending k; of a norm in lane k % WIDTH, of a softmax in lane k % LANES, and the
+         lanes by a fixed tree. Whatever the batch and the number of threads, a row's bits depend on its own tokens, its own
+         cache and the processor alone.
 Weights  float32; bfloat16, read as int16; int8 with a scale for each row of the matrix. All sums are in float32. Sixteen rows of a
          matrix are a panel, in which column stands beside column: a vector's element is multiplied with all of them at once, so
          that nothing is summed across lanes, and a panel stays in the cache while many vectors pass by.
@@ -166,10 +166,12 @@ _AHEAD = 4096
 """Bytes. Asked to find out by itself what is read next, a processor falls behind."""
 
 
-def _panels(num_panels: int, most: int, *, ahead: bool = False) -> Any:
-    """The products of so many panels with up to `most` vectors: `panels(w, at, x, x_step, count, length, y, y_step)`.
+def _panels(num_panels: int, most: int, *, ahead: bool = False, beside: bool = False) -> Any:
+    """The products of so many panels with up to `most` vectors: `panels(w, at, w_step, x, x_step, count, length, y, y_step)`.
 
-    w, at      an array of weights, and where in it the first panel begins; they lie one after the other
+    w, at      an array of weights, and where in it the first panel begins
+    w_step     how far apart the panels lie, each of whose columns follow one another; or where they lie one `beside` the other, how
+               far apart their columns
     x, x_step  a float32 array that begins with `count` vectors, and how far apart they lie; y, y_step likewise the results
     length     elements of a vector
     ahead      whether to ask for what comes next of each panel
@@ -180,15 +182,18 @@ def _panels(num_panels: int, most: int, *, ahead: bool = False) -> Any:
     def constant(value: int) -> ir.Constant:
         return ir.Constant(_I64, value)
 
-    def multiply(builder: Any, data: Any, at: Any, x_step: Any, num_columns: int, length: Any, y_step: Any) -> None:
-        panels = [builder.add(at, builder.mul(length, constant(PANEL * p))) for p in range(num_panels)]
+    def multiply(
+        builder: Any, data: Any, at: Any, w_step: Any, x_step: Any, num_columns: int, length: Any, y_step: Any
+    ) -> None:
+        between, column_step = (constant(PANEL), w_step) if beside else (w_step, constant(PANEL))
+        panels = [builder.add(at, builder.mul(between, constant(p))) for p in range(num_panels)]
         starts = [builder.add(panel, constant(first)) for panel in panels for first in range(0, PANEL, WIDTH)]
         columns = [builder.gep(data[1], [builder.mul(x_step, constant(c))]) for c in range(num_columns)]
         zero = ir.Constant(kind, None)
         sums = [[cgutils.alloca_once_value(builder, zero) for _ in starts] for _ in columns]
 
         def add(k: Any) -> None:
-            place = builder.mul(k, constant(PANEL))
+            place = builder.mul(k, column_step)
             weights = [_load(builder, data[0], builder.add(start, place), WIDTH) for start in starts]
             for column, totals in zip(columns, sums, strict=True):
                 element = builder.load(builder.gep(column, [k]))
@@ -207,7 +212,7 @@ def _panels(num_panels: int, most: int, *, ahead: bool = False) -> Any:
                 size = _size(data[0])
                 for line in range(0, together * PANEL if ahead and together > 1 else 0, _LINE // size):
                     for panel in panels:
-                        place = builder.add(panel, builder.mul(first, constant(PANEL)))
+                        place = builder.add(panel, builder.mul(first, column_step))
                         _prefetch(builder, data[0], builder.add(place, constant(line + _AHEAD // size)))
             begin = end
         for c, totals in enumerate(sums):
@@ -217,27 +222,33 @@ def _panels(num_panels: int, most: int, *, ahead: bool = False) -> Any:
                 builder.store(builder.load(total), address, align=1)
 
     @intrinsic
-    def panels(typing: Any, w: Any, at: Any, x: Any, x_step: Any, count: Any, length: Any, y: Any, y_step: Any) -> Any:
+    def panels(
+        typing: Any, w: Any, at: Any, w_step: Any, x: Any, x_step: Any, count: Any, length: Any, y: Any, y_step: Any
+    ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            data = [context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 6)]
+            data = [context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3, 7)]
             # For each number of vectors code of its own, so that all sums are in registers.
             for num_columns in range(1, most + 1):
-                with builder.if_then(builder.icmp_unsigned("==", args[4], constant(num_columns))):
-                    multiply(builder, data, args[1], args[3], num_columns, args[5], args[7])
+                with builder.if_then(builder.icmp_unsigned("==", args[5], constant(num_columns))):
+                    multiply(builder, data, args[1], args[2], args[4], num_columns, args[6], args[8])
             return context.get_dummy_value()
 
         i = types.int64
-        return types.void(w, i, x, i, i, i, y, i), generate
+        return types.void(w, i, i, x, i, i, i, y, i), generate
 
     return panels
 
 
 # Sums, weights and an element of a vector fill 32 registers of a wide processor, 16 of another.
 _MOST = 6
+MOST_QUERIES = _MOST
+"""Whose scores a thread holds at once."""
 _PANELS_OF_ONE, _PANELS_OF_MANY = (8, 4) if _IS_WIDE else (4, 1)
 _one = _panels(_PANELS_OF_ONE, 1, ahead=True)
 _many = _panels(_PANELS_OF_MANY, _MOST)
 _last = _panels(1, _MOST)
+_many_beside = _panels(_PANELS_OF_MANY, _MOST, beside=True)
+_last_beside = _panels(1, _MOST, beside=True)
 
 
 @intrinsic
@@ -301,45 +312,29 @@ _sum_of = _over_lanes("sum", 0.0)
 _largest_of = _over_lanes("maxnum", -np.inf)
 
 
-def _weigh(num_vectors: int, lanes: int) -> Any:
-    """out[d:] = sum over t of share[t] * values[t, d:], so many vectors of so many lanes, by ascending t; rows of `width` numbers."""
+@intrinsic
+def _weigh(typing: Any, share: Any, length: Any, values: Any, d: Any, width: Any, out: Any) -> Any:
+    """out[d : d + LANES] = sum over t of share[t] * values[t, d : d + LANES], by ascending t; rows of `width` numbers."""
 
-    @intrinsic
-    def weigh(typing: Any, share: Any, length: Any, values: Any, d: Any, width: Any, out: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            shares, rows, result = (
-                context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 5)
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        shares, rows, result = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 5)
+        )
+        total = cgutils.alloca_once_value(builder, _splat(0.0))
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], ir.Constant(_I64, 1), intp=_I64) as (t, _):
+            one = builder.insert_element(
+                ir.Constant(_VEC, ir.Undefined), builder.load(builder.gep(shares, [t])), ir.Constant(_I32, 0)
             )
-            vector = ir.VectorType(_F32, lanes)
-            places = [builder.add(args[3], ir.Constant(_I64, lanes * i)) for i in range(num_vectors)]
-            sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in places]
-            with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], ir.Constant(_I64, 1), intp=_I64) as (
-                t,
-                _,
-            ):
-                one = builder.insert_element(
-                    ir.Constant(vector, ir.Undefined), builder.load(builder.gep(shares, [t])), ir.Constant(_I32, 0)
-                )
-                weight = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
-                start = builder.mul(t, args[4])
-                for place, total in zip(places, sums, strict=True):
-                    address = builder.bitcast(builder.gep(rows, [builder.add(start, place)]), vector.as_pointer())
-                    value = builder.load(address, align=1)
-                    builder.store(_multiply_add(builder, weight, value, builder.load(total)), total)
-            for place, total in zip(places, sums, strict=True):
-                address = builder.bitcast(builder.gep(result, [place]), vector.as_pointer())
-                builder.store(builder.load(total), address, align=1)
-            return context.get_dummy_value()
+            weight = builder.shuffle_vector(one, one, _splat_int(0))
+            place = builder.add(builder.mul(t, args[4]), args[3])
+            address = builder.bitcast(builder.gep(rows, [place]), _VEC.as_pointer())
+            builder.store(_multiply_add(builder, weight, builder.load(address, align=1), builder.load(total)), total)
+        address = builder.bitcast(builder.gep(result, [args[3]]), _VEC.as_pointer())
+        builder.store(builder.load(total), address, align=1)
+        return context.get_dummy_value()
 
-        i = types.int64
-        return types.void(share, i, values, i, i, out), generate
-
-    return weigh
-
-
-_weigh_4 = _weigh(4, WIDTH)
-_weigh_1 = _weigh(1, WIDTH)
-_weigh_half = _weigh(1, LANES)
+    i = types.int64
+    return types.void(share, i, values, i, i, out), generate
 
 
 @intrinsic
@@ -443,20 +438,20 @@ def _product_block(w_PK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, e
     p = begin
     if num_rows == 1:
         while p + _PANELS_OF_ONE <= end:
-            _one(w_PK, p * size, x_BK, x_step, 1, length, y_BN[0, p * PANEL :], y_step)
+            _one(w_PK, p * size, size, x_BK, x_step, 1, length, y_BN[0, p * PANEL :], y_step)
             p += _PANELS_OF_ONE
     while p + _PANELS_OF_MANY <= end:
         b = 0
         while b < num_rows:
             count = _together(num_rows - b)
-            _many(w_PK, p * size, x_BK[b:], x_step, count, length, y_BN[b, p * PANEL :], y_step)
+            _many(w_PK, p * size, size, x_BK[b:], x_step, count, length, y_BN[b, p * PANEL :], y_step)
             b += count
         p += _PANELS_OF_MANY
     while p < end:
         b = 0
         while b < num_rows:
             count = _together(num_rows - b)
-            _last(w_PK, p * size, x_BK[b:], x_step, count, length, y_BN[b, p * PANEL :], y_step)
+            _last(w_PK, p * size, size, x_BK[b:], x_step, count, length, y_BN[b, p * PANEL :], y_step)
             b += count
         p += 1
 
@@ -566,35 +561,40 @@ def _rotate(x_D: Any, cos_D: Any, sin_D: Any) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _attend(q_D: Any, keys_TD: Any, values_TD: Any, length: int, scaling: float, scores_T: Any, out_D: Any) -> None:
-    """Softmax attention of one head over `length` positions."""
-    width = len(q_D)
-    t = 0
-    while t + 8 <= length:
-        _tile_8(keys_TD, t * width, q_D, width, scores_T[t:])
-        t += 8
-    while t < length:
-        _tile_1(keys_TD, t * width, q_D, width, scores_T[t:])
-        t += 1
-    # Up to a whole vector: exp makes nothing of it.
-    for t in range(length, (length + LANES - 1) // LANES * LANES):
-        scores_T[t] = -np.inf
-    largest = _largest_of(scores_T, length)
-    for t in range(length):
-        scores_T[t] = (scores_T[t] - largest) * np.float32(scaling)
-    _exp_in_place(scores_T, length)
-    total = _sum_of(scores_T, length)
+def _attend(
+    q_QD: Any, keys_PD: Any, values_TD: Any, length: int, growth: int, scaling: float, scores_QT: Any, out_QD: Any
+) -> None:
+    """Softmax attention of up to _MOST queries over the same keys, the first over `length` positions, the next over `growth` more."""
+    num_queries, width = q_QD.shape
+    longest = length + growth * (num_queries - 1)
+    _product_block(keys_PD, q_QD, scores_QT, num_queries, 0, (longest + PANEL - 1) // PANEL)
+    for q in range(num_queries):
+        scores_T = scores_QT[q]
+        end = length + growth * q
+        # Up to a whole vector.
+        for t in range(end, (end + LANES - 1) // LANES * LANES):
+            scores_T[t] = -np.inf
+        largest = _largest_of(scores_T, end)
+        for t in range(end):
+            scores_T[t] = (scores_T[t] - largest) * np.float32(scaling)
+        _exp_in_place(scores_T, end)
+        # Of what comes after its own position a query takes nothing.
+        for t in range(end, max(longest, (end + LANES - 1) // LANES * LANES)):
+            scores_T[t] = np.float32(0.0)
+    scores_step, out_step = scores_QT.strides[0] // 4, out_QD.strides[0] // 4
     d = 0
-    while d + 4 * WIDTH <= width:
-        _weigh_4(scores_T, length, values_TD, d, width, out_D)
-        d += 4 * WIDTH
-    while d + WIDTH <= width:
-        _weigh_1(scores_T, length, values_TD, d, width, out_D)
-        d += WIDTH
-    if d < width:
-        _weigh_half(scores_T, length, values_TD, d, width, out_D)
-    for d in range(width):
-        out_D[d] /= total
+    while d + PANEL * _PANELS_OF_MANY <= width:
+        _many_beside(values_TD, d, width, scores_QT, scores_step, num_queries, longest, out_QD[0, d:], out_step)
+        d += PANEL * _PANELS_OF_MANY
+    while d + PANEL <= width:
+        _last_beside(values_TD, d, width, scores_QT, scores_step, num_queries, longest, out_QD[0, d:], out_step)
+        d += PANEL
+    for q in range(num_queries):
+        if d < width:
+            _weigh(scores_QT[q], longest, values_TD, d, width, out_QD[q])
+        total = _sum_of(scores_QT[q], length + growth * q)
+        for i in range(width):
+            out_QD[q, i] /= total
 
 
 @numba.njit(cache=True, nogil=True)
@@ -632,7 +632,7 @@ def forward(
     adapter_B   which of the X adapters each token has, -1 for none; has_adapters whether any has one
     low_rank_a  of each of the four weights (X, L, parts * rank, columns), parts being q, k, v and gate, up; the rank, the
                 same for all, is a multiple of eight; low_rank_b (X, L, P * PANEL, rank)
-    address_L2  where each layer's keys (S, G, T, D) and values begin, float32
+    address_L2  where each layer's keys (S, G, T / PANEL, D, PANEL) and values (S, G, T, D) begin, float32
     shape       (A, G, D, T, whether queries and keys are normalised, epsilon, scaling of scores)
     weights     (L, P, K, PANEL): queries, keys and values, each of whole panels, from H columns; out, of A D; gate and up, each of
                 whole panels, of H; down, of I
@@ -641,7 +641,7 @@ def forward(
     head        (P, H, PANEL) with its scale (P * PANEL,) or (0,), and its bias likewise
     rotary      cosines and sines (T, D)
     buffers     of at least B rows: (B, 3 * rank), (B, H), that of queries, keys and values, (B, A D), (B, H), that of gate and up, as
-                many columns as their panels have rows; of each thread (T + LANES,)
+                many columns as their panels have rows; of each thread (_MOST, T)
     logits_OV   likewise
     """
     num_heads, num_heads_kv, width, num_positions, has_head_norms, epsilon, scaling = shape
@@ -658,6 +658,9 @@ def forward(
     group = num_heads // num_heads_kv
     row_size = num_heads_kv * num_positions * width
     cos_TD, sin_TD = rotary
+    # Tokens of a prompt go together, those of a step have keys of their own.
+    per_piece = _MOST if num_rows > 1 and row_B[0] == row_B[1] else 1
+    num_pieces = (num_rows + per_piece - 1) // per_piece
     for layer in range(num_layers):
         for b in range(thread, num_rows, num_threads):
             _normalise(x_BH[b], norm_attention[layer], epsilon, normed[b])
@@ -679,8 +682,8 @@ def forward(
             b, g = pair // num_heads_kv, pair % num_heads_kv
             position = position_B[b]
             start = row_B[b] * row_size + g * num_positions * width
-            keys_TD = numba.carray(
-                _matrix_at(address_L2[layer, 0] + 4 * start), (num_positions, width), dtype=np.float32
+            keys_PD = numba.carray(
+                _matrix_at(address_L2[layer, 0] + 4 * start), (num_positions // PANEL, width, PANEL), dtype=np.float32
             )
             values_TD = numba.carray(
                 _matrix_at(address_L2[layer, 1] + 4 * start), (num_positions, width), dtype=np.float32
@@ -690,29 +693,48 @@ def forward(
                 _normalise(key_D, norm_k[layer], epsilon, key_D)
             _rotate(key_D, cos_TD[position], sin_TD[position])
             for d in range(width):
-                keys_TD[position, d] = key_D[d]
+                keys_PD[position // PANEL, d, position % PANEL] = key_D[d]
                 values_TD[position, d] = qkv[b, values_at + g * width + d]
         _wait_for_all(sync, num_threads)
 
-        pair = _next_of(sync)
-        while pair < num_rows * num_heads_kv:
-            b, g = pair // num_heads_kv, pair % num_heads_kv
-            position = position_B[b]
-            start = row_B[b] * row_size + g * num_positions * width
-            keys_TD = numba.carray(
-                _matrix_at(address_L2[layer, 0] + 4 * start), (num_positions, width), dtype=np.float32
-            )
-            values_TD = numba.carray(
-                _matrix_at(address_L2[layer, 1] + 4 * start), (num_positions, width), dtype=np.float32
-            )
-            for a in range(g * group, (g + 1) * group):
-                q_D = qkv[b, a * width : (a + 1) * width]
-                if has_head_norms:
-                    _normalise(q_D, norm_q[layer], epsilon, q_D)
-                _rotate(q_D, cos_TD[position], sin_TD[position])
-                out_D = attended[b, a * width : (a + 1) * width]
-                _attend(q_D, keys_TD, values_TD, position + 1, scaling, scores[thread], out_D)
-            pair = _next_of(sync)
+        piece = _next_of(sync)
+        while piece < num_pieces * num_heads_kv:
+            g = piece % num_heads_kv
+            b = piece // num_heads_kv * per_piece
+            last = min(num_rows, b + per_piece)
+            while b < last:
+                position, count = position_B[b], 1
+                while b + count < last and row_B[b + count] == row_B[b] and position_B[b + count] == position + count:
+                    count += 1
+                start = row_B[b] * row_size + g * num_positions * width
+                keys_PD = numba.carray(
+                    _matrix_at(address_L2[layer, 0] + 4 * start),
+                    (num_positions // PANEL, width, PANEL),
+                    dtype=np.float32,
+                )
+                values_TD = numba.carray(
+                    _matrix_at(address_L2[layer, 1] + 4 * start), (num_positions, width), dtype=np.float32
+                )
+                for q in range(b, b + count):
+                    for a in range(g * group, (g + 1) * group):
+                        q_D = qkv[q, a * width : (a + 1) * width]
+                        if has_head_norms:
+                            _normalise(q_D, norm_q[layer], epsilon, q_D)
+                        _rotate(q_D, cos_TD[position + q - b], sin_TD[position + q - b])
+                if count == 1:
+                    # The heads that share these keys go together.
+                    for a in range(g * group, (g + 1) * group, _MOST):
+                        shape_QD = min(_MOST, (g + 1) * group - a), width
+                        columns = slice(a * width, (a + shape_QD[0]) * width)
+                        q_QD, out_QD = qkv[b, columns].reshape(shape_QD), attended[b, columns].reshape(shape_QD)
+                        _attend(q_QD, keys_PD, values_TD, position + 1, 0, scaling, scores[thread], out_QD)
+                else:
+                    for a in range(g * group, (g + 1) * group):
+                        rows, columns = slice(b, b + count), slice(a * width, (a + 1) * width)
+                        q_QD, out_QD = qkv[rows, columns], attended[rows, columns]
+                        _attend(q_QD, keys_PD, values_TD, position + 1, 1, scaling, scores[thread], out_QD)
+                b += count
+            piece = _next_of(sync)
         _wait_for_all(sync, num_threads)
 
         begin, end = _next_part(sync, w_out.shape[1], num_threads)
