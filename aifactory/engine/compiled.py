@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from aifactory.engine.adapters import Adapter
 from aifactory.engine.cache import SlotCache
 from aifactory.engine.packed import PANEL, PackedWeights, num_panels
+from aifactory.engine.prompts import PromptChunk
 from aifactory.engine.team import ThreadTeam
 from aifactory.errors import ConfigError
 
@@ -77,7 +78,10 @@ class _LowRanks:
 
 
 class CompiledForward:
-    """Takes the place of `model(...)`: prompts of one row, and steps in which each of the first rows gets one token."""
+    """Takes the place of `model(...)`: prompts, and steps in which each of the first rows gets one token. A `PromptReader`."""
+
+    tokens_together = 64
+    """By then a weight that is read is used often enough."""
 
     def __init__(self, model: PreTrainedModel, weights: PackedWeights, cache: SlotCache, team: ThreadTeam) -> None:
         """Compile, or load what was compiled before; the cache must be allocated."""
@@ -141,6 +145,17 @@ class CompiledForward:
         last_O = np.arange(num_tokens - 1 if last_only else 0, num_tokens)
         places = np.arange(begin, begin + num_tokens)
         return self._run(ids_1Q[0], np.full(num_tokens, row), places, last_O, [adapter] * num_tokens)
+
+    def read(self, chunks: Sequence[PromptChunk]) -> Tensor:
+        """As `PromptReader.read`."""
+        lengths = [len(chunk.ids) for chunk in chunks]
+        self._cache.touch(max(chunk.begin + length for chunk, length in zip(chunks, lengths, strict=True)))
+        ids_Q = torch.tensor([token_id for chunk in chunks for token_id in chunk.ids])
+        rows_Q = np.repeat([chunk.row for chunk in chunks], lengths)
+        positions_Q = np.concatenate(
+            [np.arange(chunk.begin, chunk.begin + length) for chunk, length in zip(chunks, lengths, strict=True)]
+        )
+        return self._run(ids_Q, rows_Q, positions_Q, np.cumsum(lengths) - 1, [None] * len(ids_Q))
 
     def hidden(self, ids_1Q: Tensor, row: int, begin: int, *, adapter: str | None = None) -> Tensor:
         """As `prefill`, but the hidden states (Q, H) after the last norm."""

@@ -148,11 +148,13 @@ class TorchEngine:
                     check_cached_forward, model, cache, vocab_size=vocab_size, context_length=context_length
                 )
                 check()
-                forward = steps = prompts = None
+                forward = steps = None
+                prompts: PromptReader | None = None
                 is_fused = False
                 if self._team is not None and packed is not None:
-                    forward = CompiledForward(model, packed, cache, self._team)
+                    forward = prompts = CompiledForward(model, packed, cache, self._team)
                     check(compiled=forward)
+                    check(prompts=prompts)
                 if with_steps:
                     is_fused = compiled is not False and model.device.type == "cuda" and why_not_fused(model) is None
                     decode, prompts = _fused(model, cache) if is_fused else _unfused(model, cache)

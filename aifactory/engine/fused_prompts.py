@@ -36,6 +36,8 @@ _MOST_CHUNKS = 16
 class FusedPrompts:
     """A `PromptReader` over the layers of one model."""
 
+    tokens_together = 8192
+
     def __init__(self, layers: FusedLayers, cache: SlotCache) -> None:
         """The cache must be allocated, and have a spare row."""
         self._of = layers

@@ -229,7 +229,8 @@ def _fill(matrix: PackedMatrix, weight: Tensor, bias: Tensor | None) -> None:
         weight = (weight.float() / scale[:, None]).round()
         matrix.scale[:num_rows] = scale
     # In pieces of whole panels, so that a large matrix is not there three times.
-    for panel, rows in enumerate(weight.split(PANEL)):
+    for panel in range(num_panels(num_rows)):
+        rows = weight[PANEL * panel : PANEL * (panel + 1)]
         matrix.weight[panel, :, : len(rows)] = rows.T
     if bias is not None:
         matrix.bias[:num_rows] = bias

@@ -26,6 +26,9 @@ class PromptChunk:
 class PromptReader(Protocol):
     """Reads chunks of different rows."""
 
+    tokens_together: int
+    """So many tokens in one call take no longer each than more would: whoever could still join begins a call of its own."""
+
     def read(self, chunks: Sequence[PromptChunk]) -> Tensor:
         """Write the chunks' keys and values to their rows; the logits (C, V) after the last token of each."""
         ...
@@ -33,6 +36,8 @@ class PromptReader(Protocol):
 
 class OwnPrompts:
     """By a Hugging Face model's own forward, one chunk after the other. It must be without adapters meanwhile."""
+
+    tokens_together = 1024
 
     def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
         self._model = model

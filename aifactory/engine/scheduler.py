@@ -184,7 +184,7 @@ class Scheduler:
         """
         chunks: list[tuple[_Slot, int, int]] = []
         for slot in list(self._prefilling):
-            if budget <= 0 or (chunks and not self._shares_forward(slot)):
+            if budget <= 0 or (chunks and not self._may_join(slot, chunks)):
                 break
             if self._rows_alone and budget < self._chunk_of(slot, self._prefill_chunk):
                 # A chunk is whole or isn't begun. A budget that nothing has used is large enough.
@@ -208,6 +208,11 @@ class Scheduler:
             if not self._shares_forward(slot) or slot.row != len(self._decoding) + len(chunks) - 1:
                 break
         return chunks
+
+    def _may_join(self, slot: _Slot, chunks: Sequence[tuple[_Slot, int, int]]) -> bool:
+        assert self._prompts is not None
+        num_tokens = sum(end - begin for _, begin, end in chunks)
+        return num_tokens < self._prompts.tokens_together and self._shares_forward(slot)
 
     def _shares_forward(self, slot: _Slot) -> bool:
         answer = slot.answer
