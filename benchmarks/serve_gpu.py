@@ -118,7 +118,7 @@ def measure(quick: bool, rounds: int | None) -> Measured:
             for key, value in found.items() if round_number else ():
                 raw.setdefault(key, []).append(value)
     return Measured(
-        figures={key: round(statistics.median(values), 3) for key, values in raw.items()},
+        figures={key: float(f"{statistics.median(values):.4g}") for key, values in raw.items()},
         raw=raw,
         notes=[torch.cuda.get_device_name() if device == "cuda" else "on the CPU, which proves only that it runs"],
     )

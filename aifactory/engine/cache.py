@@ -9,6 +9,8 @@ Before each forward one states what it writes and reads (`plan_decode`, `plan_pr
 
 Shapes   keys_SHTD, values_SHTD: S rows, H heads_kv, T context (rounded up), D head dim
          B rows in a step, Q query tokens, L positions read in a step: the longest row, rounded up to READ_MULTIPLE
+Layout   as above for the model's own forward and the kernels of CUDA. Those of a CPU keep the keys of sixteen positions together,
+         (S, H, T / 16, D, 16), in the same memory, so whoever copies takes whole blocks of READ_MULTIPLE positions.
 Law      what a row reads beyond its own length is masked; it must only be finite, since 0 * nan is nan (`clear`).
 """
 
@@ -190,11 +192,12 @@ class SlotCache(Cache):
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a row's first `length` positions over those of another row, and open that."""
+        written = _round_up(length)  # the kernels of a CPU keep the keys of sixteen positions together
         for layer in self.slot_layers:
             if layer.is_initialized:
                 assert layer.keys is not None and layer.values is not None
-                layer.keys[target, :, :length] = layer.keys[source, :, :length]
-                layer.values[target, :, :length] = layer.values[source, :, :length]
+                layer.keys[target, :, :written] = layer.keys[source, :, :written]
+                layer.values[target, :, :written] = layer.values[source, :, :written]
         self.open_row(target, length)
 
     def clear(self, rows: Sequence[int]) -> None:

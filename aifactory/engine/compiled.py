@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from aifactory.engine.adapters import Adapter
 from aifactory.engine.cache import SlotCache
-from aifactory.engine.packed import PackedWeights
+from aifactory.engine.packed import PANEL, PackedWeights, num_panels
+from aifactory.engine.prompts import PromptChunk
 from aifactory.engine.team import ThreadTeam
 from aifactory.errors import ConfigError
 
@@ -39,7 +40,7 @@ class _LowRanks:
     def __init__(
         self, adapters: Sequence[Adapter], shapes: Sequence[tuple[int, ...]], num_rows: Mapping[str, int]
     ) -> None:
-        """`shapes` are (layers, rows, columns) of each role's matrix; `num_rows` is how many of them a module has."""
+        """`shapes` are (layers, rows of all panels, columns) of each role's matrix; `num_rows` is how many rows a module has."""
         self._num_rows = num_rows
         self.index = {adapter.name: index for index, adapter in enumerate(adapters)}
         self.rank = -(-max([adapter.rank for adapter in adapters], default=0) // 8) * 8
@@ -66,22 +67,25 @@ class _LowRanks:
         used, begin = set(), 0
         for part, path in enumerate(paths):
             change = adapter.changes.get(path)
-            end = begin + self._num_rows[path.rsplit(".", 1)[1]]
+            num_rows = self._num_rows[path.rsplit(".", 1)[1]]
             if change is not None:
                 first, rank = part * self.rank, change.a.shape[0]
                 self.a[role][index, layer, first : first + rank] = change.a.float().numpy()
-                self.b[role][index, layer, begin:end, :rank] = change.b.float().numpy()
+                self.b[role][index, layer, begin : begin + num_rows, :rank] = change.b.float().numpy()
                 used.add(path)
-            begin = end
+            begin += PANEL * num_panels(num_rows)
         return used
 
 
 class CompiledForward:
-    """Takes the place of `model(...)`: prompts of one row, and steps in which each of the first rows gets one token."""
+    """Takes the place of `model(...)`: prompts, and steps in which each of the first rows gets one token. A `PromptReader`."""
+
+    tokens_together = 64
+    """By then a weight that is read is used often enough."""
 
     def __init__(self, model: PreTrainedModel, weights: PackedWeights, cache: SlotCache, team: ThreadTeam) -> None:
         """Compile, or load what was compiled before; the cache must be allocated."""
-        from aifactory.engine.kernels import LANES, SYNC_SIZE, forward
+        from aifactory.engine.kernels import MOST_QUERIES, SYNC_SIZE, forward
 
         self._forward = forward
         self._team = team
@@ -108,14 +112,10 @@ class CompiledForward:
         with torch.inference_mode():
             cos_1TD, sin_1TD = model.model.rotary_emb(torch.empty(1), torch.arange(num_positions)[None])
         self._rotary = tuple(np.ascontiguousarray(table[0].numpy()) for table in (cos_1TD, sin_1TD))
-        self._widths = (
-            config.hidden_size,
-            (num_heads + 2 * num_heads_kv) * width,
-            num_heads * width,
-            config.hidden_size,
-            2 * config.intermediate_size,
-        )
-        self._shapes = [weight.shape for weight in self._weights]
+        # Layers, rows of all panels, columns.
+        self._shapes = [(len(weight), PANEL * weight.shape[1], weight.shape[2]) for weight in self._weights]
+        rows = [shape[1] for shape in self._shapes]
+        self._widths = (config.hidden_size, rows[0], num_heads * width, rows[1], rows[2])
         self._num_rows = {
             name: getattr(getattr(model.model.layers[0], block), name).out_features
             for block, names in _ROLES
@@ -123,8 +123,9 @@ class CompiledForward:
         }
         self._low_ranks = _LowRanks([], self._shapes, self._num_rows)
         no_rows = (_zeros(0, width) for width in (0, *self._widths))
-        self._buffers = (*no_rows, _zeros(team.num_threads, num_positions + LANES))
-        self._vocab_size = len(self._head[0])
+        self._buffers = (*no_rows, _zeros(team.num_threads, MOST_QUERIES, num_positions))
+        self._vocab_size = model.lm_head.out_features
+        self._num_logits = PANEL * len(self._head[0])
 
     def set_adapters(self, adapters: Sequence[Adapter]) -> None:
         """Make these known. From any thread; a step that runs goes on with those that it knew.
@@ -144,6 +145,17 @@ class CompiledForward:
         last_O = np.arange(num_tokens - 1 if last_only else 0, num_tokens)
         places = np.arange(begin, begin + num_tokens)
         return self._run(ids_1Q[0], np.full(num_tokens, row), places, last_O, [adapter] * num_tokens)
+
+    def read(self, chunks: Sequence[PromptChunk]) -> Tensor:
+        """As `PromptReader.read`."""
+        lengths = [len(chunk.ids) for chunk in chunks]
+        self._cache.touch(max(chunk.begin + length for chunk, length in zip(chunks, lengths, strict=True)))
+        ids_Q = torch.tensor([token_id for chunk in chunks for token_id in chunk.ids])
+        rows_Q = np.repeat([chunk.row for chunk in chunks], lengths)
+        positions_Q = np.concatenate(
+            [np.arange(chunk.begin, chunk.begin + length) for chunk, length in zip(chunks, lengths, strict=True)]
+        )
+        return self._run(ids_Q, rows_Q, positions_Q, np.cumsum(lengths) - 1, [None] * len(ids_Q))
 
     def hidden(self, ids_1Q: Tensor, row: int, begin: int, *, adapter: str | None = None) -> Tensor:
         """As `prefill`, but the hidden states (Q, H) after the last norm."""
@@ -170,7 +182,7 @@ class CompiledForward:
             if name is not None:
                 adapter_B[place] = low_ranks.index[name]
         hidden_OH = torch.empty(len(last_O), x_BH.shape[1])
-        logits_OV = torch.empty(len(last_O), self._vocab_size if with_logits else 0)
+        logits_OV = torch.empty(len(last_O), self._num_logits if with_logits else 0)
         self._team.run(
             self._forward,
             self._sync,
@@ -194,7 +206,7 @@ class CompiledForward:
             hidden_OH.numpy(),
             logits_OV.numpy(),
         )
-        return logits_OV if with_logits else hidden_OH
+        return logits_OV[:, : self._vocab_size] if with_logits else hidden_OH
 
     def _make_room(self, num_tokens: int, num_low: int) -> None:
         if num_tokens > len(self._buffers[0]) or num_low > self._buffers[0].shape[1]:
@@ -203,7 +215,7 @@ class CompiledForward:
             self._buffers = (*arrays, self._buffers[-1])
 
 
-def _zeros(num_rows: int, width: int) -> npt.NDArray[np.float32]:
+def _zeros(*shape: int) -> npt.NDArray[np.float32]:
     """An array of float32 that begins where a cache line does, as torch's tensors do and NumPy's need not: of what lies across two
     lines the kernels read half as much a second."""
-    return torch.zeros(num_rows, width).numpy()
+    return torch.zeros(*shape).numpy()

@@ -24,12 +24,15 @@ from aifactory.engine.adapters import Adapter, load_adapter
 from aifactory.engine.answer import Answer
 from aifactory.engine.cache import SlotCache, require_full_attention
 from aifactory.engine.compiled import CompiledForward
-from aifactory.engine.fused import FusedForward, why_not_fused
+from aifactory.engine.fused import FusedForward
+from aifactory.engine.fused_layers import FusedLayers, why_not_fused
+from aifactory.engine.fused_prompts import FusedPrompts
 from aifactory.engine.limits import Limits
 from aifactory.engine.load import load_model, read_context_length, read_eos_ids
 from aifactory.engine.own_forward import OwnForward
 from aifactory.engine.packed import WeightKind, pack_model, why_not_packed
 from aifactory.engine.parity import check_cached_forward, check_packed, plain_logits
+from aifactory.engine.prompts import OwnPrompts, PromptReader
 from aifactory.engine.protocol import CacheUse, GenerationRequest, OnDelta
 from aifactory.engine.scheduler import Scheduler
 from aifactory.engine.steps import DecodeForward, DecodeSteps
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_PREFILL_CHUNK = 256
+_FUSED_PREFILL_CHUNK = 2048
+
 
 class TorchEngine:
     """The `Engine` protocol over a Hugging Face model's own forward."""
@@ -53,7 +59,7 @@ class TorchEngine:
         *,
         num_slots: int = 16,
         max_queued: int = 256,
-        prefill_chunk: int = 256,
+        prefill_chunk: int | None = None,
         device: str = "cpu",
         num_threads: int | None = None,
         context_length: int | None = None,
@@ -69,7 +75,8 @@ class TorchEngine:
 
         num_slots       requests that decode at once; each has a row of `context_length` in the cache
         max_queued      answers that wait for a slot; one more raises CapacityError
-        prefill_chunk   most prompt tokens between two tokens of the others
+        prefill_chunk   most prompt tokens between two tokens of the others. None: 256, and 2,048 where the kernels for CUDA
+                        read prompts, which takes them a few milliseconds.
         num_threads     torch threads of the worker; None leaves the process's setting. One per CPU of the replica:
                         more of them on a shared machine cost a factor.
         context_length  None: the model's own
@@ -82,7 +89,7 @@ class TorchEngine:
                         step of B rows takes as long as B steps of one.
         adapters        folders of low-rank adapters in peft's form, by the names that requests choose them by
         compiled        whether the engine's own kernels compute the model: on a CPU all of it (`why_not_packed` says which
-                        ones they can), on CUDA the decode steps (`why_not_fused`). Its weights are then laid out anew, in
+                        ones they can), on CUDA decode steps and prompts (`why_not_fused`). Its weights are then laid out anew, in
                         place. None: wherever they can. They are compiled once on a machine, which takes ten seconds or so.
         weights         with the kernels on a CPU: what weights are kept and read as. None: as the model has them.
         graphs          whether decode steps are CUDA graphs. None: on CUDA, unless `batch_invariant`. On a CPU there is none, but
@@ -142,12 +149,18 @@ class TorchEngine:
                 )
                 check()
                 forward = steps = None
+                prompts: PromptReader | None = None
+                is_fused = False
                 if self._team is not None and packed is not None:
-                    forward = CompiledForward(model, packed, cache, self._team)
+                    forward = prompts = CompiledForward(model, packed, cache, self._team)
                     check(compiled=forward)
+                    check(prompts=prompts)
                 if with_steps:
-                    steps = DecodeSteps(_decode_forward(model, cache, compiled), cache, device=device)
+                    is_fused = compiled is not False and model.device.type == "cuda" and why_not_fused(model) is None
+                    decode, prompts = _fused(model, cache) if is_fused else _unfused(model, cache)
+                    steps = DecodeSteps(decode, cache, device=device)
                     check(steps=steps)
+                    check(prompts=prompts)
         except BaseException:
             if self._team is not None:
                 self._team.close()
@@ -169,7 +182,7 @@ class TorchEngine:
             model,
             cache,
             vocab_size=vocab_size,
-            prefill_chunk=prefill_chunk,
+            prefill_chunk=prefill_chunk or (_FUSED_PREFILL_CHUNK if is_fused else _PREFILL_CHUNK),
             device=device,
             on_finished=self._forget,
             cache_tokens=self._cache_tokens,
@@ -177,6 +190,7 @@ class TorchEngine:
             batch_invariant=batch_invariant,
             compiled=forward,
             steps=steps,
+            prompts=prompts,
         )
 
         self._model: PreTrainedModel | None = model
@@ -212,7 +226,7 @@ class TorchEngine:
         dtype: torch.dtype = torch.float32,
         num_slots: int = 16,
         max_queued: int = 256,
-        prefill_chunk: int = 256,
+        prefill_chunk: int | None = None,
         num_threads: int | None = None,
         context_length: int | None = None,
         cache_tokens: int | None = None,
@@ -446,10 +460,13 @@ def _takes_steps(graphs: bool | None, *, device: str, batch_invariant: bool, is_
     return graphs
 
 
-def _decode_forward(model: PreTrainedModel, cache: SlotCache, compiled: bool | None) -> DecodeForward:
-    if compiled is not False and model.device.type == "cuda" and why_not_fused(model) is None:
-        return FusedForward(model, cache, most_rows=cache.num_slots)
-    return OwnForward(model, cache)
+def _fused(model: PreTrainedModel, cache: SlotCache) -> tuple[DecodeForward, PromptReader]:
+    layers = FusedLayers(model, num_positions=cache.num_positions)
+    return FusedForward(layers, cache, most_rows=cache.num_slots), FusedPrompts(layers, cache)
+
+
+def _unfused(model: PreTrainedModel, cache: SlotCache) -> tuple[DecodeForward, PromptReader]:
+    return OwnForward(model, cache), OwnPrompts(model, cache)
 
 
 def _kind_of_weights(model: PreTrainedModel, compiled: bool | None, weights: WeightKind | None) -> WeightKind | None:

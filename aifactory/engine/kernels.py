@@ -4,20 +4,23 @@ Why      At batch 1 a step reads every weight once and does little else: it shou
          matrix-vector product moves a third of what memory gives, and the many small operations between products add to it.
 Threads  Every thread calls `forward` with its number; each takes some rows of a matrix after others, until none are left, and waits
          for the others at barriers. A thread that waits for long gives its processor away, so that a busy machine costs little.
-Order    Element k of a dot product is added in lane k % WIDTH, by ascending k, and the lanes by a fixed tree, whatever the
-         batch and the number of threads: a row's bits depend on its own tokens, its own cache and the processor alone.
-Weights  float32; bfloat16, read as int16; int8 with a scale for each row of the matrix. All sums are in float32.
+Order    Element k of a sum of products is added by ascending k; of a norm in lane k % WIDTH, of a softmax in lane k % LANES, and the
+         lanes by a fixed tree. Whatever the batch and the number of threads, a row's bits depend on its own tokens, its own
+         cache and the processor alone.
+Weights  float32; bfloat16, read as int16; int8 with a scale for each row of the matrix. All sums are in float32. Sixteen rows of a
+         matrix are a panel, in which column stands beside column: a vector's element is multiplied with all of them at once, so
+         that nothing is summed across lanes, and a panel stays in the cache while many vectors pass by.
+Source   products of panels: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3).
 
 Import this module where it is needed: numba takes its time. It is one file because numba keeps what it compiled until the file of a
 function changes: were the tiles elsewhere, a change of theirs would go unnoticed.
 
-Legend   B tokens of a step, O of them with logits, L layers, H hidden, N rows and K columns of a matrix, D head dim, A heads, G heads_kv, I inner
+Legend   B tokens of a step, O of them with logits, L layers, H hidden, N rows and K columns of a matrix, P panels of PANEL rows, D head dim, A heads, G heads_kv, I inner
          width of the MLP, V vocabulary, S slots and T positions of the cache, X adapters.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numba
@@ -31,6 +34,9 @@ LANES = 8
 _IS_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
 WIDTH = 16 if _IS_WIDE else LANES
 """Lanes of a dot product: as many as the processor's registers have."""
+
+PANEL = 16
+"""Rows of a panel."""
 
 _F32 = ir.FloatType()
 _VEC = ir.VectorType(_F32, LANES)
@@ -113,77 +119,136 @@ def _join_lanes(builder: Any, vectors: list[Any], join: Any) -> Any:
     return vectors[0]
 
 
-def _tile(num_rows: int, num_columns: int, *, ahead: bool = False) -> Any:
-    """The dot products of so many rows of a matrix with so many vectors: `tile(w, at, x, x_step, length, y, y_step)`.
+def _tile(num_rows: int) -> Any:
+    """The dot products of so many rows of a matrix with one vector: `tile(w, at, x, length, y)`.
 
-    w, at      an array of weights, and where in it the first row begins; the rows lie `length` apart
-    ahead      whether to ask for the rows after these in the meantime. They lie one after the other, and a processor that
-               is to find out by itself falls behind: it gave bfloat16 7 GB/s for 9, int8 5 for 8, where a sum had 11 and 13
-    x, x_step  a float32 array that begins with the vectors, and how far apart they lie; y, y_step likewise the results
+    w, at   an array of float32, and where in it the first row begins; the rows lie `length` apart
+    x, y    float32 arrays that begin with the vector, and with where the results go
     """
 
     @intrinsic
-    def tile(typing: Any, w: Any, at: Any, x: Any, x_step: Any, length: Any, y: Any, y_step: Any) -> Any:
+    def tile(typing: Any, w: Any, at: Any, x: Any, length: Any, y: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            data = [context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 5)]
-            at_value, x_step_value, length_value, y_step_value = args[1], args[3], args[4], args[6]
+            data = [context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 4)]
+            at_value, length_value = args[1], args[3]
             zero = ir.Constant(ir.VectorType(_F32, WIDTH), None)
-            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(num_columns)] for _ in range(num_rows)]
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(num_rows)]
             starts = [builder.add(at_value, builder.mul(length_value, ir.Constant(_I64, r))) for r in range(num_rows)]
-            skipped = builder.mul(length_value, ir.Constant(_I64, num_rows))
-            columns = [builder.mul(x_step_value, ir.Constant(_I64, c)) for c in range(num_columns)]
 
             def add(k: Any, number: int) -> None:
-                # What is kept in registers is the shorter side of the tile, and what passes by the longer one.
-                weights = [partial(_load, builder, data[0], builder.add(start, k), number) for start in starts]
-                vectors = [partial(_load, builder, data[1], builder.add(column, k), number) for column in columns]
-                by_row = num_columns <= num_rows
-                kept = [load() for load in (vectors if by_row else weights)]
-                for i, load in enumerate(weights if by_row else vectors):
-                    passing = load()
-                    for j, other in enumerate(kept):
-                        total = sums[i][j] if by_row else sums[j][i]
-                        builder.store(_multiply_add(builder, passing, other, builder.load(total)), total)
+                vector = _load(builder, data[1], k, number)
+                for start, total in zip(starts, sums, strict=True):
+                    row = _load(builder, data[0], builder.add(start, k), number)
+                    builder.store(_multiply_add(builder, row, vector, builder.load(total)), total)
 
-            begin = ir.Constant(_I64, 0)
-            for count in (4, 1) if ahead else (1,):
-                step = ir.Constant(_I64, count * WIDTH)
-                end = builder.mul(builder.udiv(length_value, step), step)
-                with cgutils.for_range_slice(builder, begin, end, step, intp=_I64) as (first, _):
-                    for u in range(count):
-                        add(builder.add(first, ir.Constant(_I64, u * WIDTH)), WIDTH)
-                    for line in range(0, count * WIDTH if ahead else 0, _LINE // _size(data[0])):
-                        for r in range(num_rows):
-                            place = builder.add(builder.add(starts[r], skipped), first)
-                            _prefetch(builder, data[0], builder.add(place, ir.Constant(_I64, line)))
-                begin = end
+            step = ir.Constant(_I64, WIDTH)
+            whole = builder.mul(builder.udiv(length_value, step), step)
+            with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), whole, step, intp=_I64) as (k, _):
+                add(k, WIDTH)
             if WIDTH > LANES:
-                with builder.if_then(builder.icmp_unsigned("<", begin, length_value)):
-                    add(begin, LANES)
-            for c in range(num_columns):
-                column = [builder.load(sums[r][c]) for r in range(num_rows)]
-                address = builder.gep(data[2], [builder.mul(y_step_value, ir.Constant(_I64, c))])
-                joined = _join_lanes(builder, column, builder.fadd)
-                builder.store(joined, builder.bitcast(address, joined.type.as_pointer()), align=1)
+                with builder.if_then(builder.icmp_unsigned("<", whole, length_value)):
+                    add(whole, LANES)
+            joined = _join_lanes(builder, [builder.load(total) for total in sums], builder.fadd)
+            builder.store(joined, builder.bitcast(data[2], joined.type.as_pointer()), align=1)
             return context.get_dummy_value()
 
         i = types.int64
-        return types.void(w, i, x, i, i, y, i), generate
+        return types.void(w, i, x, i, y), generate
 
     return tile
 
 
-_tile_8x1 = _tile(8, 1)
-_tile_8x1_ahead = _tile(8, 1, ahead=True)
-_tile_4x1 = _tile(4, 1)
-_tile_4x2 = _tile(4, 2)
-_tile_4x3 = _tile(4, 3)
-# With 32 registers. Those that pass by a matrix first ask for it.
-_tile_8x2 = _tile(8, 2)
-_tile_8x3 = _tile(8, 3)
-_tile_8x2_ahead = _tile(8, 2, ahead=True)
-_tile_8x3_ahead = _tile(8, 3, ahead=True)
-_tile_1x1 = _tile(1, 1)
+_tile_8 = _tile(8)
+_tile_1 = _tile(1)
+
+_UNROLLED = 4
+_AHEAD = 4096
+"""Bytes. Asked to find out by itself what is read next, a processor falls behind."""
+
+
+def _panels(num_panels: int, most: int, *, ahead: bool = False, beside: bool = False) -> Any:
+    """The products of so many panels with up to `most` vectors: `panels(w, at, w_step, x, x_step, count, length, y, y_step)`.
+
+    w, at      an array of weights, and where in it the first panel begins
+    w_step     how far apart the panels lie, each of whose columns follow one another; or where they lie one `beside` the other, how
+               far apart their columns
+    x, x_step  a float32 array that begins with `count` vectors, and how far apart they lie; y, y_step likewise the results
+    length     elements of a vector
+    ahead      whether to ask for what comes next of each panel
+    """
+    kind = ir.VectorType(_F32, WIDTH)
+    everywhere = ir.Constant(ir.VectorType(_I32, WIDTH), [0] * WIDTH)
+
+    def constant(value: int) -> ir.Constant:
+        return ir.Constant(_I64, value)
+
+    def multiply(
+        builder: Any, data: Any, at: Any, w_step: Any, x_step: Any, num_columns: int, length: Any, y_step: Any
+    ) -> None:
+        between, column_step = (constant(PANEL), w_step) if beside else (w_step, constant(PANEL))
+        panels = [builder.add(at, builder.mul(between, constant(p))) for p in range(num_panels)]
+        starts = [builder.add(panel, constant(first)) for panel in panels for first in range(0, PANEL, WIDTH)]
+        columns = [builder.gep(data[1], [builder.mul(x_step, constant(c))]) for c in range(num_columns)]
+        zero = ir.Constant(kind, None)
+        sums = [[cgutils.alloca_once_value(builder, zero) for _ in starts] for _ in columns]
+
+        def add(k: Any) -> None:
+            place = builder.mul(k, column_step)
+            weights = [_load(builder, data[0], builder.add(start, place), WIDTH) for start in starts]
+            for column, totals in zip(columns, sums, strict=True):
+                element = builder.load(builder.gep(column, [k]))
+                one = builder.insert_element(ir.Constant(kind, ir.Undefined), element, ir.Constant(_I32, 0))
+                vector = builder.shuffle_vector(one, one, everywhere)
+                for weight, total in zip(weights, totals, strict=True):
+                    builder.store(_multiply_add(builder, weight, vector, builder.load(total)), total)
+
+        begin = constant(0)
+        for together in (_UNROLLED, 1):
+            step = constant(together)
+            end = builder.mul(builder.udiv(length, step), step)
+            with cgutils.for_range_slice(builder, begin, end, step, intp=_I64) as (first, _):
+                for u in range(together):
+                    add(builder.add(first, constant(u)))
+                size = _size(data[0])
+                for line in range(0, together * PANEL if ahead and together > 1 else 0, _LINE // size):
+                    for panel in panels:
+                        place = builder.add(panel, builder.mul(first, column_step))
+                        _prefetch(builder, data[0], builder.add(place, constant(line + _AHEAD // size)))
+            begin = end
+        for c, totals in enumerate(sums):
+            for part, total in enumerate(totals):
+                place = builder.add(builder.mul(y_step, constant(c)), constant(WIDTH * part))
+                address = builder.bitcast(builder.gep(data[2], [place]), kind.as_pointer())
+                builder.store(builder.load(total), address, align=1)
+
+    @intrinsic
+    def panels(
+        typing: Any, w: Any, at: Any, w_step: Any, x: Any, x_step: Any, count: Any, length: Any, y: Any, y_step: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            data = [context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3, 7)]
+            # For each number of vectors code of its own, so that all sums are in registers.
+            for num_columns in range(1, most + 1):
+                with builder.if_then(builder.icmp_unsigned("==", args[5], constant(num_columns))):
+                    multiply(builder, data, args[1], args[2], args[4], num_columns, args[6], args[8])
+            return context.get_dummy_value()
+
+        i = types.int64
+        return types.void(w, i, i, x, i, i, i, y, i), generate
+
+    return panels
+
+
+# Sums, weights and an element of a vector fill 32 registers of a wide processor, 16 of another.
+_MOST = 6
+MOST_QUERIES = _MOST
+"""Whose scores a thread holds at once."""
+_PANELS_OF_ONE, _PANELS_OF_MANY = (8, 4) if _IS_WIDE else (4, 1)
+_one = _panels(_PANELS_OF_ONE, 1, ahead=True)
+_many = _panels(_PANELS_OF_MANY, _MOST)
+_last = _panels(1, _MOST)
+_many_beside = _panels(_PANELS_OF_MANY, _MOST, beside=True)
+_last_beside = _panels(1, _MOST, beside=True)
 
 
 @intrinsic
@@ -247,45 +312,29 @@ _sum_of = _over_lanes("sum", 0.0)
 _largest_of = _over_lanes("maxnum", -np.inf)
 
 
-def _weigh(num_vectors: int, lanes: int) -> Any:
-    """out[d:] = sum over t of share[t] * values[t, d:], so many vectors of so many lanes, by ascending t; rows of `width` numbers."""
+@intrinsic
+def _weigh(typing: Any, share: Any, length: Any, values: Any, d: Any, width: Any, out: Any) -> Any:
+    """out[d : d + LANES] = sum over t of share[t] * values[t, d : d + LANES], by ascending t; rows of `width` numbers."""
 
-    @intrinsic
-    def weigh(typing: Any, share: Any, length: Any, values: Any, d: Any, width: Any, out: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            shares, rows, result = (
-                context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 5)
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        shares, rows, result = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 5)
+        )
+        total = cgutils.alloca_once_value(builder, _splat(0.0))
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], ir.Constant(_I64, 1), intp=_I64) as (t, _):
+            one = builder.insert_element(
+                ir.Constant(_VEC, ir.Undefined), builder.load(builder.gep(shares, [t])), ir.Constant(_I32, 0)
             )
-            vector = ir.VectorType(_F32, lanes)
-            places = [builder.add(args[3], ir.Constant(_I64, lanes * i)) for i in range(num_vectors)]
-            sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in places]
-            with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], ir.Constant(_I64, 1), intp=_I64) as (
-                t,
-                _,
-            ):
-                one = builder.insert_element(
-                    ir.Constant(vector, ir.Undefined), builder.load(builder.gep(shares, [t])), ir.Constant(_I32, 0)
-                )
-                weight = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
-                start = builder.mul(t, args[4])
-                for place, total in zip(places, sums, strict=True):
-                    address = builder.bitcast(builder.gep(rows, [builder.add(start, place)]), vector.as_pointer())
-                    value = builder.load(address, align=1)
-                    builder.store(_multiply_add(builder, weight, value, builder.load(total)), total)
-            for place, total in zip(places, sums, strict=True):
-                address = builder.bitcast(builder.gep(result, [place]), vector.as_pointer())
-                builder.store(builder.load(total), address, align=1)
-            return context.get_dummy_value()
+            weight = builder.shuffle_vector(one, one, _splat_int(0))
+            place = builder.add(builder.mul(t, args[4]), args[3])
+            address = builder.bitcast(builder.gep(rows, [place]), _VEC.as_pointer())
+            builder.store(_multiply_add(builder, weight, builder.load(address, align=1), builder.load(total)), total)
+        address = builder.bitcast(builder.gep(result, [args[3]]), _VEC.as_pointer())
+        builder.store(builder.load(total), address, align=1)
+        return context.get_dummy_value()
 
-        i = types.int64
-        return types.void(share, i, values, i, i, out), generate
-
-    return weigh
-
-
-_weigh_4 = _weigh(4, WIDTH)
-_weigh_1 = _weigh(1, WIDTH)
-_weigh_half = _weigh(1, LANES)
+    i = types.int64
+    return types.void(share, i, values, i, i, out), generate
 
 
 @intrinsic
@@ -339,23 +388,29 @@ def _wait_for_all(sync: Any, num_threads: int) -> None:
 
 SYNC_SIZE = 24
 """Elements of `sync`."""
-_ROWS_AT_ONCE = 512
+_PANELS_AT_ONCE = 32
+
+
+@numba.njit(cache=True, nogil=True)
+def _padded(size: int) -> int:
+    """The rows of so many in whole panels."""
+    return (size + PANEL - 1) // PANEL * PANEL
 
 
 @numba.njit(cache=True, nogil=True)
 def _part(size: int, thread: int, num_threads: int) -> tuple[int, int]:
-    """The rows of a matrix that are a thread's: whole blocks of eight."""
-    blocks = (size + 7) // 8
-    return min(size, 8 * (blocks * thread // num_threads)), min(size, 8 * (blocks * (thread + 1) // num_threads))
+    """The rows of a matrix that are a thread's: whole panels."""
+    panels = size // PANEL
+    return PANEL * (panels * thread // num_threads), PANEL * (panels * (thread + 1) // num_threads)
 
 
 @numba.njit(cache=True, nogil=True)
-def _next_part(sync: Any, size: int, num_threads: int) -> tuple[int, int]:
-    """The rows of a matrix that whoever asks takes next, until the next barrier: on a machine that others use too a thread that was
-    held up takes less. Whole blocks of eight; none where all are taken."""
-    step = max(8, min(_ROWS_AT_ONCE, size // (4 * num_threads) // 8 * 8))
-    begin = min(size, _fetch_add(sync, 16, step))
-    return begin, min(size, begin + step)
+def _next_part(sync: Any, num_panels: int, num_threads: int) -> tuple[int, int]:
+    """The panels of a matrix that whoever asks takes next, until the next barrier: on a machine that others use too a thread that was
+    held up takes less. None where all are taken."""
+    step = max(4, min(_PANELS_AT_ONCE, num_panels // (4 * num_threads) // 4 * 4))
+    begin = min(num_panels, _fetch_add(sync, 16, step))
+    return begin, min(num_panels, begin + step)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -364,56 +419,49 @@ def _next_of(sync: Any) -> int:
     return _fetch_add(sync, 16, 1)
 
 
-_BLOCK = 96 if _IS_WIDE else 48
+_BLOCK = 96
 """So many vectors stay in a processor's own cache while a matrix passes by."""
 
 
 @numba.njit(cache=True, nogil=True)
-def _product(w_NK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
-    """Columns [begin, end) of y = x @ w.T for the first `num_rows` rows, without scales."""
+def _product(w_PK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
+    """The columns of y = x @ w.T that the panels [begin, end) give, for the first `num_rows` rows, without scales."""
     for first in range(0, num_rows, _BLOCK):
-        _product_block(w_NK, x_BK[first:], y_BN[first:], min(_BLOCK, num_rows - first), begin, end)
+        _product_block(w_PK, x_BK[first:], y_BN[first:], min(_BLOCK, num_rows - first), begin, end)
 
 
 @numba.njit(cache=True, nogil=True)
-def _product_block(w_NK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
-    length = w_NK.shape[1]
+def _product_block(w_PK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
+    length = w_PK.shape[1]
+    size = length * PANEL
     x_step, y_step = x_BK.strides[0] // 4, y_BN.strides[0] // 4
-    n = begin
+    p = begin
     if num_rows == 1:
-        while n + 8 <= end:
-            _tile_8x1_ahead(w_NK, n * length, x_BK, x_step, length, y_BN[0, n:], y_step)
-            n += 8
-    elif _IS_WIDE:
-        while n + 8 <= end:
-            if num_rows == 2:
-                _tile_8x2_ahead(w_NK, n * length, x_BK, x_step, length, y_BN[0, n:], y_step)
-            else:
-                _tile_8x3_ahead(w_NK, n * length, x_BK, x_step, length, y_BN[0, n:], y_step)
-            b = 3
-            while b + 3 <= num_rows:
-                _tile_8x3(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
-                b += 3
-            if b + 2 == num_rows:
-                _tile_8x2(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
-            elif b + 1 == num_rows:
-                _tile_8x1(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
-            n += 8
-    else:
-        while n + 4 <= end:
-            b = 0
-            while b + 3 <= num_rows:
-                _tile_4x3(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
-                b += 3
-            if b + 2 == num_rows:
-                _tile_4x2(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
-            elif b + 1 == num_rows:
-                _tile_4x1(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
-            n += 4
-    while n < end:
-        for b in range(num_rows):
-            _tile_1x1(w_NK, n * length, x_BK[b:], x_step, length, y_BN[b, n:], y_step)
-        n += 1
+        while p + _PANELS_OF_ONE <= end:
+            _one(w_PK, p * size, size, x_BK, x_step, 1, length, y_BN[0, p * PANEL :], y_step)
+            p += _PANELS_OF_ONE
+    while p + _PANELS_OF_MANY <= end:
+        b = 0
+        while b < num_rows:
+            count = _together(num_rows - b)
+            _many(w_PK, p * size, size, x_BK[b:], x_step, count, length, y_BN[b, p * PANEL :], y_step)
+            b += count
+        p += _PANELS_OF_MANY
+    while p < end:
+        b = 0
+        while b < num_rows:
+            count = _together(num_rows - b)
+            _last(w_PK, p * size, size, x_BK[b:], x_step, count, length, y_BN[b, p * PANEL :], y_step)
+            b += count
+        p += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _together(num_left: int) -> int:
+    """How many vectors go together, of those that are left: six, and the last ones in halves, since few use a processor badly."""
+    if num_left >= 2 * _MOST:
+        return _MOST
+    return (num_left + 1) // 2 if num_left > _MOST else num_left
 
 
 @numba.njit(cache=True, nogil=True)
@@ -430,22 +478,22 @@ def _scale(y_BN: Any, scale_N: Any, bias_N: Any, num_rows: int, begin: int, end:
 
 @numba.njit(cache=True, nogil=True)
 def product(
-    thread: int, num_threads: int, sync: Any, w_NK: Any, scale_N: Any, bias_N: Any, x_BK: Any, y_BN: Any
+    thread: int, num_threads: int, sync: Any, w_PK: Any, scale_N: Any, bias_N: Any, x_BK: Any, y_BN: Any
 ) -> None:
-    """y = x @ w.T * scale + bias: one matrix by itself."""
+    """y = x @ w.T * scale + bias: one matrix by itself. y has the columns of whole panels."""
     num_rows = x_BK.shape[0]
-    begin, end = _next_part(sync, w_NK.shape[0], num_threads)
+    begin, end = _next_part(sync, w_PK.shape[0], num_threads)
     while begin < end:
-        _product(w_NK, x_BK, y_BN, num_rows, begin, end)
-        _scale(y_BN, scale_N, bias_N, num_rows, begin, end)
-        begin, end = _next_part(sync, w_NK.shape[0], num_threads)
+        _product(w_PK, x_BK, y_BN, num_rows, begin, end)
+        _scale(y_BN, scale_N, bias_N, num_rows, PANEL * begin, PANEL * end)
+        begin, end = _next_part(sync, w_PK.shape[0], num_threads)
     _wait_for_all(sync, num_threads)
 
 
 @numba.njit(cache=True, nogil=True)
 def _add(x_BH: Any, added_BH: Any, num_rows: int, begin: int, end: int) -> None:
     for b in range(num_rows):
-        for h in range(begin, end):
+        for h in range(begin, min(end, x_BH.shape[1])):
             x_BH[b, h] += added_BH[b, h]
 
 
@@ -469,7 +517,7 @@ def _reduce(thread: int, num_threads: int, a_XLPK: Any, layer: int, x_BK: Any, a
         if adapter_B[b] >= 0:
             a_PK = a_XLPK[adapter_B[b], layer]
             for p in range(0, a_PK.shape[0], 8):
-                _tile_8x1(a_PK, p * a_PK.shape[1], x_BK[b:], 0, a_PK.shape[1], t_BP[b, p:], 0)
+                _tile_8(a_PK, p * a_PK.shape[1], x_BK[b], a_PK.shape[1], t_BP[b, p:])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -484,7 +532,7 @@ def _expand(
             rank = b_NR.shape[1]
             for n in range(begin, end):
                 part = (1 if n >= second else 0) + (1 if n >= third else 0)
-                _tile_1x1(b_NR, n * rank, t_BP[b, part * rank :], 0, rank, change, 0)
+                _tile_1(b_NR, n * rank, t_BP[b, part * rank :], rank, change)
                 y_BN[b, n] += change[0]
 
 
@@ -496,7 +544,7 @@ def _normalise(x_H: Any, weight_H: Any, epsilon: float, y_H: Any) -> None:
     """RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467); y may be x, and must not hold less."""
     width = len(weight_H)
     total = np.empty(1, np.float32)
-    _tile_1x1(x_H, 0, x_H, 0, width, total, 0)
+    _tile_1(x_H, 0, x_H, width, total)
     factor = np.float32(1.0) / np.sqrt(total[0] / np.float32(width) + np.float32(epsilon))
     for h in range(len(weight_H)):
         y_H[h] = weight_H[h] * (x_H[h] * factor)
@@ -513,35 +561,40 @@ def _rotate(x_D: Any, cos_D: Any, sin_D: Any) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _attend(q_D: Any, keys_TD: Any, values_TD: Any, length: int, scaling: float, scores_T: Any, out_D: Any) -> None:
-    """Softmax attention of one head over `length` positions."""
-    width = len(q_D)
-    t = 0
-    while t + 8 <= length:
-        _tile_8x1(keys_TD, t * width, q_D, 0, width, scores_T[t:], 0)
-        t += 8
-    while t < length:
-        _tile_1x1(keys_TD, t * width, q_D, 0, width, scores_T[t:], 0)
-        t += 1
-    # Up to a whole vector: exp makes nothing of it.
-    for t in range(length, (length + LANES - 1) // LANES * LANES):
-        scores_T[t] = -np.inf
-    largest = _largest_of(scores_T, length)
-    for t in range(length):
-        scores_T[t] = (scores_T[t] - largest) * np.float32(scaling)
-    _exp_in_place(scores_T, length)
-    total = _sum_of(scores_T, length)
+def _attend(
+    q_QD: Any, keys_PD: Any, values_TD: Any, length: int, growth: int, scaling: float, scores_QT: Any, out_QD: Any
+) -> None:
+    """Softmax attention of up to _MOST queries over the same keys, the first over `length` positions, the next over `growth` more."""
+    num_queries, width = q_QD.shape
+    longest = length + growth * (num_queries - 1)
+    _product_block(keys_PD, q_QD, scores_QT, num_queries, 0, (longest + PANEL - 1) // PANEL)
+    for q in range(num_queries):
+        scores_T = scores_QT[q]
+        end = length + growth * q
+        # Up to a whole vector.
+        for t in range(end, (end + LANES - 1) // LANES * LANES):
+            scores_T[t] = -np.inf
+        largest = _largest_of(scores_T, end)
+        for t in range(end):
+            scores_T[t] = (scores_T[t] - largest) * np.float32(scaling)
+        _exp_in_place(scores_T, end)
+        # Of what comes after its own position a query takes nothing.
+        for t in range(end, max(longest, (end + LANES - 1) // LANES * LANES)):
+            scores_T[t] = np.float32(0.0)
+    scores_step, out_step = scores_QT.strides[0] // 4, out_QD.strides[0] // 4
     d = 0
-    while d + 4 * WIDTH <= width:
-        _weigh_4(scores_T, length, values_TD, d, width, out_D)
-        d += 4 * WIDTH
-    while d + WIDTH <= width:
-        _weigh_1(scores_T, length, values_TD, d, width, out_D)
-        d += WIDTH
-    if d < width:
-        _weigh_half(scores_T, length, values_TD, d, width, out_D)
-    for d in range(width):
-        out_D[d] /= total
+    while d + PANEL * _PANELS_OF_MANY <= width:
+        _many_beside(values_TD, d, width, scores_QT, scores_step, num_queries, longest, out_QD[0, d:], out_step)
+        d += PANEL * _PANELS_OF_MANY
+    while d + PANEL <= width:
+        _last_beside(values_TD, d, width, scores_QT, scores_step, num_queries, longest, out_QD[0, d:], out_step)
+        d += PANEL
+    for q in range(num_queries):
+        if d < width:
+            _weigh(scores_QT[q], longest, values_TD, d, width, out_QD[q])
+        total = _sum_of(scores_QT[q], length + growth * q)
+        for i in range(width):
+            out_QD[q, i] /= total
 
 
 @numba.njit(cache=True, nogil=True)
@@ -578,15 +631,18 @@ def forward(
                 logits, unless logits_OV has no columns
     adapter_B   which of the X adapters each token has, -1 for none; has_adapters whether any has one
     low_rank_a  of each of the four weights (X, L, parts * rank, columns), parts being q, k, v and gate, up; the rank, the
-                same for all, is a multiple of eight; low_rank_b (X, L, rows, rank)
-    address_L2  where each layer's keys (S, G, T, D) and values begin, float32
+                same for all, is a multiple of eight; low_rank_b (X, L, P * PANEL, rank)
+    address_L2  where each layer's keys (S, G, T / PANEL, D, PANEL) and values (S, G, T, D) begin, float32
     shape       (A, G, D, T, whether queries and keys are normalised, epsilon, scaling of scores)
-    weights     qkv (L, (A + 2 G) D, H), out (L, H, A D), gate and up (L, 2 I, H), down (L, H, I)
-    scales      of each of them (L, rows), (L, 0) where there are none; biases likewise
+    weights     (L, P, K, PANEL): queries, keys and values, each of whole panels, from H columns; out, of A D; gate and up, each of
+                whole panels, of H; down, of I
+    scales      of each of them (L, P * PANEL), (L, 0) where there are none; biases likewise
     norms       before attention (L, H), before the MLP (L, H), of queries (L, D) and keys (L, D), the last one (H,)
-    head        (V, H) with its scale (V,) or (0,), and its bias likewise
+    head        (P, H, PANEL) with its scale (P * PANEL,) or (0,), and its bias likewise
     rotary      cosines and sines (T, D)
-    buffers     of at least B rows: (B, 3 * rank), (B, H), (B, (A + 2 G) D), (B, A D), (B, H), (B, 2 I); of each thread (T + LANES,)
+    buffers     of at least B rows: (B, 3 * rank), (B, H), that of queries, keys and values, (B, A D), (B, H), that of gate and up, as
+                many columns as their panels have rows; of each thread (_MOST, T)
+    logits_OV   likewise
     """
     num_heads, num_heads_kv, width, num_positions, has_head_norms, epsilon, scaling = shape
     w_qkv, w_out, w_up, w_down = weights
@@ -596,10 +652,15 @@ def forward(
     low, normed, qkv, attended, added, inner, scores = buffers
     never = np.int64(1) << 40
     num_rows, hidden = x_BH.shape
-    num_layers, num_inner = w_qkv.shape[0], w_down.shape[2]
+    num_layers, num_inner = w_qkv.shape[0], _padded(w_down.shape[2])
+    keys_at = _padded(num_heads * width)
+    values_at = keys_at + _padded(num_heads_kv * width)
     group = num_heads // num_heads_kv
     row_size = num_heads_kv * num_positions * width
     cos_TD, sin_TD = rotary
+    # Tokens of a prompt go together, those of a step have keys of their own.
+    per_piece = _MOST if num_rows > 1 and row_B[0] == row_B[1] else 1
+    num_pieces = (num_rows + per_piece - 1) // per_piece
     for layer in range(num_layers):
         for b in range(thread, num_rows, num_threads):
             _normalise(x_BH[b], norm_attention[layer], epsilon, normed[b])
@@ -608,69 +669,85 @@ def forward(
         begin, end = _next_part(sync, w_qkv.shape[1], num_threads)
         while begin < end:
             _product(w_qkv[layer], normed, qkv, num_rows, begin, end)
-            _scale(qkv, s_qkv[layer], b_qkv[layer], num_rows, begin, end)
+            _scale(qkv, s_qkv[layer], b_qkv[layer], num_rows, PANEL * begin, PANEL * end)
             begin, end = _next_part(sync, w_qkv.shape[1], num_threads)
         if has_adapters:
             _reduce(thread, num_threads, low_rank_a[0], layer, normed, adapter_B, low)
             _wait_for_all(sync, num_threads)
-            begin, end = _part(w_qkv.shape[1], thread, num_threads)
-            second, third = num_heads * width, (num_heads + num_heads_kv) * width
-            _expand(low_rank_b[0], layer, low, adapter_B, qkv, begin, end, second, third)
+            begin, end = _part(PANEL * w_qkv.shape[1], thread, num_threads)
+            _expand(low_rank_b[0], layer, low, adapter_B, qkv, begin, end, keys_at, values_at)
         _wait_for_all(sync, num_threads)
 
         for pair in range(thread, num_rows * num_heads_kv, num_threads):
             b, g = pair // num_heads_kv, pair % num_heads_kv
             position = position_B[b]
             start = row_B[b] * row_size + g * num_positions * width
-            keys_TD = numba.carray(
-                _matrix_at(address_L2[layer, 0] + 4 * start), (num_positions, width), dtype=np.float32
+            keys_PD = numba.carray(
+                _matrix_at(address_L2[layer, 0] + 4 * start), (num_positions // PANEL, width, PANEL), dtype=np.float32
             )
             values_TD = numba.carray(
                 _matrix_at(address_L2[layer, 1] + 4 * start), (num_positions, width), dtype=np.float32
             )
-            at = (num_heads + g) * width
-            key_D = qkv[b, at : at + width]
+            key_D = qkv[b, keys_at + g * width : keys_at + (g + 1) * width]
             if has_head_norms:
                 _normalise(key_D, norm_k[layer], epsilon, key_D)
             _rotate(key_D, cos_TD[position], sin_TD[position])
-            at += num_heads_kv * width
             for d in range(width):
-                keys_TD[position, d] = key_D[d]
-                values_TD[position, d] = qkv[b, at + d]
+                keys_PD[position // PANEL, d, position % PANEL] = key_D[d]
+                values_TD[position, d] = qkv[b, values_at + g * width + d]
         _wait_for_all(sync, num_threads)
 
-        pair = _next_of(sync)
-        while pair < num_rows * num_heads_kv:
-            b, g = pair // num_heads_kv, pair % num_heads_kv
-            position = position_B[b]
-            start = row_B[b] * row_size + g * num_positions * width
-            keys_TD = numba.carray(
-                _matrix_at(address_L2[layer, 0] + 4 * start), (num_positions, width), dtype=np.float32
-            )
-            values_TD = numba.carray(
-                _matrix_at(address_L2[layer, 1] + 4 * start), (num_positions, width), dtype=np.float32
-            )
-            for a in range(g * group, (g + 1) * group):
-                q_D = qkv[b, a * width : (a + 1) * width]
-                if has_head_norms:
-                    _normalise(q_D, norm_q[layer], epsilon, q_D)
-                _rotate(q_D, cos_TD[position], sin_TD[position])
-                out_D = attended[b, a * width : (a + 1) * width]
-                _attend(q_D, keys_TD, values_TD, position + 1, scaling, scores[thread], out_D)
-            pair = _next_of(sync)
+        piece = _next_of(sync)
+        while piece < num_pieces * num_heads_kv:
+            g = piece % num_heads_kv
+            b = piece // num_heads_kv * per_piece
+            last = min(num_rows, b + per_piece)
+            while b < last:
+                position, count = position_B[b], 1
+                while b + count < last and row_B[b + count] == row_B[b] and position_B[b + count] == position + count:
+                    count += 1
+                start = row_B[b] * row_size + g * num_positions * width
+                keys_PD = numba.carray(
+                    _matrix_at(address_L2[layer, 0] + 4 * start),
+                    (num_positions // PANEL, width, PANEL),
+                    dtype=np.float32,
+                )
+                values_TD = numba.carray(
+                    _matrix_at(address_L2[layer, 1] + 4 * start), (num_positions, width), dtype=np.float32
+                )
+                for q in range(b, b + count):
+                    for a in range(g * group, (g + 1) * group):
+                        q_D = qkv[q, a * width : (a + 1) * width]
+                        if has_head_norms:
+                            _normalise(q_D, norm_q[layer], epsilon, q_D)
+                        _rotate(q_D, cos_TD[position + q - b], sin_TD[position + q - b])
+                if count == 1:
+                    # The heads that share these keys go together.
+                    for a in range(g * group, (g + 1) * group, _MOST):
+                        shape_QD = min(_MOST, (g + 1) * group - a), width
+                        columns = slice(a * width, (a + shape_QD[0]) * width)
+                        q_QD, out_QD = qkv[b, columns].reshape(shape_QD), attended[b, columns].reshape(shape_QD)
+                        _attend(q_QD, keys_PD, values_TD, position + 1, 0, scaling, scores[thread], out_QD)
+                else:
+                    for a in range(g * group, (g + 1) * group):
+                        rows, columns = slice(b, b + count), slice(a * width, (a + 1) * width)
+                        q_QD, out_QD = qkv[rows, columns], attended[rows, columns]
+                        _attend(q_QD, keys_PD, values_TD, position + 1, 1, scaling, scores[thread], out_QD)
+                b += count
+            piece = _next_of(sync)
         _wait_for_all(sync, num_threads)
 
-        begin, end = _next_part(sync, hidden, num_threads)
+        begin, end = _next_part(sync, w_out.shape[1], num_threads)
         while begin < end:
             _product(w_out[layer], attended, added, num_rows, begin, end)
-            _scale(added, s_out[layer], b_out[layer], num_rows, begin, end)
+            _scale(added, s_out[layer], b_out[layer], num_rows, PANEL * begin, PANEL * end)
             if not has_adapters:
-                _add(x_BH, added, num_rows, begin, end)
-            begin, end = _next_part(sync, hidden, num_threads)
+                _add(x_BH, added, num_rows, PANEL * begin, PANEL * end)
+            begin, end = _next_part(sync, w_out.shape[1], num_threads)
         if has_adapters:
             _reduce(thread, num_threads, low_rank_a[1], layer, attended, adapter_B, low)
             _wait_for_all(sync, num_threads)
-            begin, end = _part(hidden, thread, num_threads)
+            begin, end = _part(_padded(hidden), thread, num_threads)
             _expand(low_rank_b[1], layer, low, adapter_B, added, begin, end, never, never)
             _add(x_BH, added, num_rows, begin, end)
         _wait_for_all(sync, num_threads)
@@ -680,14 +757,14 @@ def forward(
         _wait_for_all(sync, num_threads)
 
         # The same rows of gate and up, so that their product needs no barrier.
-        begin, end = _next_part(sync, num_inner, num_threads)
+        begin, end = _next_part(sync, num_inner // PANEL, num_threads)
         while begin < end:
-            for start in (0, num_inner):
+            for start in (0, num_inner // PANEL):
                 _product(w_up[layer], normed, inner, num_rows, start + begin, start + end)
-                _scale(inner, s_up[layer], b_up[layer], num_rows, start + begin, start + end)
+                _scale(inner, s_up[layer], b_up[layer], num_rows, PANEL * (start + begin), PANEL * (start + end))
             if not has_adapters:
-                _gate(inner, num_rows, num_inner, begin, end)
-            begin, end = _next_part(sync, num_inner, num_threads)
+                _gate(inner, num_rows, num_inner, PANEL * begin, PANEL * end)
+            begin, end = _next_part(sync, num_inner // PANEL, num_threads)
         if has_adapters:
             _reduce(thread, num_threads, low_rank_a[2], layer, normed, adapter_B, low)
             _wait_for_all(sync, num_threads)
@@ -697,17 +774,17 @@ def forward(
             _gate(inner, num_rows, num_inner, begin, end)
         _wait_for_all(sync, num_threads)
 
-        begin, end = _next_part(sync, hidden, num_threads)
+        begin, end = _next_part(sync, w_down.shape[1], num_threads)
         while begin < end:
             _product(w_down[layer], inner, added, num_rows, begin, end)
-            _scale(added, s_down[layer], b_down[layer], num_rows, begin, end)
+            _scale(added, s_down[layer], b_down[layer], num_rows, PANEL * begin, PANEL * end)
             if not has_adapters:
-                _add(x_BH, added, num_rows, begin, end)
-            begin, end = _next_part(sync, hidden, num_threads)
+                _add(x_BH, added, num_rows, PANEL * begin, PANEL * end)
+            begin, end = _next_part(sync, w_down.shape[1], num_threads)
         if has_adapters:
             _reduce(thread, num_threads, low_rank_a[3], layer, inner, adapter_B, low)
             _wait_for_all(sync, num_threads)
-            begin, end = _part(hidden, thread, num_threads)
+            begin, end = _part(_padded(hidden), thread, num_threads)
             _expand(low_rank_b[3], layer, low, adapter_B, added, begin, end, never, never)
             _add(x_BH, added, num_rows, begin, end)
         _wait_for_all(sync, num_threads)
@@ -721,6 +798,6 @@ def forward(
     begin, end = _next_part(sync, w_head.shape[0], num_threads)
     while begin < end:
         _product(w_head, hidden_OH, logits_OV, len(last_O), begin, end)
-        _scale(logits_OV, s_head, b_head, len(last_O), begin, end)
+        _scale(logits_OV, s_head, b_head, len(last_O), PANEL * begin, PANEL * end)
         begin, end = _next_part(sync, w_head.shape[0], num_threads)
     _wait_for_all(sync, num_threads)

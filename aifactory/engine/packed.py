@@ -2,6 +2,8 @@
 
     model ─pack_model─▶ PackedWeights (one array a role, over all layers) ◀─views─ PackedLinear, PackedEmbedding
 
+Layout   a matrix of N rows and K columns is (P, K, PANEL): panels of PANEL rows, in which column stands beside column. What goes
+         into one matrix, as queries, keys and values, begins a panel each; rows that are wanting in the last one are zero.
 Weights  float32; bfloat16, sums in float32; int8, each row with a scale, largest magnitude at 127: the error of a weight is at
          most 1/254 of the largest in its row. Norms and biases stay float32, and so are all activations and the cache.
 """
@@ -23,6 +25,8 @@ WeightKind = Literal["float32", "bfloat16", "int8"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _MULTIPLE = 8
+PANEL = 16
+"""Rows of a panel; the kernels' own number, which is not to be had without loading them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +34,19 @@ class PackedMatrix:
     """One matrix, or the same one of every layer."""
 
     weight: Tensor
-    """(rows, columns) or (layers, rows, columns)."""
+    """(panels, columns, PANEL) or (layers, panels, columns, PANEL)."""
     scale: Tensor
-    """float32, (rows,) or (layers, rows); without elements unless the weights are int8."""
+    """float32, (panels * PANEL,) or (layers, panels * PANEL); without elements unless the weights are int8."""
     bias: Tensor
     """Likewise; without elements where there is none."""
 
     def layer(self, index: int, begin: int, end: int) -> PackedMatrix:
-        """A view of some rows of one layer's."""
+        """A view of some panels of one layer's."""
+        rows = slice(PANEL * begin, PANEL * end)
         return PackedMatrix(
             self.weight[index, begin:end],
-            self.scale[index, begin:end] if self.scale.numel() else self.scale[index],
-            self.bias[index, begin:end] if self.bias.numel() else self.bias[index],
+            self.scale[index, rows] if self.scale.numel() else self.scale[index],
+            self.bias[index, rows] if self.bias.numel() else self.bias[index],
         )
 
     def arrays(self) -> tuple[Any, Any, Any]:
@@ -77,7 +82,7 @@ class PackedWeights:
 class PackedLinear(nn.Module):
     """`nn.Linear` over packed rows, computed by the kernels whatever the number of vectors."""
 
-    def __init__(self, matrix: PackedMatrix, team: ThreadTeam) -> None:
+    def __init__(self, matrix: PackedMatrix, out_features: int, team: ThreadTeam) -> None:
         super().__init__()
         from aifactory.engine.kernels import SYNC_SIZE, product
 
@@ -85,15 +90,16 @@ class PackedLinear(nn.Module):
         self._arrays = matrix.arrays()
         self._team = team
         self._sync = np.zeros(SYNC_SIZE, np.int64)
-        self.out_features, self.in_features = matrix.weight.shape
+        self.out_features, self.in_features = out_features, matrix.weight.shape[1]
+        self._num_padded = PANEL * matrix.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), float32."""
         rows = x.reshape(-1, self.in_features).contiguous()
-        y = torch.empty(len(rows), self.out_features)
+        y = torch.empty(len(rows), self._num_padded)
         if len(rows):
             self._team.run(self._product, self._sync, *self._arrays, rows.detach().numpy(), y.numpy())
-        return y.view(*x.shape[:-1], self.out_features)
+        return y[:, : self.out_features].reshape(*x.shape[:-1], self.out_features)
 
 
 class PackedEmbedding(nn.Module):
@@ -101,14 +107,12 @@ class PackedEmbedding(nn.Module):
 
     def __init__(self, table: PackedMatrix) -> None:
         super().__init__()
-        self._scale = table.scale
-        self.weight = table.weight
-        """A tensor, no parameter: (vocabulary, hidden)."""
+        self._table = table
 
     def forward(self, ids: Tensor) -> Tensor:
         """(...) -> (..., hidden), float32."""
-        rows = self.weight[ids].float()
-        return rows * self._scale[ids][..., None] if self._scale.numel() else rows
+        rows = self._table.weight[ids // PANEL, :, ids % PANEL].float()
+        return rows * self._table.scale[ids][..., None] if self._table.scale.numel() else rows
 
 
 def why_not_packed(model: PreTrainedModel) -> str | None:
@@ -161,19 +165,20 @@ def pack_model(model: PreTrainedModel, kind: WeightKind, team: ThreadTeam) -> Pa
         ("down", "mlp", ("down_proj",)),
     ):
         parts = [[getattr(getattr(layer, block), name) for name in names] for layer in layers]
-        matrix = packed[role] = _empty(len(layers), parts[0], kind)
+        matrix = packed[role] = _for_layers(len(layers), parts[0], kind)
         for index, modules in enumerate(parts):
             begin = 0
             for name, module in zip(names, modules, strict=True):
-                view = matrix.layer(index, begin, begin + module.out_features)
+                end = begin + num_panels(module.out_features)
+                view = matrix.layer(index, begin, end)
                 _fill(view, module.weight, module.bias)
-                begin += module.out_features
-                setattr(getattr(layers[index], block), name, PackedLinear(view, team))
+                begin = end
+                setattr(getattr(layers[index], block), name, PackedLinear(view, module.out_features, team))
     embedding, head = model.model.embed_tokens, model.lm_head
     tied = head.weight.data_ptr() == embedding.weight.data_ptr()
-    packed["head"] = _pack_one(head.weight, head.bias, kind)
-    model.model.embed_tokens = PackedEmbedding(packed["head"] if tied else _pack_one(embedding.weight, None, kind))
-    model.lm_head = PackedLinear(packed["head"], team)
+    packed["head"] = pack_matrix(head.weight, head.bias, kind)
+    model.model.embed_tokens = PackedEmbedding(packed["head"] if tied else pack_matrix(embedding.weight, None, kind))
+    model.lm_head = PackedLinear(packed["head"], head.out_features, team)
     model.to(torch.float32)  # type: ignore[arg-type]
 
     def stacked(block: str | None, name: str) -> Tensor:
@@ -190,33 +195,42 @@ def pack_model(model: PreTrainedModel, kind: WeightKind, team: ThreadTeam) -> Pa
     return PackedWeights(norms=norms, **packed)
 
 
-def _empty(num_layers: int, modules: list[nn.Linear], kind: WeightKind) -> PackedMatrix:
-    num_rows, num_columns = sum(module.out_features for module in modules), modules[0].in_features
-    has_bias = any(module.bias is not None for module in modules)
-    return PackedMatrix(
-        torch.empty(num_layers, num_rows, num_columns, dtype=_DTYPES[kind]),
-        torch.empty(num_layers, num_rows if kind == "int8" else 0),
-        torch.zeros(num_layers, num_rows if has_bias else 0),
-    )
+def num_panels(num_rows: int) -> int:
+    """Panels of so many rows."""
+    return -(-num_rows // PANEL)
 
 
-def _pack_one(weight: Tensor, bias: Tensor | None, kind: WeightKind) -> PackedMatrix:
-    matrix = PackedMatrix(
-        torch.empty(weight.shape, dtype=_DTYPES[kind]),
-        torch.empty(len(weight) if kind == "int8" else 0),
-        torch.zeros(len(weight) if bias is not None else 0),
-    )
+def pack_matrix(weight: Tensor, bias: Tensor | None, kind: WeightKind) -> PackedMatrix:
+    """One matrix (N, K) and its bias (N,) by itself."""
+    matrix = _zeros((), num_panels(len(weight)), weight.shape[1], kind, has_bias=bias is not None)
     _fill(matrix, weight, bias)
     return matrix
 
 
+def _for_layers(num_layers: int, modules: list[nn.Linear], kind: WeightKind) -> PackedMatrix:
+    total = sum(num_panels(module.out_features) for module in modules)
+    has_bias = any(module.bias is not None for module in modules)
+    return _zeros((num_layers,), total, modules[0].in_features, kind, has_bias=has_bias)
+
+
+def _zeros(layers: tuple[int, ...], panels: int, num_columns: int, kind: WeightKind, *, has_bias: bool) -> PackedMatrix:
+    return PackedMatrix(
+        torch.zeros(*layers, panels, num_columns, PANEL, dtype=_DTYPES[kind]),
+        torch.ones(*layers, panels * PANEL if kind == "int8" else 0),
+        torch.zeros(*layers, panels * PANEL if has_bias else 0),
+    )
+
+
 def _fill(matrix: PackedMatrix, weight: Tensor, bias: Tensor | None) -> None:
+    num_rows = len(weight)
     if matrix.weight.dtype == torch.int8:
         largest = weight.float().abs().amax(dim=-1)
         scale = torch.where(largest > 0, largest / 127, 1.0)
-        matrix.weight.copy_((weight.float() / scale[:, None]).round())
-        matrix.scale.copy_(scale)
-    else:
-        matrix.weight.copy_(weight)
+        weight = (weight.float() / scale[:, None]).round()
+        matrix.scale[:num_rows] = scale
+    # In pieces of whole panels, so that a large matrix is not there three times.
+    for panel in range(num_panels(num_rows)):
+        rows = weight[PANEL * panel : PANEL * (panel + 1)]
+        matrix.weight[panel, :, : len(rows)] = rows.T
     if bias is not None:
-        matrix.bias.copy_(bias)
+        matrix.bias[:num_rows] = bias

@@ -10,6 +10,7 @@ from aifactory.engine.cache import SlotCache
 from aifactory.engine.compiled import CompiledForward
 from aifactory.engine.load import read_context_length
 from aifactory.engine.packed import WeightKind
+from aifactory.engine.prompts import PromptChunk, PromptReader
 from aifactory.engine.steps import DecodeSteps
 from aifactory.errors import ParityError
 
@@ -63,11 +64,13 @@ def check_cached_forward(
     context_length: int,
     compiled: CompiledForward | None = None,
     steps: DecodeSteps | None = None,
+    prompts: PromptReader | None = None,
 ) -> None:
     """Prefill two short rows in chunks, decode one token of both at once, compare with two plain forwards.
 
     compiled   what computes in place of the model's own forward
     steps      what decodes in its place
+    prompts    what reads prompts in its place, and here the last token too
     Also allocates the cache, so that memory that isn't there is missed now and not at the first request.
 
     Raises  ParityError, if this architecture does with a cache what SlotCache doesn't know of.
@@ -80,14 +83,18 @@ def check_cached_forward(
             end = min(begin + 3, length)
             positions, mask = cache.plan_prefill(row, begin, end)
             ids = torch.tensor([rows[row][begin:end]], device=device)
-            if compiled is None:
+            if prompts is not None:
+                prompts.read([PromptChunk(rows[row][begin:end], row, begin)])
+            elif compiled is None:
                 _logits(model, ids, position_ids=positions, attention_mask=mask, past_key_values=cache)
             else:
                 compiled.prefill(ids, row, begin, last_only=True)
         cache.open_row(row, length)
     positions_B = torch.tensor(lengths, device=device)
     last_ids = torch.tensor([[row_ids[-1]] for row_ids in rows], device=device)
-    if steps is not None:
+    if prompts is not None:
+        cached_BV = prompts.read([PromptChunk(ids[-1:], row, len(ids) - 1) for row, ids in enumerate(rows)])
+    elif steps is not None:
         steps.feed(last_ids[:, 0], positions_B)
         cached_BV = steps.step(1 + max(lengths))
     elif compiled is not None:

@@ -41,6 +41,11 @@ class PrefixStore:
         """Tokens that were found and not read again, since the start."""
 
     @property
+    def keeps_any(self) -> bool:
+        """Whether there is room for a block at all."""
+        return self._max_blocks > 0
+
+    @property
     def num_tokens(self) -> int:
         """Tokens kept now."""
         return len(self._blocks) * BLOCK

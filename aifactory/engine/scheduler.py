@@ -10,7 +10,6 @@ Shapes   B rows that decode, Q tokens of a chunk, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,7 +24,8 @@ from aifactory.engine.cache import SlotCache
 from aifactory.engine.choice import Choice
 from aifactory.engine.compiled import CompiledForward
 from aifactory.engine.logprobs import score_tokens
-from aifactory.engine.prefix import PrefixStore
+from aifactory.engine.prefix import BLOCK, PrefixStore
+from aifactory.engine.prompts import PromptChunk, PromptReader, last_only
 from aifactory.engine.protocol import FinishReason, TokenScore
 from aifactory.engine.sampling import NOT_FINITE, Draws
 from aifactory.engine.steps import DecodeSteps
@@ -77,6 +77,7 @@ class Scheduler:
         batch_invariant: bool = False,
         compiled: CompiledForward | None = None,
         steps: DecodeSteps | None = None,
+        prompts: PromptReader | None = None,
     ) -> None:
         """`on_finished` hears of each request that leaves, just before its last delta is delivered.
 
@@ -84,10 +85,12 @@ class Scheduler:
                           places, for what a kernel computes depends on the shape of what it is given
         compiled   computes steps in place of the model's own forward, over the same cache
         steps      takes those of rows without adapters in its place
+        prompts    reads in its place those without adapters of which no scores are asked, several at once
         """
         self._model = model
         self._compiled = compiled
         self._steps = steps
+        self._prompts = prompts
         # The kernels give the same bits however rows and prompts are put together.
         self._rows_alone = batch_invariant and compiled is None
         self._cache = cache
@@ -110,9 +113,7 @@ class Scheduler:
         self._takes_steps = False
         self._adapters: dict[str, Adapter] = {}
         self._hooks = AdapterHooks(model)
-        # The head is the largest matrix of a small model: compute it for the last position only, where the model can.
-        takes_last = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if takes_last else {}
+        self._last_only = last_only(model)
         self._vocab_size = vocab_size
 
     def add_adapter(self, adapter: Adapter) -> None:
@@ -160,43 +161,123 @@ class Scheduler:
     def _prefill(self) -> None:
         budget = self._prefill_chunk
         while self._prefilling and budget > 0:
-            slot = self._prefilling[0]
+            chunks = self._next_chunks(budget)
+            if not chunks:
+                break
+            try:
+                firsts = self._prefill_chunks(chunks)
+            except Exception as error:
+                _log.exception("prefill failed requests=%s", [slot.answer.request.id for slot, _, _ in chunks])
+                for slot, _, _ in chunks:
+                    self._fail_prefill(slot, error)
+                continue
+            for (slot, begin, end), first in zip(chunks, firsts, strict=True):
+                budget -= end - begin
+                slot.length = end
+                if end == len(slot.answer.read_ids):
+                    self._end_prefill(slot, first)
+
+    def _next_chunks(self, budget: int) -> list[tuple[_Slot, int, int]]:
+        """Who reads which tokens [begin, end) of its prompt now: the first in the queue, and with it those that may share its forward.
+
+        They get the rows after the decoding ones, in their order, since they join them in that order.
+        """
+        chunks: list[tuple[_Slot, int, int]] = []
+        for slot in list(self._prefilling):
+            if budget <= 0 or (chunks and not self._may_join(slot, chunks)):
+                break
             if self._rows_alone and budget < self._chunk_of(slot, self._prefill_chunk):
                 # A chunk is whole or isn't begun. A budget that nothing has used is large enough.
                 break
-            if slot.row < 0:
-                # Nothing joins the decoding rows before this one does, so the row after them stays free for it.
-                slot.row = len(self._decoding)
             read_ids = slot.answer.read_ids
             try:
+                if slot.row < 0:
+                    slot.row = len(self._decoding) + len(chunks)
                 if slot.length == 0 and not slot.answer.reads_whole_prompt:
                     slot.length = self.prefixes.restore(self._cache, slot.row, read_ids, slot.adapter)
-                begin, end = slot.length, min(slot.length + self._chunk_of(slot, budget), len(read_ids))
-                first = self._prefill_chunk_of(slot, begin, end)
             except Exception as error:
-                _log.exception("prefill failed request=%s", slot.answer.request.id)
-                self._prefilling.popleft()
-                self._cache.clear([slot.row])
-                self._end(slot, "error", _describe(error))
-                self._release(slot.row)
-                continue
-            slot.length = end
+                _log.exception("prefix failed request=%s", slot.answer.request.id)
+                self._fail_prefill(slot, error)
+                break
+            if chunks and self._is_read_already(slot, chunks):
+                break
+            begin, end = slot.length, min(slot.length + self._chunk_of(slot, budget), len(read_ids))
+            chunks.append((slot, begin, end))
             budget -= end - begin
-            if end == len(read_ids):
-                self._prefilling.popleft()
-                slot.answer.take_prompt_scores(tuple(slot.prompt_scores))
-                if slot.pooled_H is not None:
-                    self._embed(slot, slot.pooled_H)
-                elif first is None:
-                    self._end(slot, "length")
-                else:
-                    self._take(slot, *first)
-                if slot.is_sound:
-                    self.prefixes.keep(self._cache, slot.row, read_ids, slot.adapter)
-                if slot.answer.finished:
-                    self._release(slot.row)
-                else:
-                    self._join_decoding(slot)
+            # One that is left from an earlier step may have a row that another would get.
+            if not self._shares_forward(slot) or slot.row != len(self._decoding) + len(chunks) - 1:
+                break
+        return chunks
+
+    def _may_join(self, slot: _Slot, chunks: Sequence[tuple[_Slot, int, int]]) -> bool:
+        assert self._prompts is not None
+        num_tokens = sum(end - begin for _, begin, end in chunks)
+        return num_tokens < self._prompts.tokens_together and self._shares_forward(slot)
+
+    def _shares_forward(self, slot: _Slot) -> bool:
+        answer = slot.answer
+        return (
+            self._prompts is not None
+            and slot.adapter is None
+            and answer.request.pooling is None
+            and not answer.scores_prompt
+        )
+
+    def _is_read_already(self, slot: _Slot, chunks: Sequence[tuple[_Slot, int, int]]) -> bool:
+        """Whether another of these reads what this one could have from `prefixes` a moment later."""
+        end = slot.length + BLOCK
+        if slot.answer.reads_whole_prompt or not self.prefixes.keeps_any or len(slot.answer.read_ids) <= end:
+            return False
+        return any(slot.answer.read_ids[:end] == other.answer.read_ids[:end] for other, _, _ in chunks)
+
+    def _prefill_chunks(
+        self, chunks: Sequence[tuple[_Slot, int, int]]
+    ) -> Sequence[tuple[int, TokenScore | None] | None]:
+        """Read chunks of prompts; of each the next token, where its prompt is at its end and wants one."""
+        if not self._shares_forward(chunks[0][0]):
+            ((slot, begin, end),) = chunks
+            return [self._prefill_chunk_of(slot, begin, end)]
+        assert self._prompts is not None
+        self._hooks.use([])
+        logits_CV = self._prompts.read(
+            [PromptChunk(slot.answer.read_ids[begin:end], slot.row, begin) for slot, begin, end in chunks]
+        )
+        firsts: list[tuple[int, TokenScore | None] | None] = [None] * len(chunks)
+        telling = [
+            index
+            for index, (slot, _, end) in enumerate(chunks)
+            if end == len(slot.answer.read_ids) and slot.answer.request.sampling.max_tokens > 0
+        ]
+        if telling:
+            slots = [chunks[index][0] for index in telling]
+            choice = self._choice_of(slots)
+            _, token_ids, scores = choice.choose(logits_CV if len(telling) == len(chunks) else logits_CV[telling])
+            for index, token_id, score in zip(telling, token_ids, scores, strict=True):
+                firsts[index] = token_id, score
+        return firsts
+
+    def _end_prefill(self, slot: _Slot, first: tuple[int, TokenScore | None] | None) -> None:
+        """A prompt is read: tell what comes next, and let it decode."""
+        self._prefilling.popleft()
+        slot.answer.take_prompt_scores(tuple(slot.prompt_scores))
+        if slot.pooled_H is not None:
+            self._embed(slot, slot.pooled_H)
+        elif first is None:
+            self._end(slot, "length")
+        else:
+            self._take(slot, *first)
+        if slot.is_sound:
+            self.prefixes.keep(self._cache, slot.row, slot.answer.read_ids, slot.adapter)
+        if slot.answer.finished:
+            self._release(slot.row)
+        else:
+            self._join_decoding(slot)
+
+    def _fail_prefill(self, slot: _Slot, error: Exception) -> None:
+        self._prefilling.remove(slot)
+        self._cache.clear([slot.row])
+        self._end(slot, "error", _describe(error))
+        self._release(slot.row)
 
     def _chunk_of(self, slot: _Slot, budget: int) -> int:
         """How many tokens of a prompt are read at once."""
@@ -220,8 +301,7 @@ class Scheduler:
             slot.prompt_scores += score_tokens(logits_QV[: len(following)], following, num_top) if following else []
         if end < len(read_ids) or request.sampling.max_tokens == 0:
             return None
-        choice = Choice([slot.answer], [slot.draws], vocab_size=self._vocab_size, device=self._device)
-        _, (token_id,), (score,) = choice.choose(logits_QV[-1:])
+        _, (token_id,), (score,) = self._choice_of([slot]).choose(logits_QV[-1:])
         return token_id, score
 
     def _read(self, slot: _Slot, ids_1Q: Tensor, begin: int, end: int, *, last_only: bool) -> Tensor:
@@ -339,6 +419,9 @@ class Scheduler:
         if self._takes_steps:
             assert self._steps is not None
             self._steps.feed(self._ids_B1[:, 0], self._positions_B)
+        return self._choice_of(slots)
+
+    def _choice_of(self, slots: Sequence[_Slot]) -> Choice:
         return Choice(
             [slot.answer for slot in slots],
             [slot.draws for slot in slots],

@@ -9,7 +9,6 @@ Why      a step of a model of a billion parameters is some hundred kernels of a 
 Graphs   one for each size of batch (1, 2, 4, 8, then every 8, all slots) and each extent of reading that a forward tells apart. They are
          captured when they are first needed, which takes a fraction of a second, and share their memory.
 Padding  rows that fill up a batch write to the cache's spare row, which belongs to nobody.
-Source   CUDA graphs: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 Shapes   B rows of a step, S num_slots, V vocabulary.
 """
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from aifactory.engine.cache import SlotCache
+from aifactory.engine.graphs import Graphs
 from aifactory.engine.sampling import NOT_FINITE
 
 _FEW = (1, 2, 4, 8)
@@ -55,7 +55,7 @@ class DecodeSteps:
         self._told_S = torch.zeros(most, dtype=torch.int64, pin_memory=is_cuda)
         self._num_rows = 0
         self._graphs: dict[tuple[int, int], tuple[Callable[[], None], Tensor]] = {}
-        self._pool = torch.cuda.graph_pool_handle() if is_cuda else None
+        self._of_device = Graphs(self._device)
         self._done = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
         self._ahead: Tensor | None = None
 
@@ -113,39 +113,12 @@ class DecodeSteps:
         return logits_BV[: self._num_rows]
 
     def _captured(self, num_rows: int, extent: int) -> tuple[Callable[[], None], Tensor]:
-        """What takes a step of so many rows, and where its logits will be."""
-        if self._device.type != "cuda":
-            return self._taken_directly(num_rows, extent)
-        inputs = (self._ids_S1, self._positions_S, self._rows_S)
-        kept = [each.clone() for each in inputs]
-        # Kernels are compiled, chosen and loaded by running them; on rows that nobody reads.
-        self._rows_S.fill_(self._cache.spare_row)
-        self._positions_S.zero_()
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self._take(num_rows, extent)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, as those that load the next release, may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits_BV = self._take(num_rows, extent)
-        for buffer, before in zip(inputs, kept, strict=True):
-            buffer.copy_(before)
-        return graph.replay, logits_BV
-
-    def _taken_directly(self, num_rows: int, extent: int) -> tuple[Callable[[], None], Tensor]:
-        logits_BV = self._forward(
-            torch.zeros_like(self._ids_S1[:num_rows]),
-            torch.zeros_like(self._positions_S[:num_rows]),
-            torch.full_like(self._rows_S[:num_rows], self._cache.spare_row),
-            extent,
-        ).clone()
-
-        def run() -> None:
-            logits_BV.copy_(self._take(num_rows, extent))
-
+        """What takes a step of so many rows, and where its logits will be. It is tried on rows that nobody reads."""
+        run, (logits_BV,) = self._of_device.capture(
+            lambda: [self._take(num_rows, extent)],
+            inputs=(self._ids_S1, self._positions_S, self._rows_S),
+            idle=(0, 0, self._cache.spare_row),
+        )
         return run, logits_BV
 
     def _take(self, num_rows: int, extent: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""Kernels of a decode step of a Llama-like model, for CUDA, in Triton. Imported only where Triton is.
+"""Kernels of decode steps and prompts of a Llama-like model, for CUDA, in Triton. Imported only where Triton is.
 
     one row    x ─▶ project(norm) ─▶ attend ─▶ project ─▶ + x ─▶ project(norm, gate) ─▶ project ─▶ + x
     several    x ─▶ normalize ─▶ (product) ─▶ attend ─▶ (product) ─▶ normalize(+ x) ─▶ (product) ─▶ gate ─▶ (product) ─▶ ...
+    prompts    as several, with turn ─▶ attend_prompts in place of attend
 
 Of one row each weight is read once, by as many programs as there are blocks of its rows; a norm is one number, which each
 program finds on its way through x, so it is no kernel of its own. Five kernels a layer, six where contexts are long. A weight
@@ -11,7 +12,7 @@ Law      x, sums and softmax are in fp32, and so is all of one row; products of 
 Source   online softmax over blocks: Dao et al. 2022, "FlashAttention", arXiv:2205.14135, algorithm 1; its parts side by side
          and merged: Dao et al. 2023, "Flash-Decoding", https://crfm.stanford.edu/2023/10/12/flashdecoding.html; rotary
          positions: Su et al. 2021, arXiv:2104.09864, section 3.4.2, halves as in transformers' `rotate_half`.
-Legend   B rows, K inputs and N outputs of a projection, H heads of keys and values, G queries of each, D width of a head,
+Legend   B rows, Q tokens of prompts, K inputs and N outputs of a projection, H heads of keys and values, G queries of each, D width of a head,
          T positions of a row of the cache, P parts of a context.
 """
 
@@ -226,3 +227,110 @@ def merge(
     sums = tl.load(sums_BHPGD + each[:, None] * D + d[None, :])
     total = tl.sum(share * tl.load(weight_BHPG + each), axis=0)
     tl.store(out_BHGD + (head * G + g) * D + d, tl.sum(sums * share[:, None], axis=0) / total)
+
+
+@triton.jit
+def turn(
+    qkv_QN,
+    keys_SHTD,
+    values_SHTD,
+    cos_TD,
+    sin_TD,
+    q_gain_D,
+    k_gain_D,
+    positions_Q,
+    rows_Q,
+    q_QHGD,
+    num_tokens,
+    T,
+    eps,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    HAS_GAINS: tl.constexpr,
+):
+    """Turn queries and keys to their positions; write keys and values to their rows. One program a head of q, k or v."""
+    head = tl.program_id(1)
+    i = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    is_i = i < num_tokens
+    inside = is_i[:, None]
+    row = tl.load(rows_Q + i, mask=is_i, other=0)
+    position = tl.load(positions_Q + i, mask=is_i, other=0)
+    d = tl.arange(0, D)
+    x_rows = qkv_QN + i.to(tl.int64)[:, None] * ((G + 2) * H * D) + head * D
+    x = tl.load(x_rows + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    if head >= (G + 1) * H:
+        place = ((row * H + head - (G + 1) * H) * T + position)[:, None] * D + d[None, :]
+        tl.store(values_SHTD + place, x, mask=inside)
+    else:
+        other_d = (d + D // 2) % D
+        other = tl.load(x_rows + other_d[None, :], mask=inside, other=0.0).to(tl.float32)
+        if HAS_GAINS:
+            scale = tl.rsqrt(tl.sum(x * x, axis=1) / D + eps)[:, None]
+            gain_D = q_gain_D
+            if head >= G * H:
+                gain_D = k_gain_D
+            x = x * scale * tl.load(gain_D + d).to(tl.float32)[None, :]
+            other = other * scale * tl.load(gain_D + other_d).to(tl.float32)[None, :]
+        at = position[:, None] * D + d[None, :]
+        cos = tl.load(cos_TD + at, mask=inside, other=0.0)
+        sin = tl.load(sin_TD + at, mask=inside, other=0.0) * tl.where(d < D // 2, -1.0, 1.0)[None, :]
+        x = x * cos + other * sin
+        if head < G * H:
+            tl.store(q_QHGD + i.to(tl.int64)[:, None] * (G * H * D) + head * D + d[None, :], x, mask=inside)
+        else:
+            place = ((row * H + head - G * H) * T + position)[:, None] * D + d[None, :]
+            tl.store(keys_SHTD + place, x, mask=inside)
+
+
+@triton.jit
+def attend_prompts(
+    q_QHGD,
+    keys_SHTD,
+    values_SHTD,
+    blocks_B4,
+    out_QHGD,
+    T,
+    scaling,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    QUERIES: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """Attend from each token of a block to all positions of its row up to its own.
+
+    QUERIES   G rounded up to a power of two; a program has those of BLOCK_Q tokens
+    """
+    block, h = blocks_B4 + tl.program_id(0) * 4, tl.program_id(1)
+    first, count = tl.load(block), tl.load(block + 1)
+    row, begin = tl.load(block + 2).to(tl.int64), tl.load(block + 3)
+    m = tl.arange(0, BLOCK_Q * QUERIES)
+    i = m // QUERIES
+    g = m % QUERIES
+    inside = ((i < count) & (g < G))[:, None]
+    d = tl.arange(0, D)
+    q_at = ((first + i).to(tl.int64) * (H * G) + h * G + g)[:, None] * D + d[None, :]
+    q = tl.load(q_QHGD + q_at, mask=inside, other=0.0)
+    states = (row * H + h) * T * D
+    sums = tl.zeros((BLOCK_Q * QUERIES, D), tl.float32)
+    most = tl.full((BLOCK_Q * QUERIES,), float("-inf"), tl.float32)
+    weight = tl.zeros((BLOCK_Q * QUERIES,), tl.float32)
+    end = begin + count
+    for t_begin in range(0, end, BLOCK_T):
+        t = t_begin + tl.arange(0, BLOCK_T)
+        is_t = (t < end)[:, None]
+        place = states + t[:, None] * D + d[None, :]
+        keys = tl.load(keys_SHTD + place, mask=is_t, other=0.0)
+        scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * scaling
+        scores = tl.where(t[None, :] <= (begin + i)[:, None], scores, float("-inf"))
+        new_most = tl.maximum(most, tl.max(scores, axis=1))
+        shrink = tl.exp(most - new_most)
+        each = tl.exp(scores - new_most[:, None])
+        weight = weight * shrink + tl.sum(each, axis=1)
+        values = tl.load(values_SHTD + place, mask=is_t, other=0.0)
+        sums = sums * shrink[:, None] + tl.dot(each.to(values.dtype), values, input_precision="ieee")
+        most = new_most
+    tl.store(out_QHGD + q_at, sums / weight[:, None], mask=inside)

@@ -18,7 +18,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aifactory.engine.protocol import Delta, GenerationRequest, Pooling, Sampling
+from aifactory.engine.protocol import Delta, Engine, GenerationRequest, Pooling, Sampling
 from aifactory.errors import BadRequestError
 from aifactory.observe.events import logger
 from aifactory.records.feedback import Completion, FeedbackLog
@@ -30,7 +30,7 @@ from aifactory.serve.releases import Served
 from aifactory.serve.token_scores import CompletionScores, chat_scores
 from aifactory.serve.tool_calls import MessageReader
 from aifactory.serve.trials import Watch
-from aifactory.serve.wire import StatusError, error_body, event, usage
+from aifactory.serve.wire import ENGINE_FAILED, StatusError, error_body, event, usage
 from aifactory.text.tokenizer import IncrementalDecoder
 
 
@@ -463,17 +463,13 @@ class Answering:
                         refused = BadRequestError(f"{delta.fault}: {delta.error}. Simplify it.", field=delta.fault)
                         raise _renamed(refused, question.fields)
                     if delta.finish_reason in ("error", "cancelled"):
-                        raise StatusError(
-                            500 if delta.finish_reason == "error" else 503,
-                            f"The answer was ended by the server: {delta.error or 'it is shutting down'}. Ask again.",
-                            kind="server_error",
-                        )
+                        raise _ended_by_server(delta, engine)
                     unfinished -= delta.finish_reason is not None
                     if trial is not None and not unfinished:
                         trial.end(tokens=tokens)
                     yield index, delta
         except StatusError as error:
-            if trial is not None and error.status in _BY_THE_RELEASE:
+            if trial is not None and (error.status in _BY_THE_RELEASE or error.code == ENGINE_FAILED):
                 trial.end(tokens=tokens, failed=True)
             raise
         finally:
@@ -495,6 +491,15 @@ class Answering:
 
 _BY_THE_RELEASE = (500, 504)
 """What comes of a release that fails or hangs: it speaks against one on trial."""
+
+
+def _ended_by_server(delta: Delta, engine: Engine) -> StatusError:
+    """One answer that failed is an error of the server; one that failed with all others is asked again elsewhere."""
+    ended = f"The answer was ended by the server: {delta.error or 'it is shutting down'}."
+    if delta.finish_reason == "error" and engine.failure is not None:
+        again = "Another replica takes its place: ask again later."
+        return StatusError(503, f"{ended} {again}", kind="server_error", code=ENGINE_FAILED)
+    return StatusError(500 if delta.finish_reason == "error" else 503, f"{ended} Ask again.", kind="server_error")
 
 
 def _copy(question: Question) -> None:

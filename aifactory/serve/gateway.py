@@ -58,6 +58,7 @@ from aifactory.serve.tool_calls import require_tools
 from aifactory.serve.trials import Outcomes, ReadPrompts, Shadows, Watch
 from aifactory.serve.wire import (
     ALWAYS,
+    ENGINE_FAILED,
     ClosedBody,
     Incoming,
     NoQuery,
@@ -527,7 +528,7 @@ class Gateway:
                     503,
                     f"Expected an engine that answers, found that {failure}. Another replica takes its place: ask again later.",
                     kind="server_error",
-                    code="engine_failed",
+                    code=ENGINE_FAILED,
                 )
             if model is not None and model not in served.names:
                 shown = [*served.names][:_SHOWN_NAMES]

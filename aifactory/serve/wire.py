@@ -126,6 +126,10 @@ class StatusError(Exception):
         self.status, self.kind, self.code, self.field = status, kind, code, field
 
 
+ENGINE_FAILED = "engine_failed"
+"""The code of what a replica says whose engine will never answer again."""
+
+
 def shutting_down() -> StatusError:
     """What comes while the endpoint ends is told."""
     return StatusError(

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from aifactory.engine.engine import TorchEngine
-from aifactory.engine.packed import PackedLinear, PackedMatrix, pack_model, why_not_packed
+from aifactory.engine.packed import PackedLinear, pack_matrix, pack_model, why_not_packed
 from aifactory.engine.team import ThreadTeam
 from aifactory.errors import ConfigError, ParityError
 
@@ -94,19 +94,17 @@ def test_a_product_is_that_of_the_weights_as_they_are_kept(kind, rows, columns):
     torch.manual_seed(6)
     linear = torch.nn.Linear(columns, rows)
     weight = linear.weight.detach()
+    matrix = pack_matrix(weight, linear.bias.detach(), kind)
     if kind == "int8":
         scale = weight.abs().amax(-1) / 127
-        kept = (weight / scale[:, None]).round()
-        matrix = PackedMatrix(kept.to(torch.int8), scale, linear.bias.detach())
-        assert float((kept * scale[:, None] - weight).abs().max() / weight.abs().max()) <= 1 / 254 + 1e-6
-        weight = kept * scale[:, None]
+        kept = (weight / scale[:, None]).round() * scale[:, None]
+        assert float((kept - weight).abs().max() / weight.abs().max()) <= 1 / 254 + 1e-6
+        weight = kept
     else:
-        kept = weight.to(getattr(torch, kind))
-        matrix = PackedMatrix(kept, torch.empty(0), linear.bias.detach())
-        weight = kept.float()
+        weight = weight.to(getattr(torch, kind)).float()
     for num_threads in (1, 2):
         team = ThreadTeam(num_threads)
-        packed = PackedLinear(matrix, team)
+        packed = PackedLinear(matrix, rows, team)
         for count in (1, 2, 3, 4, 7, 12, 29):
             x = torch.randn(count, columns)
             expected = torch.nn.functional.linear(x.double(), weight.double(), linear.bias.double())

@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 import torch
+from conformance import Collected, held_until
 
 from aifactory.errors import CapacityError
 
@@ -198,3 +199,38 @@ def test_close_frees_the_cache(model, start):
     gc.collect()
 
     assert cache() is None
+
+
+@pytest.mark.parametrize("options", [{"compiled": True}, {"graphs": True}], ids=str)
+def test_prompts_that_wait_are_read_in_one_call_and_a_beginning_that_they_share_once(model, start, ask, submit, options):
+    engine = start(model, num_slots=8, prefill_chunk=256, prefix_tokens=512, **options)
+    calls, let = [], threading.Event()
+    reader = engine._scheduler._prompts
+    read = reader.read
+
+    def noted(chunks):
+        calls.append([(len(chunk.ids), chunk.begin) for chunk in chunks])
+        return read(chunks)
+
+    def together(prompts):
+        """Their answers, when all of them have come while the engine was held."""
+        let.clear()
+        holding = Collected(held_until(let))
+        submit(engine, holding, [9], max_tokens=1)
+        assert holding.begun.wait(60)
+        calls.clear()
+        answers = [ask(engine, prompt, max_tokens=4, temperature=0) for prompt in prompts]
+        let.set()
+        return [answer.wait().ids for answer in answers]
+
+    reader.read = noted
+    short = [[1, 2, 3, 4, 5], [7], [6] * 9, [3, 2, 1]]
+    alone = [together([prompt])[0] for prompt in short]
+    assert together(short) == alone
+    assert calls == [[(5, 0), (1, 0), (9, 0), (3, 0)]]
+
+    beginning = [5, 4, 3, 2] * 16
+    long = [[*beginning, *prompt] for prompt in short[:3]]
+    found = together(long)
+    assert sorted(calls[0] + calls[1]) == [(1, 64), (9, 64), (69, 0)]
+    assert found == [ask(engine, prompt, max_tokens=4, temperature=0).wait().ids for prompt in long]

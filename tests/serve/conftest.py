@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -382,6 +383,13 @@ def fake(factory: Factory, exported: Callable[[int], Path]) -> Iterator[tuple[En
     releases.load_first()
     with answering(factory, releases) as one:
         yield one, engine
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Clients that ask beside the test."""
+    with ThreadPoolExecutor(32) as executor:
+        yield executor
 
 
 @pytest.fixture(scope="session")

@@ -432,3 +432,19 @@ def test_while_an_engine_that_has_failed_is_replaced_who_asks_is_told_to_come_ba
         assert "its process has ended" in error["message"]
     assert httpx.get(f"{endpoint.url}/healthz").status_code == 200
     assert not engine.asked
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/completions", COMPLETE), ("/v1/chat/completions", CHAT)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_whose_answer_had_not_begun_when_the_engine_failed_is_told_to_come_back(
+    fake, pool, wait_until, path, body, stream
+):
+    endpoint, engine = fake
+    asked = pool.submit(post, endpoint, path, {**body, "stream": stream})
+    wait_until(lambda: engine.asked)
+    engine.failure = "its process has ended"
+    engine.say("", "error", error="EngineDeadError")
+
+    error = error_of(asked.result(), 503)
+    assert (error["code"], asked.result().headers["Retry-After"]) == ("engine_failed", "1")
+    assert "ended by the server: EngineDeadError" in error["message"]

@@ -22,12 +22,6 @@ PATHS = [
 
 
 @pytest.fixture
-def pool():
-    with ThreadPoolExecutor(32) as executor:
-        yield executor
-
-
-@pytest.fixture
 def narrow(tmp_path, exported, answer_on, fake_engine, make_small):
     """An endpoint with one slot and room for 6 that wait, over a fake engine."""
     factory = make_small(tmp_path, slots=1, max_queued=6)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -20,12 +19,6 @@ COMPLETE = {"model": "alpha", "prompt": "hello"}
 CHAT = {"model": "alpha", "messages": [{"role": "user", "content": "hello"}]}
 PATHS = [("/v1/completions", COMPLETE), ("/v1/chat/completions", CHAT)]
 PIECES = ["naïve ", "你好", " 🙂", "\u2028\u2029\u0085\x0b\x0c\x1c", '"\\\n\r\n\ndata: [DONE]\n\n', "\ufffd", "end"]
-
-
-@pytest.fixture
-def pool():
-    with ThreadPoolExecutor(16) as executor:
-        yield executor
 
 
 def speak(engine, pieces, *, to=0, reason="stop"):

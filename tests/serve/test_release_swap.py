@@ -47,12 +47,6 @@ class SlowTokenizer(TextTokenizer):
 
 
 @pytest.fixture
-def pool():
-    with ThreadPoolExecutor(16) as executor:
-        yield executor
-
-
-@pytest.fixture
 def fakes(factory, fake_engine):
     """Releases whose loads each give a new fake engine, and the engines in order."""
     engines = []

@@ -27,12 +27,6 @@ WHY = {"reason": "test"}
 
 
 @pytest.fixture
-def pool():
-    with ThreadPoolExecutor(16) as executor:
-        yield executor
-
-
-@pytest.fixture
 def quick_engine(fake_engine):
     """An engine that answers at once, or as the test has it."""
 
@@ -363,6 +357,23 @@ def test_what_fails_on_trial_is_counted_and_said(factory, answer_on, two):
 
         assert outcomes(factory, endpoint) == {(2, True): 3}
         assert Report.of(factory.books).trial.outcomes == {"alpha-r2": {"answered": 0, "failed": 3}}
+
+
+def test_an_engine_that_fails_on_trial_speaks_against_its_release(factory, answer_on, two, pool, wait_until):
+    releases, engines = two
+    with answer_on(factory, releases) as endpoint:
+        canary(factory, 1.0)
+        look(endpoint)
+        engines[1].hangs = True
+        begun = pool.submit(endpoint.client.completions.create, **COMPLETE)
+        wait_until(lambda: engines[1].asked)
+        engines[1].failure = "its process has ended"
+        engines[1].say("", "error", error="EngineDeadError")
+
+        with pytest.raises(openai.InternalServerError) as told:
+            begun.result()
+        assert told.value.status_code == 503
+        assert outcomes(factory, endpoint) == {(2, True): 1}
 
 
 # ── shadows ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,67 @@
+"""PromptReader: what reads the prompts of several requests in one call, into their rows of the cache."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from aifactory.engine.cache import SlotCache
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChunk:
+    """Tokens of one row's prompt, from position `begin` on. What stands before them is in the row."""
+
+    ids: Sequence[int]
+    row: int
+    begin: int
+
+
+class PromptReader(Protocol):
+    """Reads chunks of different rows."""
+
+    tokens_together: int
+    """So many tokens in one call take no longer each than more would: whoever could still join begins a call of its own."""
+
+    def read(self, chunks: Sequence[PromptChunk]) -> Tensor:
+        """Write the chunks' keys and values to their rows; the logits (C, V) after the last token of each."""
+        ...
+
+
+class OwnPrompts:
+    """By a Hugging Face model's own forward, one chunk after the other. It must be without adapters meanwhile."""
+
+    tokens_together = 1024
+
+    def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
+        self._model = model
+        self._cache = cache
+        self._last_only = last_only(model)
+
+    def read(self, chunks: Sequence[PromptChunk]) -> Tensor:
+        """As `PromptReader.read`."""
+        return torch.cat([self._read(chunk) for chunk in chunks])
+
+    def _read(self, chunk: PromptChunk) -> Tensor:
+        positions_1Q, mask_11QL = self._cache.plan_prefill(chunk.row, chunk.begin, chunk.begin + len(chunk.ids))
+        output = self._model(
+            input_ids=torch.tensor([list(chunk.ids)], device=self._model.device),
+            position_ids=positions_1Q,
+            attention_mask=mask_11QL,
+            past_key_values=self._cache,
+            use_cache=True,
+            **self._last_only,
+        )
+        logits_1V: Tensor = output.logits[:, -1]
+        return logits_1V
+
+
+def last_only(model: PreTrainedModel) -> dict[str, int]:
+    """What keeps a forward from computing more logits than the last, which the head of a small model is most of; where it can."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
