@@ -276,21 +276,44 @@ def _read(storage: Storage, corpus: Artifact, name: str, columns: Sequence[str] 
     return from_parquet(data, columns)
 
 
-def to_parquet(rows: pa.Table) -> memoryview:
-    """Rows as the bytes of a Parquet file, which depend on the rows alone."""
-    sink = pa.BufferOutputStream()
+class _Pieces:
+    """A file that keeps what is written to it as it is: nothing is copied, and no buffer grows."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.found: list[bytes | memoryview] = []
+
+    def write(self, data: Any) -> int:
+        piece = memoryview(data).cast("B")
+        self.found.append(piece)
+        return piece.nbytes
+
+    def writable(self) -> bool:
+        return True
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def to_parquet(rows: pa.Table) -> list[bytes | memoryview]:
+    """Rows as the bytes of a Parquet file, which depend on the rows alone, in pieces that follow one another."""
+    sink = _Pieces()
     names = [name for name in rows.column_names if name not in _UNLIKE]
     # Large pages: a page of the default size holds few documents, and each costs as much as some more of them.
     pq.write_table(
         rows,
-        sink,
+        pa.PythonFile(sink, mode="w"),
         use_dictionary=names,
         write_statistics=False,
         compression="zstd",
         compression_level=1,
         data_page_size=_PAGE_BYTES,
     )
-    return memoryview(sink.getvalue())
+    return sink.found
 
 
 def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
@@ -298,15 +321,16 @@ def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns), use_threads=False)
 
 
-def to_ipc(rows: pa.Table) -> memoryview:
-    """Rows as the bytes of an Arrow IPC file: for what is read again at once, by which it takes no time."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, rows.schema) as writer:
-        writer.write_table(rows.combine_chunks())
-    return memoryview(sink.getvalue())
+def to_ipc(rows: pa.Table) -> list[bytes | memoryview]:
+    """Rows as the bytes of an Arrow IPC file, in pieces that follow one another: for what is read again at once, by which
+    it takes no time. The texts are not copied: what they lie in must stay as it is until all is written."""
+    sink = _Pieces()
+    with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), rows.schema) as writer:
+        writer.write_table(rows)
+    return sink.found
 
 
-def from_ipc(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+def from_ipc(data: bytes | pa.Buffer, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows, or some of their columns, of an Arrow IPC file's bytes, where they lie."""
     rows = pa.ipc.open_file(pa.BufferReader(data)).read_all()
     return rows if columns is None else rows.select(list(columns))
