@@ -171,21 +171,26 @@ def _content_keys(block: pa.Table) -> npt.NDArray[np.uint64]:
 
 def _hashes(block: pa.Table, new: Callable[[bytes], Any]) -> npt.NDArray[np.uint64]:
     columns = [block[name].combine_chunks() for name in ("prompt", "text", "messages", "rejected")]
-    has_prompts, _, *has_more = (bool(pc.any(pc.not_equal(column, "")).as_py()) for column in columns)
-    digests = bytearray()
-    if not has_prompts and not any(has_more):
+    has_prompts, has_messages, has_rejected = (_total_bytes(columns[i]) > 0 for i in (0, 2, 3))
+    has_more = has_messages or has_rejected
+    digests: list[bytes] = []
+    if not has_prompts and not has_more:
         for text in _views(columns[1]):
             state = new(b"0:%d:" % len(text))
             state.update(text)
-            digests += state.digest()[:16]
+            digests.append(state.digest()[:16])
     else:
-        for parts in zip(*map(_views, columns if any(has_more) else columns[:2]), strict=True):
+        for parts in zip(*map(_views, columns if has_more else columns[:2]), strict=True):
             state = new(b"")
             for part in parts if any(map(len, parts[2:])) else parts[:2]:
                 state.update(b"%d:" % len(part))
                 state.update(part)
-            digests += state.digest()[:16]
-    return np.frombuffer(bytes(digests), ">u8").astype(np.uint64).reshape(-1, 2)
+            digests.append(state.digest()[:16])
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def _total_bytes(texts: pa.Array) -> int:
+    return int(pc.sum(pc.binary_length(texts)).as_py() or 0)
 
 
 def _views(texts: pa.Array) -> Iterator[memoryview]:
