@@ -52,7 +52,7 @@ def trust_drops(
     for part in parts:
         for side in _SIDES:
             if f"{side}.arrow" in part.files:
-                table = from_ipc(store.read(part, f"{side}.arrow"))
+                table = from_ipc(store.map(part, f"{side}.arrow"))
                 for at, said in _said(table.select(_COLUMNS), trusting):
                     places.append(start + at)
                     rows.append(said)

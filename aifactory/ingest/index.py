@@ -89,7 +89,7 @@ def index_bytes(index: Index) -> bytes:
     return bytes(sink.getvalue())
 
 
-def read_index(data: bytes) -> Index:
+def read_index(data: bytes | pa.Buffer) -> Index:
     """The index in the bytes of an Arrow IPC file; its arrays lie in them."""
     table = pa.ipc.open_file(pa.BufferReader(data)).read_all().combine_chunks()
     signatures = None

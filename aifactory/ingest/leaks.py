@@ -129,7 +129,7 @@ def leaked_drops(
 
 
 def _ngrams_of_part(identity: str, looked: _Looked, part: Part, stays: npt.NDArray[np.bool_]) -> None:
-    rows = from_ipc(PartStore(looked.storage).read(part, _HOLDOUT), _SAID).filter(pa.array(stays))
+    rows = from_ipc(PartStore(looked.storage).map(part, _HOLDOUT), _SAID).filter(pa.array(stays))
     _publish(looked, identity, keys=_built(rows, looked.step).keys_K)
 
 
@@ -208,7 +208,7 @@ def _training_texts(looked: _Looked, part: Part) -> pa.Array:
     """What rows that train were asked and answer, as one text each."""
     if _TRAIN not in part.files:
         return pa.array([], pa.string())
-    rows = from_ipc(PartStore(looked.storage).read(part, _TRAIN), _SAID)
+    rows = from_ipc(PartStore(looked.storage).map(part, _TRAIN), _SAID)
     turns = pa.array(["\n".join(said) for said in _turns(rows)], pa.string())
     prompts, answers = (rows[name].combine_chunks() for name in ("prompt", "text"))
     return pc.binary_join_element_wise(prompts, turns, answers, "\n")

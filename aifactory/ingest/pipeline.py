@@ -56,7 +56,7 @@ from aifactory.records.rows import (
     to_ipc,
     to_parquet,
 )
-from aifactory.records.storage import Storage, StoredFile
+from aifactory.records.storage import Content, Storage, StoredFile
 
 CODE_VERSION = 5
 _SIDES = ("train", "holdout")
@@ -228,9 +228,14 @@ def _read_part(identity: str, work: Work, piece: Piece) -> None:
         kept.append(assign_ids(rows))
     rows = pa.concat_tables(kept) if kept else CORPUS_SCHEMA.empty_table()
     rejected = pa.concat_tables(ledger) if ledger else LEDGER_SCHEMA.empty_table()
-    sides = [rows.filter(pc.equal(rows["side"], side)) for side in _SIDES]
+    sides = [_only(rows, pc.equal(rows["side"], side)) for side in _SIDES]
     counted = {"rows_in": rows_in, "rows_erased": rows_erased, "steps": [dict(step) for step in figures.steps]}
     _publish(work, identity, sides, rejected, None, counted)
+
+
+def _only(rows: pa.Table, wanted: pa.ChunkedArray) -> pa.Table:
+    """The rows of a mask, without a copy where those are all."""
+    return rows if pc.all(wanted).as_py() else rows.filter(wanted)
 
 
 def _not_erased(rows: pa.Table, kind: Kind, column: str, source: str, work: Work) -> pa.Table:
@@ -255,20 +260,32 @@ def _holdout_shares(rows: pa.Table, source: str, work: Work) -> npt.NDArray[np.f
 def _write_part(identity: str, work: Work, part: Part, drops: Drops) -> None:
     """A part without the rows that were dropped; they go to the ledger."""
     store = PartStore(work.storage)
-    index = read_index(store.read(part, INDEX_FILE))
+    index = read_index(store.map(part, INDEX_FILE))
     tables = [
-        from_ipc(store.read(part, f"{side}.arrow")) if f"{side}.arrow" in part.files else CORPUS_SCHEMA.empty_table()
+        from_ipc(store.map(part, f"{side}.arrow")) if f"{side}.arrow" in part.files else CORPUS_SCHEMA.empty_table()
         for side in _SIDES
     ]
     stays = np.ones(len(index), bool)
     stays[drops.places_D] = False
     gone = pa.concat_tables(tables).filter(pa.array(~stays))
     dropped = _ledger_of(Broken(gone, list(drops.rules), drops.scores_D.tolist(), list(drops.details)))
-    known = [from_ipc(store.read(part, "rejected.arrow"))] if "rejected.arrow" in part.files else []
+    known = [from_ipc(store.map(part, "rejected.arrow"))] if "rejected.arrow" in part.files else []
     border = tables[0].num_rows
-    kept = [tables[0].filter(pa.array(stays[:border])), tables[1].filter(pa.array(stays[border:]))]
+    kept = [_staying(tables[0], stays[:border]), _staying(tables[1], stays[border:])]
     rejected = pa.concat_tables([*known, dropped])
     _publish(work, identity, kept, rejected, index.take(stays), _counted(kept, rejected, work.steps))
+
+
+def _staying(rows: pa.Table, stays: npt.NDArray[np.bool_]) -> pa.Table:
+    """The rows of a mask, each column in one piece: where pages end in a Parquet file depends on that.
+
+    Where few rows go, what lies between them is copied as it lies, and each byte once.
+    """
+    turns = np.flatnonzero(np.diff(np.concatenate([[False], stays, [False]])))
+    if 8 * len(turns) > len(stays):
+        return rows.filter(pa.array(stays)).combine_chunks()
+    runs = [rows.slice(start, stop - start) for start, stop in turns.reshape(-1, 2).tolist()]
+    return pa.concat_tables(runs).combine_chunks() if runs else rows.slice(0, 0)
 
 
 def _publish(
@@ -283,12 +300,12 @@ def _publish(
     is_last = index is not None
     to_bytes, ending = (to_parquet, "parquet") if is_last else (to_ipc, "arrow")
     named = zip((*_SIDES, "rejected"), (*sides, rejected), strict=True)
-    files: dict[str, bytes | memoryview] = {f"{name}.{ending}": to_bytes(rows) for name, rows in named if rows.num_rows}
+    files: dict[str, Content] = {f"{name}.{ending}": to_bytes(rows) for name, rows in named if rows.num_rows}
     if index is None:
         rows = pa.concat_tables(sides)
         index = index_of(rows, None if work.near_duplicates is None else sign(rows, work.near_duplicates))
     files[INDEX_FILE] = index_bytes(index)
-    PartStore(work.storage).publish(identity, files, figures, to_be_taken=is_last)
+    PartStore(work.storage).publish(identity, files, figures, to_be_taken=is_last, hashed=is_last)
 
 
 def _counted(sides: Sequence[pa.Table], rejected: pa.Table, steps: Sequence[RowStep]) -> dict[str, Any]:

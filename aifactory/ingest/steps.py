@@ -77,6 +77,8 @@ class Applied:
     verdicts: Verdicts | None = None
     details: Sequence[str] | None = None
     """In words what was found of each row, where the score does not say it."""
+    before: pa.Table | None = None
+    """The rows as they were, where the table has no text of those that are broken."""
     counted: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -95,20 +97,42 @@ def apply_steps(
     models     the models that steps ask, by the names that the configuration gives them
     """
     rejected = []
+    # Taking rows out copies all others, so what is broken stays where it is as long as the steps look at texts alone.
+    stays_N = np.ones(table.num_rows, bool)
     for at, step in enumerate(steps):
-        rows_in = table.num_rows
-        applied = _apply(table, step, models or {})
+        rows_in = int(stays_N.sum())
+        if not isinstance(step, _TEXTS_ALONE) or rows_in < _LEAST_SHARE * table.num_rows:
+            table = _without(table, stays_N)
+            stays_N = np.ones(table.num_rows, bool)
+        applied = _apply(table, step, models or {}, stays_N, writes_all=bool(restored))
         if step.CHANGES_TEXT:
-            applied = _with_emptied(table, applied)
+            applied = _with_emptied(table, applied, stays_N)
         table = applied.table
         if applied.verdicts is not None:
-            table, broken = _split(table, step, applied, applied.verdicts, restored or {})
+            places, broken = _broken(table, step, applied, applied.verdicts, restored or {}, stays_N)
             if broken.rules:
                 rejected.append(broken)
-        gone = rows_in - table.num_rows
-        assert applied.verdicts is not None or not gone, step
+                stays_N[places] = False
+        gone = rows_in - int(stays_N.sum())
         figures.add(at, {"rows_in": rows_in, "rows_kept": rows_in - gone, "rows_rejected": gone, **applied.counted})
-    return table, rejected
+    return _without(table, stays_N), rejected
+
+
+def _without(table: pa.Table, stays_N: np.ndarray[Any, Any]) -> pa.Table:
+    """The rows that stay."""
+    if stays_N.all():
+        return table
+    mask, at = pa.array(stays_N), table.schema.get_field_index("text")
+    texts = table["text"].combine_chunks()
+    _, offsets_N1 = text_buffers(texts)
+    if not np.diff(offsets_N1)[~stays_N].any():
+        # Those that go have no text any more, so that of the others lies end to end already.
+        offsets = np.append(offsets_N1[:-1][stays_N], offsets_N1[-1])
+        kept = pa.Array.from_buffers(
+            texts.type, len(offsets) - 1, [None, pa.py_buffer(offsets.astype(np.int32)), texts.buffers()[2]]
+        )
+        return table.remove_column(at).filter(mask).add_column(at, "text", kept)
+    return table.filter(mask)
 
 
 def reject_empty(table: pa.Table) -> tuple[pa.Table, Broken]:
@@ -134,14 +158,15 @@ def _is_blank(texts: pa.Array) -> np.ndarray[Any, Any]:
     return blank_N
 
 
-def _with_emptied(table: pa.Table, applied: Applied) -> Applied:
+def _with_emptied(table: pa.Table, applied: Applied, stays_N: np.ndarray[Any, Any]) -> Applied:
     """The rows of which a step leaves nothing, as they were before, break its rule `empty`."""
     after = applied.table["text"].combine_chunks()
-    emptied = _is_blank(after)  # none was before: such a row has been rejected
-    if not emptied.any():
-        return applied
     count = table.num_rows
     known = applied.verdicts or Verdicts((), np.zeros(count, np.uint8), np.zeros(count))
+    # None was empty before: such a row has been rejected.
+    emptied = _is_blank(after) & stays_N & (known.broken_N == 0)
+    if not emptied.any():
+        return applied
     verdicts = Verdicts(
         (*known.rules, "empty"), np.where(emptied, len(known.rules) + 1, known.broken_N).astype(np.uint8), known.score_N
     )
@@ -149,10 +174,16 @@ def _with_emptied(table: pa.Table, applied: Applied) -> Applied:
     return replace(applied, table=_with_texts(applied.table, texts), verdicts=verdicts)
 
 
-def _split(
-    table: pa.Table, step: RowStep, applied: Applied, verdicts: Verdicts, restored: Mapping[str, frozenset[str]]
-) -> tuple[pa.Table, Broken]:
-    places = np.flatnonzero(verdicts.broken_N)
+def _broken(
+    table: pa.Table,
+    step: RowStep,
+    applied: Applied,
+    verdicts: Verdicts,
+    restored: Mapping[str, frozenset[str]],
+    stays_N: np.ndarray[Any, Any],
+) -> tuple[np.ndarray[Any, Any], Broken]:
+    """Which of the rows that are still there break a rule, and what there is to say of them."""
+    places = np.flatnonzero((verdicts.broken_N != 0) & stays_N)
     names = [_full_name(step, rule) for rule in verdicts.rules]
     rules = [names[verdicts.broken_N[i] - 1] for i in places]
     if restored and len(places):
@@ -161,15 +192,14 @@ def _split(
         places = places[~np.array(stays, bool)]
         rules = [rule for rule, kept in zip(rules, stays, strict=True) if not kept]
     if not len(places):
-        return table, Broken(table.slice(0, 0), [], [], [])
-    stay = np.ones(table.num_rows, bool)
-    stay[places] = False
+        return places, Broken(table.slice(0, 0), [], [], [])
     scores = verdicts.score_N[places].tolist()
     if applied.details is None:
         details = [_detail(step, rule, score) for rule, score in zip(rules, scores, strict=True)]
     else:
         details = [applied.details[i] for i in places.tolist()]
-    return table.filter(pa.array(stay)), Broken(table.take(pa.array(places)), rules, scores, details)
+    rows = (table if applied.before is None else applied.before).take(pa.array(places))
+    return places, Broken(rows, rules, scores, details)
 
 
 def _full_name(step: RowStep, rule: str) -> str:
@@ -208,7 +238,33 @@ def step_recipes(steps: Sequence[Step], models: Mapping[str, StepModel]) -> list
     return recipes
 
 
-def _apply(table: pa.Table, step: RowStep, models: Mapping[str, StepModel]) -> Applied:
+_TEXTS_ALONE = (
+    LengthStep,
+    AlphabeticStep,
+    LineLengthStep,
+    UnicodeStep,
+    GopherQualityStep,
+    GopherRepetitionStep,
+    FineWebStep,
+    C4Step,
+)
+"""Steps that look at nothing but the text, and take hardly longer for some rows more."""
+_LEAST_SHARE = 0.75
+"""Of the rows that are there must stay, else those that don't are taken out."""
+
+
+def _apply(
+    table: pa.Table,
+    step: RowStep,
+    models: Mapping[str, StepModel],
+    stays_N: np.ndarray[Any, Any],
+    *,
+    writes_all: bool,
+) -> Applied:
+    """What a step makes of the rows, of which those count that stay.
+
+    writes_all   the table has the text of every row that was there, also of those that break a rule
+    """
     texts = table["text"].combine_chunks()
     match step:
         case LengthStep():
@@ -225,7 +281,9 @@ def _apply(table: pa.Table, step: RowStep, models: Mapping[str, StepModel]) -> A
             from aifactory.ingest.unicode import Fixes, repair
 
             repaired = repair(texts, Fixes(**_options(step)))
-            return Applied(_with_texts(table, repaired.texts), counted={"changed": int(repaired.changed_N.sum())})
+            return Applied(
+                _with_texts(table, repaired.texts), counted={"changed": int((repaired.changed_N & stays_N).sum())}
+            )
         case LanguageStep():
             from aifactory.ingest.language import language_verdicts
 
@@ -249,9 +307,10 @@ def _apply(table: pa.Table, step: RowStep, models: Mapping[str, StepModel]) -> A
         case C4Step():
             from aifactory.ingest.quality import C4Quality, c4_quality
 
-            kept, verdicts = c4_quality(texts, C4Quality(**_options(step)))
-            changed = int(pc.sum(pc.not_equal(kept, texts)).as_py() or 0)
-            return Applied(_with_texts(table, kept), verdicts, counted={"changed": changed})
+            kept, verdicts = c4_quality(texts, C4Quality(**_options(step)), only_N=None if writes_all else stays_N)
+            looked_at = stays_N & (verdicts.broken_N == 0)
+            changed = int((pc.not_equal(kept, texts).to_numpy(zero_copy_only=False) & looked_at).sum())
+            return Applied(_with_texts(table, kept), verdicts, before=table, counted={"changed": changed})
         case PersonalStep():
             return _mask(table, step)
         case LabelByRuleStep():

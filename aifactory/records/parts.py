@@ -16,8 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from aifactory.errors import StorageError
-from aifactory.records.storage import Storage, StoredFile
+from aifactory.records.storage import Content, Storage, StoredFile
 
 _RECORD = "part.json"
 
@@ -55,14 +57,22 @@ class PartStore:
     def publish(
         self,
         fingerprint: str,
-        files: Mapping[str, bytes | memoryview],
+        files: Mapping[str, Content],
         figures: Mapping[str, Any],
         *,
         to_be_taken: bool = False,
+        hashed: bool = True,
     ) -> Part:
-        """Write a part; from then on it is found. `to_be_taken`: an artifact takes its files over as soon as all parts are there."""
+        """Write a part; from then on it is found.
+
+        to_be_taken   an artifact takes its files over as soon as all parts are there
+        hashed        without it its files have no hashes, and no artifact can take them: for what the next pass reads and
+                      nobody else does
+        """
         stored = {
-            name: self.storage.write_bytes(data, *_folder(fingerprint), name, durable=False, on_its_way=to_be_taken)
+            name: self.storage.write_bytes(
+                data, *_folder(fingerprint), name, durable=False, on_its_way=to_be_taken, hashed=hashed
+            )
             for name, data in files.items()
         }
         record = {"files": {name: asdict(file) for name, file in stored.items()}, "figures": figures}
@@ -73,7 +83,13 @@ class PartStore:
 
     def read(self, part: Part, name: str) -> bytes:
         """The content of one file of a part. Raises StorageError where it is gone."""
-        data = self.storage.read_bytes(*_folder(part.fingerprint), name)
+        return bytes(self._there(part, name, self.storage.read_bytes(*_folder(part.fingerprint), name)))
+
+    def map(self, part: Part, name: str) -> pa.Buffer:
+        """The same without a copy where it lies on this machine."""
+        return self._there(part, name, self.storage.map_bytes(*_folder(part.fingerprint), name))
+
+    def _there(self, part: Part, name: str, data: Any) -> Any:
         if data is None:
             raise StorageError(
                 f"expected {self.storage.path(*_folder(part.fingerprint), name)}, found no such file; delete its directory "
@@ -83,6 +99,7 @@ class PartStore:
 
     def take(self, wanted: Sequence[tuple[Part, str, tuple[str, ...]]]) -> list[StoredFile]:
         """Put files of parts (part, name, target) at other places below the root, as they are, without reading them."""
+        assert all(part.files[name].sha256 for part, name, _ in wanted), "what an artifact takes has a hash"
         self.storage.duplicate([((*_folder(part.fingerprint), name), target) for part, name, target in wanted])
         files = [(part.files[name], target) for part, name, target in wanted]
         return [StoredFile(name=target[-1], num_bytes=file.num_bytes, sha256=file.sha256) for file, target in files]

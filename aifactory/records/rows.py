@@ -171,21 +171,26 @@ def _content_keys(block: pa.Table) -> npt.NDArray[np.uint64]:
 
 def _hashes(block: pa.Table, new: Callable[[bytes], Any]) -> npt.NDArray[np.uint64]:
     columns = [block[name].combine_chunks() for name in ("prompt", "text", "messages", "rejected")]
-    has_prompts, _, *has_more = (bool(pc.any(pc.not_equal(column, "")).as_py()) for column in columns)
-    digests = bytearray()
-    if not has_prompts and not any(has_more):
+    has_prompts, has_messages, has_rejected = (_total_bytes(columns[i]) > 0 for i in (0, 2, 3))
+    has_more = has_messages or has_rejected
+    digests: list[bytes] = []
+    if not has_prompts and not has_more:
         for text in _views(columns[1]):
             state = new(b"0:%d:" % len(text))
             state.update(text)
-            digests += state.digest()[:16]
+            digests.append(state.digest()[:16])
     else:
-        for parts in zip(*map(_views, columns if any(has_more) else columns[:2]), strict=True):
+        for parts in zip(*map(_views, columns if has_more else columns[:2]), strict=True):
             state = new(b"")
             for part in parts if any(map(len, parts[2:])) else parts[:2]:
                 state.update(b"%d:" % len(part))
                 state.update(part)
-            digests += state.digest()[:16]
-    return np.frombuffer(bytes(digests), ">u8").astype(np.uint64).reshape(-1, 2)
+            digests.append(state.digest()[:16])
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def _total_bytes(texts: pa.Array) -> int:
+    return int(pc.sum(pc.binary_length(texts)).as_py() or 0)
 
 
 def _views(texts: pa.Array) -> Iterator[memoryview]:
@@ -276,21 +281,44 @@ def _read(storage: Storage, corpus: Artifact, name: str, columns: Sequence[str] 
     return from_parquet(data, columns)
 
 
-def to_parquet(rows: pa.Table) -> memoryview:
-    """Rows as the bytes of a Parquet file, which depend on the rows alone."""
-    sink = pa.BufferOutputStream()
+class _Pieces:
+    """A file that keeps what is written to it as it is: nothing is copied, and no buffer grows."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.found: list[bytes | memoryview] = []
+
+    def write(self, data: Any) -> int:
+        piece = memoryview(data).cast("B")
+        self.found.append(piece)
+        return piece.nbytes
+
+    def writable(self) -> bool:
+        return True
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def to_parquet(rows: pa.Table) -> list[bytes | memoryview]:
+    """Rows as the bytes of a Parquet file, which depend on the rows alone, in pieces that follow one another."""
+    sink = _Pieces()
     names = [name for name in rows.column_names if name not in _UNLIKE]
     # Large pages: a page of the default size holds few documents, and each costs as much as some more of them.
     pq.write_table(
         rows,
-        sink,
+        pa.PythonFile(sink, mode="w"),
         use_dictionary=names,
         write_statistics=False,
         compression="zstd",
         compression_level=1,
         data_page_size=_PAGE_BYTES,
     )
-    return memoryview(sink.getvalue())
+    return sink.found
 
 
 def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
@@ -298,15 +326,16 @@ def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns), use_threads=False)
 
 
-def to_ipc(rows: pa.Table) -> memoryview:
-    """Rows as the bytes of an Arrow IPC file: for what is read again at once, by which it takes no time."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, rows.schema) as writer:
-        writer.write_table(rows.combine_chunks())
-    return memoryview(sink.getvalue())
+def to_ipc(rows: pa.Table) -> list[bytes | memoryview]:
+    """Rows as the bytes of an Arrow IPC file, in pieces that follow one another: for what is read again at once, by which
+    it takes no time. The texts are not copied: what they lie in must stay as it is until all is written."""
+    sink = _Pieces()
+    with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), rows.schema) as writer:
+        writer.write_table(rows)
+    return sink.found
 
 
-def from_ipc(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+def from_ipc(data: bytes | pa.Buffer, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows, or some of their columns, of an Arrow IPC file's bytes, where they lie."""
     rows = pa.ipc.open_file(pa.BufferReader(data)).read_all()
     return rows if columns is None else rows.select(list(columns))

@@ -23,11 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from aifactory.errors import StorageError
 
 RECORD_NAME = "record.json"
+Content = bytes | memoryview | Sequence[bytes | memoryview]
+"""The bytes of a file, in one piece or in several that follow one another."""
 _WAITING = 16
 """Files that are put on disk at once where there are many."""
 
@@ -82,6 +85,19 @@ class Storage:
         except OSError as error:
             raise StorageError(f"expected to read {self.path(*parts)}, found: {error}.") from error
 
+    def map_bytes(self, *parts: str) -> pa.Buffer | None:
+        """As `read_bytes`, without a copy on a local path: the file's pages themselves, which must not be written to."""
+        if not self.is_local:
+            data = self.read_bytes(*parts)
+            return None if data is None else pa.py_buffer(data)
+        try:
+            with pa.memory_map(self.path(*parts)) as file:
+                return file.read_buffer()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"expected to read {self.path(*parts)}, found: {error}.") from error
+
     @contextmanager
     def open_file(self, *parts: str) -> Iterator[BinaryIO]:
         """One file, open for reading anywhere in it: for whoever needs a part of a large one.
@@ -96,16 +112,18 @@ class Storage:
             raise StorageError(f"expected to read {self.path(*parts)}, found: {error}.") from error
 
     def write_bytes(
-        self, data: bytes | memoryview, *parts: str, durable: bool = True, on_its_way: bool = False
+        self, data: Content, *parts: str, durable: bool = True, on_its_way: bool = False, hashed: bool = True
     ) -> StoredFile:
         """Write one file so that it appears whole or not at all; on a local path it is on disk when this returns.
 
         durable      without it a power cut may take the file, or a part of it: for what can be made again
         on_its_way   that is made durable later on: the system begins to write it now, so that nobody waits then
+        hashed       without it the file has no hash ("")
         """
+        pieces = [data] if isinstance(data, bytes | memoryview) else data
         with self._explained(*parts):
             if self.is_local:
-                _write_whole(Path(self.path(*parts)), data, durable=durable, on_its_way=on_its_way)
+                _write_whole(Path(self.path(*parts)), pieces, durable=durable, on_its_way=on_its_way)
             else:
                 filesystem, base = self._filesystem()
                 target = "/".join([base, *parts])
@@ -115,9 +133,13 @@ class Storage:
                     filesystem.create_dir(target.rpartition("/")[0], recursive=True)
                     stream = filesystem.open_output_stream(target)
                 with stream:
-                    stream.write(data)
-        num_bytes = memoryview(data).nbytes
-        return StoredFile(name=parts[-1], num_bytes=num_bytes, sha256=hashlib.sha256(data).hexdigest())
+                    for piece in pieces:
+                        stream.write(piece)
+        num_bytes = sum(memoryview(piece).nbytes for piece in pieces)
+        state = hashlib.sha256()
+        for piece in pieces if hashed else ():
+            state.update(piece)
+        return StoredFile(name=parts[-1], num_bytes=num_bytes, sha256=state.hexdigest() if hashed else "")
 
     def duplicate(self, places: Sequence[tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
         """Give files (source, target) a second place: by hard links (local; copies where the filesystem has none), else by copies.
@@ -275,15 +297,18 @@ def _open(root: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _write_durably(target: Path, data: bytes) -> None:
-    _write_whole(target, data, durable=True)
+    _write_whole(target, [data], durable=True)
 
 
-def _write_whole(target: Path, data: bytes | memoryview, *, durable: bool, on_its_way: bool = False) -> None:
+def _write_whole(
+    target: Path, pieces: Sequence[bytes | memoryview], *, durable: bool, on_its_way: bool = False
+) -> None:
     new_folders = _made_folders(target)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
     try:
         with open(partial, "wb") as stream:
-            stream.write(data)
+            for piece in pieces:
+                stream.write(piece)
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())

@@ -16,6 +16,7 @@ import datatrove.pipeline.filters.c4_filters as reference_c4
 import datatrove.pipeline.filters.fineweb_quality_filter as reference_fineweb
 import datatrove.pipeline.filters.gopher_quality_filter as reference_quality
 import datatrove.pipeline.filters.gopher_repetition_filter as reference_repetition
+import numpy as np
 import pyarrow as pa
 import pytest
 from datatrove.data import Document
@@ -592,6 +593,23 @@ def test_a_verdict_depends_on_its_text_alone(judge):
     for start, stop in [(0, 1), (1, 100), (77, 200), (len(texts) - 1, len(texts)), (5, 5)]:
         assert said(judge, array_of(texts)[start:stop]) == alone[start:stop]
         assert said(judge, array_of(texts, pa.large_string())[start:stop]) == alone[start:stop]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_c4_of_some_texts_alone_says_of_them_what_it_says_and_leaves_the_others_and_what_is_broken_empty(kind):
+    texts = texts_of(odd_text, 90, 6) + texts_of(prose_text, 90, 6)
+    random.Random(6).shuffle(texts)
+    every = said(JUDGES["c4_quality"], array_of(texts, kind))
+    wanted = np.random.default_rng(6).random(len(texts)) < 0.7
+
+    found = said(lambda some: c4_quality(some, C4Quality(), only_N=wanted), array_of(texts, kind))
+
+    expected = [
+        ((rule, score), "" if rule else text) if is_wanted else ((None, 0.0), "")
+        for ((rule, score), text), is_wanted in zip(every, wanted.tolist(), strict=True)
+    ]
+    assert found == expected
+    assert len({rule for (rule, _), _ in found}) > 2
 
 
 @pytest.mark.parametrize("judge", JUDGES.values(), ids=JUDGES)

@@ -14,7 +14,7 @@ import pytest
 
 from aifactory.errors import StorageError
 from aifactory.records.parts import Part, PartStore, made
-from aifactory.records.storage import Storage, StoredFile
+from aifactory.records.storage import Content, Storage, StoredFile
 
 FILES = {"train.parquet": b"t" * 1_000, "holdout.parquet": b"h" * 10, "index.arrow": b""}
 FIGURES = {"rows": 7, "by_rule": {"length": 2}, "examples": [{"text": "é"}]}
@@ -94,12 +94,12 @@ class Failing(Storage):
     left = 0
 
     def write_bytes(
-        self, data: bytes | memoryview, *parts: str, durable: bool = True, on_its_way: bool = False
+        self, data: Content, *parts: str, durable: bool = True, on_its_way: bool = False, hashed: bool = True
     ) -> StoredFile:
         if not self.left:
             raise StorageError("the disk is full")
         self.left -= 1
-        return super().write_bytes(data, *parts, durable=durable, on_its_way=on_its_way)
+        return super().write_bytes(data, *parts, durable=durable, on_its_way=on_its_way, hashed=hashed)
 
 
 @pytest.mark.parametrize("written", range(len(FILES) + 1))
@@ -130,6 +130,29 @@ def test_a_store_and_a_part_are_pickled_into_tasks(tmp_path: Path) -> None:
     there, thing = pickle.loads(pickle.dumps((store, part)))
     assert thing == part
     assert there.read(thing, "train.parquet") == FILES["train.parquet"]
+
+
+def test_a_part_for_the_next_pass_alone_has_no_hashes_is_found_and_read_and_no_artifact_takes_it(
+    store: PartStore,
+) -> None:
+    pieces = {name: [data[:7], memoryview(data)[7:]] for name, data in FILES.items()}
+    part = store.publish(ONE, pieces, FIGURES, hashed=False)
+
+    assert store.find(ONE) == part
+    assert {file.sha256 for file in part.files.values()} == {""}
+    assert {name: store.read(part, name) for name in FILES} == FILES
+    assert {name: store.map(part, name).to_pybytes() for name in FILES} == FILES
+    with pytest.raises(AssertionError, match="has a hash"):
+        store.take([(part, "train.parquet", ("corpus", "f", "a.parquet"))])
+
+
+def test_a_mapped_file_keeps_its_bytes_when_another_takes_its_place(store: PartStore) -> None:
+    part = store.publish(ONE, FILES, FIGURES)
+    mapped = store.map(part, "train.parquet")
+    store.publish(ONE, {**FILES, "train.parquet": b"other"}, FIGURES)
+    assert mapped.to_pybytes() == FILES["train.parquet"]
+    with pytest.raises(StorageError, match=r"none\.arrow, found no such file; delete its directory"):
+        store.map(part, "none.arrow")
 
 
 # ── taken over ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from aifactory.ingest.columns import Verdicts
@@ -75,10 +76,14 @@ class C4Quality:
     """Whether to drop lines about terms of use, privacy and cookies, in either case."""
 
 
-def c4_quality(texts: pa.Array, params: C4Quality) -> tuple[pa.Array, Verdicts]:
+def c4_quality(
+    texts: pa.Array, params: C4Quality, *, only_N: npt.NDArray[np.bool_] | None = None
+) -> tuple[pa.Array, Verdicts]:
     """The texts with the lines that are kept, joined by LF, and which of C4_QUALITY_RULES each breaks first.
 
     A text that breaks a rule stays as it was. The score is the number of sentences, or 1 for the line that was found.
+
+    only_N   looks at these texts alone; what it does not look at, and what breaks a rule, comes out empty
     """
     verdicts = Verdicts.none(len(texts), C4_QUALITY_RULES)
     options = np.array(
@@ -104,6 +109,8 @@ def c4_quality(texts: pa.Array, params: C4Quality) -> tuple[pa.Array, Verdicts]:
             options,
             kinds_of_characters(),
             *joined(_PHRASES),
+            np.ones(rows.stop - rows.start, np.bool_) if only_N is None else only_N[rows],
+            only_N is None,
             out_B,
             out_offset_N1[rows.start : rows.stop + 1],
             verdicts.broken_N[rows],
@@ -214,7 +221,11 @@ def _may_hold_phrase(data_B, at):  # type: ignore[no-untyped-def]
     found |= within_folded(data_B, at, 0x70, 1) & s & u
     found |= within_folded(data_B, at, 0x6D, 1) & s & within_folded(data_B, at + 6, 0x75, 1)
     found |= v & c & within_folded(data_B, at + 3, 0x79, 1)
-    found |= within_folded(data_B, at, 0x6B, 1) & within_folded(data_B, at + 2, 0x65, 1)
+    found |= (
+        within_folded(data_B, at, 0x6B, 1)
+        & within_folded(data_B, at + 1, 0x69, 1)
+        & within_folded(data_B, at + 2, 0x65, 1)
+    )
     return found | within(data_B, at, 0xE2, 1) & within(data_B, at + 1, 0x84, 1) & within(data_B, at + 2, 0xAA, 1)
 
 
@@ -353,9 +364,25 @@ def _is_closing(code):  # type: ignore[no-untyped-def]
     return code == 0x2019 or code == 0x201D or code == 0xBB or code == 0x203A
 
 
-@numba.njit(numba.void(BYTES, _I64, _I64, _U8, BYTES, _I64, _I64, _U8, _I64, _U8, _F64), cache=True, nogil=True)
+@numba.njit(
+    numba.void(BYTES, _I64, _I64, _U8, BYTES, _I64, _I64, _BOOLS, numba.boolean, _U8, _I64, _U8, _F64),
+    cache=True,
+    nogil=True,
+)
 def _c4_quality(  # type: ignore[no-untyped-def]
-    data_B, offset_N1, options, kinds, phrase_B, phrase_end_P, phrase_first, out_B, out_offset_N1, broken_N, score_N
+    data_B,
+    offset_N1,
+    options,
+    kinds,
+    phrase_B,
+    phrase_end_P,
+    phrase_first,
+    only_N,
+    writes_broken,
+    out_B,
+    out_offset_N1,
+    broken_N,
+    score_N,
 ):
     longest = 0
     for i in range(len(broken_N)):
@@ -363,10 +390,13 @@ def _c4_quality(  # type: ignore[no-untyped-def]
     break_L = np.empty(longest + 1, np.int32)
     for i in range(len(broken_N)):
         begin, end, to = offset_N1[i], offset_N1[i + 1], out_offset_N1[i]
+        if not only_N[i]:
+            out_offset_N1[i + 1] = to
+            continue
         broken, score, stop = _keep_lines(
             data_B, begin, end, options, kinds, phrase_B, phrase_end_P, phrase_first, break_L, out_B, to
         )
-        if broken != 0:
+        if broken != 0 and writes_broken:
             copy_bytes(out_B, to, data_B, begin, end - begin)
             stop = to + end - begin
         broken_N[i] = broken

@@ -35,6 +35,7 @@ from aifactory.ingest.words import (
     is_ascii,
     load_8,
     lowest,
+    ones,
     spaces,
     strip_left,
     strip_right,
@@ -168,17 +169,20 @@ def _broken_by_spans(  # type: ignore[no-untyped-def]
 @numba.njit(cache=True, nogil=True)
 def _join_words(data_B, begin, end, ascii_only, edge_W2, joined_B, begin_W1, char_W1):  # type: ignore[no-untyped-def]
     """Writes the words without the white space between them, where each begins in bytes and in characters; how many."""
-    edges = 0
+    edges, edge_count = 0, 0
     last_body, spill = NONE, NONE
     for at in range(begin, end, 64):
         space, spill = spaces(data_B, at, spill)
         body = ~space & first_bits(end - at)
         turns = body ^ (body << ONE | last_body)
         last_body = body >> _TOP_BIT
-        while turns != NONE:
-            edge_W2[edges] = at - begin + lowest(turns)
-            edges += 1
-            turns &= turns - ONE
+        edge_count = edges + ones(turns)
+        # Four at once, whether there are so many or not: how often a loop ends is what a processor guesses wrong.
+        for k in range(edges, edge_count, 4):
+            for q in range(4):
+                edge_W2[k + q] = at - begin + lowest(turns)
+                turns &= turns - ONE
+        edges = edge_count
     if edges % 2 == 1:
         edge_W2[edges] = end - begin
         edges += 1
@@ -203,28 +207,38 @@ def _join_words(data_B, begin, end, ascii_only, edge_W2, joined_B, begin_W1, cha
 def _broken_by_top(joined_B, words, begin_W1, char_W1, chars, top_n, top_limit, slot_W, count_W, table):  # type: ignore[no-untyped-def]
     """1 + the number of the rule that the most frequent n-gram breaks, and its share of the characters; or 0.
 
-    An n-gram occurs at most as often as the rarest pair of words in it, and a pair at most as often as there are pairs
-    in its slot of a table.
+    An n-gram occurs at most as often as the pair of words with which it begins, which settles nearly all texts; and as
+    the rarest pair of words in it. A pair occurs at most as often as there are pairs in its slot of a table.
     """
     if len(top_n) == 0:
         return 0, 0.0
-    most = 0
-    for n in top_n:
-        most = max(most, n)
+    least, most = top_n[0], top_n[0]
+    least_limit = top_limit[0]
+    for k in range(len(top_n)):
+        least, most = min(least, top_n[k]), max(most, top_n[k])
+        least_limit = min(least_limit, top_limit[k])
     bits = min(table_bits(4 * words), MOST_BITS)
     shift = np.uint64(64 - bits)
     table[: 1 << bits] = 0
     last = NONE
+    largest = 0
     for w in range(words):
         length = begin_W1[w + 1] - begin_W1[w]
         value = load_8(joined_B, begin_W1[w]) & first_bytes(length)
         value = (value ^ np.uint64(length) * KEY_A) * KEY_B
         value ^= value >> HALF
-        slot = np.int64(((last << np.uint64(23) | last >> np.uint64(41)) + value) * KEY_C >> shift)
+        slot = ((last << np.uint64(23) | last >> np.uint64(41)) + value) * KEY_C >> shift
         last = value
         if w > 0:
-            slot_W[w - 1] = slot
-            table[slot] += 1
+            slot_W[w - 1] = np.int64(slot)
+            table[slot] += char_W1[min(w - 1 + most, words)] - char_W1[w - 1] + most - 1
+            largest = max(largest, table[slot])
+    # The characters in the longest n-grams that begin with a pair: those of shorter ones, all of one, are no more.
+    if least > 1 and largest / chars <= least_limit:
+        return 0, 0.0
+    table[: 1 << bits] = 0
+    for w in range(words - 1):
+        table[slot_W[w]] += 1
     for w in range(words - 1):
         count_W[w] = table[slot_W[w]]
     bound_n = np.full(most + 1, chars, np.int64)
@@ -284,7 +298,7 @@ def _broken_by_duplicates(  # type: ignore[no-untyped-def]
     """1 + the number of the rule that n-grams which occurred before break, and their share of the characters; or 0.
 
     N-grams are equal where their words are, joined without a space: "a bc" is "ab c". So two equal ones agree in their
-    first _KEY_BYTES bytes, or are shorter than that. Those for which neither is so are left out.
+    first _KEY_BYTES bytes, or are shorter than that and agree in half as many. Those for which neither is so are left out.
     """
     least = words + 1
     for n in dup_n:
@@ -303,8 +317,17 @@ def _broken_by_duplicates(  # type: ignore[no-untyped-def]
         slot_W[w] = np.int64(slot)
         before = seen[slot >> SIX]
         seen[slot >> SIX] = before | ONE << (slot & LOW_6)
+        is_suspect = before >> (slot & LOW_6) & ONE != NONE
+        length = begin_W1[w + least] - first
+        if length < _KEY_BYTES:
+            # An equal one of fewer bytes than a key has is as short, and agrees in its first half of a key, if it has that.
+            value = (load_8(joined_B, first) ^ KEY_C) * KEY_A
+            slot = (value ^ (value >> HALF)) * KEY_B >> shift
+            before = seen[slot >> SIX]
+            seen[slot >> SIX] = before | ONE << (slot & LOW_6)
+            is_suspect |= (before >> (slot & LOW_6) & ONE != NONE) | (length < _KEY_BYTES // 2)
         member_W[suspects] = w
-        suspects += (before >> (slot & LOW_6) & ONE != NONE) | (begin_W1[w + least] - first < _KEY_BYTES)
+        suspects += is_suspect
     if suspects == 0:
         return 0, 0.0
     is_marked = False
@@ -374,7 +397,7 @@ def _gopher_repetition(data_B, offset_N1, limits, top_n, top_limit, dup_n, dup_l
     words = longest // 2 + 1
     span_L2 = np.empty((words + 1, 2), np.int32)
     paragraph_L2 = np.empty((words, 2), np.int32)
-    edge_W2 = np.empty(2 * words + 2, np.int32)
+    edge_W2 = np.empty(2 * words + 2 + 4, np.int32)
     begin_W1 = np.empty(words + 1, np.int32)
     char_W1 = np.empty(words + 1, np.int32)
     slot_W = np.empty(words + 1, np.int32)
