@@ -152,9 +152,10 @@ class Story:
             "seconds": sum(event.seconds or 0.0 for event in made),
             "joules": sum(event.joules or 0.0 for event in made),
             "joules_source": sorted({str(event.joules_source) for event in made}),
-            "was_disturbed": any(
-                cycle.opened_at <= kill["at"] <= (answered or cycle.closed_at or time.time())
-                for kill in self.factory.killed
+            "was_disturbed": was_disturbed(
+                cycle.opened_at,
+                answered or cycle.closed_at or time.time(),
+                [float(str(kill["at"])) for kill in self.factory.killed],
             ),
         }
 
@@ -306,6 +307,11 @@ def told(lines: Sequence[Mapping[str, Any]], clinc: Clinc) -> dict[str, Any]:
         "said": len(said),
         "said_wrongly": sum(line["said"] != line["intent"] for line in said),
     }
+
+
+def was_disturbed(begun: float, ended: float, kills: Sequence[float]) -> bool:
+    """Whether a process was killed between the beginning of a cycle and its end, which is its first answer where it has one."""
+    return any(begun <= kill <= ended for kill in kills)
 
 
 def _laps(cycle: Cycle, events: Sequence[tuple[str, float]], answered: float | None) -> dict[str, float]:

@@ -125,6 +125,26 @@ def test_what_is_not_believed_goes_to_the_ledger_of_the_batch_with_its_rule(tmp_
     assert report.rows
 
 
+def test_the_log_as_a_source_is_capped_by_key_and_by_user_as_batches_are(tmp_path: Path) -> None:
+    log_of_it = {"name": "log", "kind": "feedback", "of": "corrections"}
+    trust = {"max_key_share": 0.25, "min_rows": 5, "max_user_share": 1.0}
+    config = tiny_config(tmp_path, ingest={"sources": [log_of_it], "steps": []}, improve={"trust": trust})
+    with here(config) as factory:
+        log = factory.books.feedback
+        for i in range(40):
+            log.journal.key_id = "partner" if i < 20 else "anonymous"
+            told = {"request": "{}", "finish_reason": "stop", "prompt_tokens": 1, "answer_tokens": 1}
+            log.log_completion(Completion(id=f"c{i}", release=1, prompt=f"what of {i}", answer="none", **told))
+            log.record(Feedback(completion=f"c{i}", idempotency_key=f"k{i}", correction=f"it is {i}", user=f"u{i}"))
+        corpus = factory.ingest()
+        report = factory.rejected(rule="key_cap", corpus=corpus.id)
+
+    assert corpus.figures["rejected_by_rule"] == {"key_cap": 10}
+    assert corpus.figures["rows_in"] == 40 == corpus.figures["rows_kept"] + 10
+    assert corpus.figures["trust"]["attacks"] == ["1 keys gave more than 10 rows; what was more is left out"]
+    assert report.rows and all("20 rows of one key, 10 are the most" in row["detail"] for row in report.rows)
+
+
 @pytest.mark.slow
 def test_a_tenth_of_liars_makes_no_release_worse_and_is_named(tmp_path: Path) -> None:
     with loop(tmp_path / "guarded") as factory:

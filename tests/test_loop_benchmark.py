@@ -130,6 +130,21 @@ def test_what_users_saw_is_told_apart_by_old_and_new(data: Path) -> None:
     assert (told["right_old"], told["right_new"], told["said"], told["said_wrongly"]) == (0.5, 0.0, 2, 1)
 
 
+def test_a_cycle_is_disturbed_by_what_was_killed_while_it_ran_and_by_nothing_before_or_after_it() -> None:
+    kills = [1602.5, 1611.2, 1700.6]
+    spans = {
+        "long before": (1160.4, 1368.9),
+        "before": (1369.9, 1592.8),
+        "in it": (1593.6, 1959.5),
+        "after": (1960.0, 2100.0),
+    }
+
+    found = {name: loop_story.was_disturbed(*span, kills) for name, span in spans.items()}
+
+    assert found == {"long before": False, "before": False, "in it": True, "after": False}
+    assert not loop_story.was_disturbed(0.0, 2000.0, [])
+
+
 def test_the_picture_stands_alone_and_shows_each_release_part_and_rejection() -> None:
     points = [
         loop_picture.Point(

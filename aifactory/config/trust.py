@@ -26,8 +26,8 @@ class FeedbackTrust(Section):
     max_user_share: float = Field(default=0.1, gt=0, le=1)
     """Most of a batch's rows that one user gives; what is more is left out, by a hash. Default: 0.1."""
     max_key_share: float = Field(default=1.0, gt=0, le=1)
-    """Most of a batch's rows that come by one key, of several; what comes without one is not capped. Default: 1, since a key is often
-    a whole application."""
+    """Most of a batch's rows, or of those of a source of feedback, that come by one key; what comes without one is not capped. Where
+    all came by one key nothing is left out. Default: 1, since a key is often a whole application."""
     min_rows: int = Field(default=20, ge=1)
     """So many rows everybody may give, however small the batch is. Default: 20."""
     agreement: bool = True

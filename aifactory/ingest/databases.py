@@ -20,7 +20,7 @@ import os
 import sqlite3
 import stat
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +33,15 @@ from aifactory.ingest.reach import check_address
 from aifactory.ingest.shapes import BrokenText, Shape
 from aifactory.ingest.tables import ChangedError
 from aifactory.records.identity import canonical_json
+from aifactory.records.journal import ANONYMOUS
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
 _ROWS_AT_ONCE = 2000
 _ROW_BYTES = 32
+_KEY = "key_id"
+"""Of feedback, where it came by a key: no column of the rows, but what they are judged by, so that it identifies them too."""
 _ALLOWED = {
     sqlite3.SQLITE_SELECT,
     sqlite3.SQLITE_READ,
@@ -111,6 +114,8 @@ def _rows(connection: Connection, section: DatabaseSource, start: str, stop: str
     relation: Any
     if isinstance(section, FeedbackSource):
         names["messages"] = None
+        if section.of != "completions":
+            names[_KEY] = None
         relation = _log(section).subquery("asked")
     elif section.table is not None:
         schema, _, table = section.table.rpartition(".")
@@ -130,9 +135,33 @@ def _rows(connection: Connection, section: DatabaseSource, start: str, stop: str
     streamed = {"stream_results": True, "yield_per": _ROWS_AT_ONCE}
     for row in connection.execute(statement, execution_options=streamed):
         values = dict(zip(names, row, strict=True))
-        if isinstance(section, FeedbackSource) and (turns := values.pop("messages")):
-            values["prompt"] = json.loads(turns)
+        if isinstance(section, FeedbackSource):
+            if turns := values.pop("messages"):
+                values["prompt"] = json.loads(turns)
+            if values.get(_KEY) == ANONYMOUS:
+                del values[_KEY]
         yield values
+
+
+def keys_of_log(section: FeedbackSource, stops: Iterable[str]) -> dict[str, str]:
+    """By completion the key by which the first feedback on it came, in the ranges that end at `stops`; without those on which it
+    came by none, and none where all of it came by one.
+
+    Raises   ConfigError if the log can't be read.
+    """
+    import sqlalchemy as sa
+
+    from aifactory.records.tables import feedback
+
+    query = sa.select(feedback.c.completion, feedback.c.key_id).where(
+        feedback.c.factory == section.factory, feedback.c.seq <= max(map(int, stops))
+    )
+    keys: dict[str, str] = {}
+    with _connection(section) as connection:
+        for row in connection.execute(query.order_by(feedback.c.seq)):
+            keys.setdefault(row.completion, row.key_id)
+    several = len(set(keys.values())) > 1
+    return {completion: key for completion, key in keys.items() if several and key != ANONYMOUS}
 
 
 def _log(section: FeedbackSource) -> Any:
@@ -154,7 +183,7 @@ def _log(section: FeedbackSource) -> Any:
         told = feedback.c.score
         liked = sa.case((told >= section.liked_from, sa.literal("true")), else_=sa.literal("false"))
         said = [completions.c.answer.label("text"), liked.label("label")]
-    said += [users, feedback.c.at, feedback.c.seq]
+    said += [users, feedback.c.at, feedback.c.seq, feedback.c.key_id.label(_KEY)]
     told_of = sa.select(*asked, *said).join_from(feedback, completions, of_it).where(mine, told.is_not(None))
     if section.of != "preferences":
         return told_of
@@ -169,7 +198,7 @@ def _log(section: FeedbackSource) -> Any:
     of_choice = sa.and_(choices.c.factory == feedback.c.factory, choices.c.feedback == feedback.c.seq)
     not_chosen = sa.and_(other.c.factory == choices.c.factory, other.c.id == choices.c.rejected)
     pairs = (
-        sa.select(*chosen, users, feedback.c.at, feedback.c.seq)
+        sa.select(*chosen, *said[1:])
         .join_from(feedback, completions, of_it)
         .join(choices, of_choice)
         .join(other, not_chosen)

@@ -2,7 +2,7 @@
 
     GET  /healthz  /readyz  /v1/models  /v1/models/{model}  /openapi.json  /docs
     POST /v1/completions  /v1/chat/completions  /v1/embeddings  /tokenize  /detokenize
-    and /v1/feedback: see feedback_routes.py; /v1/files, /v1/batches: see batch_routes.py
+    and /v1/feedback: see feedback_routes.py; /v1/files, /v1/batches: see batch_routes.py; /v1/retrains: see retrain_routes.py
 
 An answer is on disk before its last byte is sent, so feedback on it is never about something unknown. A client that
 goes away stops the engine's work on its answer.
@@ -54,6 +54,7 @@ from aifactory.serve.progress import PROGRESS, Progress
 from aifactory.serve.prompts import read_messages, read_prompts, require_known, tokens_of
 from aifactory.serve.proxy import LOST
 from aifactory.serve.releases import Releases, Served
+from aifactory.serve.retrain_routes import RETRAINS, RetrainBody, RetrainRoutes
 from aifactory.serve.tool_calls import require_tools
 from aifactory.serve.trials import Outcomes, ReadPrompts, Shadows, Watch
 from aifactory.serve.wire import (
@@ -120,6 +121,9 @@ class Gateway:
         self._routes: dict[tuple[str, str], Handler] = {
             **BatchRoutes(books.batches, read=self._read, max_file_bytes=recipe.max_file_bytes).handlers,
             **FeedbackRoutes(books.feedback, read=self._read).handlers,
+            **RetrainRoutes(
+                books.retrain_requests, has_release=lambda: releases.current is not None, read=self._read
+            ).handlers,
             ("GET", "/healthz"): self._health,
             ("GET", "/readyz"): self._ready,
             ("GET", "/openapi.json"): self._openapi,
@@ -561,6 +565,7 @@ _BODIES: Mapping[str, type[ClosedBody]] = {
     "/v1/embeddings": EmbeddingBody,
     "/v1/feedback": FeedbackBody,
     "/v1/batches": BatchBody,
+    RETRAINS: RetrainBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
 }

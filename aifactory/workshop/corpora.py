@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from aifactory.config import Columns, FeedbackSource, Ingest, NearDuplicatesStep, ParquetSource
+from aifactory.config import Columns, FeedbackSource, Ingest, NearDuplicatesStep, ParquetSource, Source
 from aifactory.errors import StorageError
+from aifactory.ingest.databases import keys_of_log
 from aifactory.ingest.decisions import Earlier
 from aifactory.ingest.feedback_rows import Trusting
 from aifactory.ingest.index import Index, held_out, joined, read_index, sign, signature_recipe
@@ -31,8 +33,10 @@ FEEDBACK = "feedback"
 class Corpora:
     """Makes the corpora of one factory."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, *, buried: Callable[[], Tombstones | None] | None = None) -> None:
+        """`buried`: what may not come back from any source, where the books of the bench do not say it."""
         self._bench = bench
+        self._buried = buried or bench.books.erasures.tombstones
         self.step_models = StepModels(bench.books)
 
     def of_sources(self, cycle: Cycle, pieces: Sequence[Piece]) -> Corpus:
@@ -119,7 +123,7 @@ class Corpora:
                 earlier=earlier,
                 target=target,
                 run=self._bench.run_for(sum(piece.num_bytes for piece in pieces)),
-                trusting=trusting,
+                trusting=None if trusting is None else replace(trusting, keys=self._keys(pieces, batch)),
             )
             return Made(files=ingested.files, figures=ingested.figures)
 
@@ -138,13 +142,19 @@ class Corpora:
         if policy is None:
             return None
         if batch is not None:
-            return Trusting(policy=policy, sources=frozenset({FEEDBACK}), keys=self._keys(batch))
-        logs = {s.name for s in recipe.sources if isinstance(s, FeedbackSource) and s.of != "completions"}
+            return Trusting(policy=policy, sources=frozenset({FEEDBACK}))
+        logs = {source.name for source in recipe.sources if _is_said(source)}
         return Trusting(policy=policy, sources=frozenset(logs)) if logs else None
 
-    def _keys(self, batch: FeedbackBatch) -> dict[str, str]:
+    def _keys(self, pieces: Sequence[Piece], batch: FeedbackBatch | None) -> dict[str, str]:
         """By completion the key by which the feedback on it came, where there was one."""
         keys: dict[str, str] = {}
+        if batch is None:
+            for name, source in {piece.source: piece.section for piece in pieces}.items():
+                if _is_said(source):
+                    stops = [str(span.stop) for piece in pieces if piece.source == name for span in piece.spans]
+                    keys |= keys_of_log(source, stops)
+            return keys
         for file in batch.record.files:
             data = self._bench.books.storage.read_bytes(batch.kind, batch.fingerprint[:16], file.name)
             if data is None:
@@ -158,7 +168,7 @@ class Corpora:
     def tombstones(self) -> Tombstones | None:
         """What was erased and may not come back from the sources. The factory's own log has lost it already, and what
         somebody else said in the same words is not his who asked."""
-        found = self._bench.books.erasures.tombstones()
+        found = self._buried()
         if found is None:
             return None
         logs = {s.name for s in self._bench.config.ingest.sources if isinstance(s, FeedbackSource)}
@@ -175,6 +185,11 @@ class Corpora:
                 found = table.filter(pc.equal(table["rule"], rule))["key"].to_pylist()
                 keys.setdefault(rule, set()).update(filter(None, found))
         return {rule: frozenset(found) for rule, found in keys.items()}
+
+
+def _is_said(source: Source) -> TypeGuard[FeedbackSource]:
+    """Whether a source is what users said of answers."""
+    return isinstance(source, FeedbackSource) and source.of != "completions"
 
 
 def _index_of(storage: Storage, corpus: Corpus, near: NearDuplicatesStep | None) -> Index:

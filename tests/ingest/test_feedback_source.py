@@ -9,11 +9,13 @@ from postgres import postgres_server, postgres_url  # noqa: F401
 from pydantic import TypeAdapter
 
 from aifactory.config.sources import Source
+from aifactory.ingest.databases import keys_of_log
 from aifactory.ingest.listing import list_pieces
 from aifactory.ingest.readers import read_piece
 from aifactory.records.database import Database
 from aifactory.records.feedback import Completion, Feedback, FeedbackLog
 from aifactory.records.journal import Journal
+from aifactory.records.tables import feedback
 
 SOURCES = TypeAdapter(Source)
 
@@ -57,6 +59,10 @@ def listed(url, of, *, factory="shop", **options):
 
 def rows_of(pieces):
     return [row for piece in pieces for block in read_piece(piece) for row in block.rows.to_pylist()]
+
+
+def keys_of(pieces):
+    return keys_of_log(pieces[0].section, [span.stop for piece in pieces for span in piece.spans])
 
 
 def test_every_answer_is_a_row_in_the_order_of_time(log, url):
@@ -139,6 +145,30 @@ def test_traffic_that_comes_later_changes_nothing_that_was_listed(log, url, of):
     after = listed(url, of)
     assert [piece.digest for piece in after] != [piece.digest for piece in before]
     assert len(rows_of(after)) == 9
+
+
+def test_the_key_by_which_feedback_came_identifies_it_and_is_no_column_of_its_row(log, url):
+    answer(log, 1, corrected=True)
+    without = listed(url, "corrections")
+    rows = rows_of(without)
+    log.journal.key_id = "partner"
+    keyed = [answer(log, number, corrected=True) for number in (2, 3)]
+    both = listed(url, "corrections")
+
+    assert [row.keys() for row in rows_of(both)] == [rows[0].keys()] * 3
+    assert keys_of(both) == {each.id: "partner" for each in keyed}
+    assert keys_of(without) == keys_of(listed(url, "corrections", factory="other")) == {}
+    with log.database.write() as connection:
+        connection.execute(feedback.update().values(key_id="anonymous"))
+    assert [piece.digest for piece in listed(url, "corrections")] != [piece.digest for piece in both]
+
+
+def test_where_all_feedback_came_by_one_key_it_is_told_apart_from_nothing(log, url):
+    log.journal.key_id = "application"
+    for number in range(3):
+        answer(log, number, corrected=True)
+
+    assert keys_of(listed(url, "corrections")) == {}
 
 
 def test_an_empty_log_has_no_rows_and_stays_so_for_who_listed_it(log, url):
