@@ -21,6 +21,7 @@ from starlette.responses import Response
 from aifactory.config import Config
 from aifactory.engine.protocol import Pooling, Sampling
 from aifactory.errors import BadRequestError
+from aifactory.serve.access import caller_of
 from aifactory.serve.answers import Answering, Prompt, Question
 from aifactory.serve.asking import BEHIND, asker, gone, holding, identity, who
 from aifactory.serve.bodies import (
@@ -31,6 +32,7 @@ from aifactory.serve.bodies import (
     EmbeddingBody,
     TokenizeBody,
 )
+from aifactory.serve.limiting import Limiter
 from aifactory.serve.progress import PROGRESS, Progress
 from aifactory.serve.prompts import read_messages, read_prompts, require_known, tokens_of
 from aifactory.serve.releases import Releases, Served
@@ -56,6 +58,7 @@ class AnswerRoutes:
         releases: Releases,
         answering: Answering,
         *,
+        limiter: Limiter,
         outcomes: Outcomes,
         shadows: Shadows,
         read: Callable[[Request], Awaitable[bytes]],
@@ -64,6 +67,7 @@ class AnswerRoutes:
         self._longest_s = config.runtime.endpoint.request_timeout_s
         self._releases = releases
         self._answering = answering
+        self._limiter = limiter
         self._outcomes = outcomes
         self._shadows = shadows
         self._read = read
@@ -86,6 +90,7 @@ class AnswerRoutes:
             question = self._question(
                 request, served, body, sampling, prompts, read=lambda other: read_prompts(other, asked)
             )
+            question = await self._let_in(request, question)
             return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
 
     async def _chat(self, request: Request) -> Response:
@@ -109,7 +114,20 @@ class AnswerRoutes:
             question = self._question(
                 request, served, body, sampling, [prompt], read=lambda other: [read(other)], tools=tools
             )
+            question = await self._let_in(request, question)
             return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
+
+    async def _let_in(self, request: Request, question: Question) -> Question:
+        """The question, with what it is let in with. Raises StatusError where limits are in its way."""
+        most = 0 if question.pooling is not None else question.sampling.max_tokens * question.num_choices
+        grant = await self._limiter.admit(
+            caller_of(request),
+            identity(request),
+            prompt_tokens=question.prompt_tokens,
+            answer_tokens=most,
+            behind=question.behind,
+        )
+        return replace(question, grant=grant)
 
     def _question(
         self,
@@ -154,6 +172,7 @@ class AnswerRoutes:
             fields={"grammar": body.grammar_field, "prompt_ids": "messages" if chat else "prompt"},
             tools=tools,
             who=who(request, body.user),
+            key_id=caller_of(request).key_id,
             behind=behind is not None,
             timeout_s=self._timeout(request, body.timeout),
             adapter=served.names[body.model],
@@ -228,16 +247,17 @@ class AnswerRoutes:
                 fields={"prompt_ids": "input"},
                 behind=BEHIND in request.scope,
                 who=who(request, body.user),
+                key_id=caller_of(request).key_id,
                 timeout_s=self._timeout(request, body.timeout),
                 adapter=served.names[body.model],
             )
+            question = await self._let_in(request, question)
             found = await self._answering.embed(request, question)
-            tokens = sum(len(prompt.ids) for prompt in prompts)
             data = [
                 {"object": "embedding", "index": index, "embedding": _vector(each, body.encoding_format)}
                 for index, each in enumerate(found)
             ]
-            used = {"prompt_tokens": tokens, "total_tokens": tokens}
+            used = {"prompt_tokens": question.prompt_tokens, "total_tokens": question.prompt_tokens}
             return json_response({"object": "list", "data": data, "model": question.model, "usage": used})
 
     # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 from starlette.requests import Request
 
-from aifactory.records.identity import hash_parts, hash_text
+from aifactory.records.identity import hash_parts
 from aifactory.records.trials import ShareOf
+from aifactory.serve.access import caller_of
 from aifactory.serve.progress import PROGRESS, Progress
 from aifactory.serve.proxy import LOST
 from aifactory.serve.releases import Releases, Served
@@ -30,8 +31,8 @@ def identity(request: Request) -> str:
 
 
 def who(request: Request, user: str | None) -> tuple[str, str]:
-    """The key, which is kept nowhere, and the user."""
-    return hash_text(request.headers.get("authorization", "")), user or ""
+    """The key and the user."""
+    return caller_of(request).who, user or ""
 
 
 def asker(request: Request, user: str | None) -> Mapping[ShareOf, str] | None:

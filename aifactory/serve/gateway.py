@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -23,6 +24,9 @@ from aifactory.config import Serve
 from aifactory.errors import AIFactoryError, BadRequestError, CapacityError
 from aifactory.observe.events import logger
 from aifactory.records.books import Books
+from aifactory.records.journal import ANONYMOUS
+from aifactory.records.keys import Scope
+from aifactory.serve.access import CALLER, Access
 from aifactory.serve.admission import Admission
 from aifactory.serve.answer_routes import AnswerRoutes
 from aifactory.serve.answers import Answering, Count
@@ -41,6 +45,7 @@ from aifactory.serve.bodies import (
     TokenizeBody,
 )
 from aifactory.serve.feedback_routes import FeedbackRoutes
+from aifactory.serve.limiting import Limiter
 from aifactory.serve.openapi import Operation, describe, page
 from aifactory.serve.releases import Releases, Served
 from aifactory.serve.trials import Outcomes, Shadows
@@ -59,6 +64,10 @@ from aifactory.serve.wire import (
 
 _RETRY_AFTER_S = "1"
 _ANY_MODEL = "/v1/models/{model}"
+_OPEN = (*ALWAYS, "/openapi.json", "/docs")
+"""What tells nothing of anybody, and is told to all."""
+_SCOPES: Mapping[str, Scope] = {"/v1/feedback": "feedback"}
+"""What a key must be good for; `infer` everywhere else."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -90,18 +99,22 @@ class Gateway:
             timeout_s=endpoint.request_timeout_s,
             is_busy=lambda: self.is_draining or self.admission.waiting > 0,
         )
+        gateway = books.config.runtime.gateway
+        self._access = Access(books.keys, gateway)
         self._answering = Answering(books.feedback, self.admission, make_way=self.shadows.make_way, count=count)
+        self.limiter = Limiter(books.allowances, gateway, holder=f"{replica}-{secrets.token_hex(8)}"[-64:])
         answers = AnswerRoutes(
             books.config,
             releases,
             self._answering,
+            limiter=self.limiter,
             outcomes=self.outcomes,
             shadows=self.shadows,
             read=self._read,
         )
         self._routes: dict[tuple[str, str], Handler] = {
             **BatchRoutes(books.batches, read=self._read, max_file_bytes=recipe.max_file_bytes).handlers,
-            **FeedbackRoutes(books.feedback, read=self._read).handlers,
+            **FeedbackRoutes(books.feedback, limiter=self.limiter, read=self._read).handlers,
             ("GET", "/healthz"): self._health,
             ("GET", "/readyz"): self._ready,
             ("GET", "/openapi.json"): self._openapi,
@@ -145,6 +158,8 @@ class Gateway:
             if handler is not None:
                 if route not in ALWAYS:
                     self._require_room()
+                if route not in _OPEN and CALLER not in request.scope:
+                    request.scope[CALLER] = await self._access.caller(request.headers, _SCOPES.get(route, "infer"))
                 if route.startswith("/v1/") and (method, route) not in _QUERIES:
                     parse_query(NoQuery, request.query_params.multi_items())
                 return await handler(request)
@@ -164,8 +179,7 @@ class Gateway:
             return response
         except StatusError as error:
             response = _error(error.status, str(error), kind=error.kind, code=error.code, field=error.field)
-            if error.status == 503:
-                response.headers["Retry-After"] = _RETRY_AFTER_S
+            response.headers.update(error.headers)
             return response
         except ClientDisconnect:
             return Response(status_code=499)
@@ -188,8 +202,13 @@ class Gateway:
             with suppress(AIFactoryError):  # a database that is away is told later
                 await asyncio.to_thread(self.outcomes.tell)
 
-    async def ask_behind(self, path: str, body: bytes, identity: str) -> tuple[int, Any]:
-        """Status and answer of a request that came with no connection: in the background, under an id of its own."""
+    async def ask_behind(self, path: str, body: bytes, identity: str, key_id: str = ANONYMOUS) -> tuple[int, Any]:
+        """Status and answer of a request that came with no connection: in the background, under an id of its own, for whoever
+        has this key."""
+        try:
+            caller = await self._access.owner(key_id)
+        except StatusError as error:
+            return error.status, error_body(str(error), kind=error.kind, code=error.code)
         streams = False
         with suppress(RecursionError):  # too deep for here: said of it below, as of any other
             streams = json.loads(body).get("stream")
@@ -201,7 +220,8 @@ class Gateway:
             # It has no client that could go away.
             return messages.pop() if messages else await asyncio.Event().wait()
 
-        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", BEHIND: identity}
+        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+        scope |= {BEHIND: identity, CALLER: caller}
         response = await self.handle(Request(scope, receive))
         return response.status_code, json.loads(bytes(response.body))
 
