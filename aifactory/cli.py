@@ -246,8 +246,11 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--dry-run", action="store_true", help="say what would be erased, and change nothing")
         if verb == "improve":
             sub.add_argument("--once", action="store_true", help="say what would be decided now, and change nothing")
+    from aifactory.keys.arguments import add_verbs
     from aifactory.plan.arguments import add_arguments
 
+    about = "who may ask the endpoint: API keys, and what they may use"
+    add_verbs(verbs.add_parser("keys", help=about, description=f"keys: {about}."))
     text = "what training, serving and ingestion would take and cost, on which accelerators, before anything is started"
     add_arguments(verbs.add_parser("plan", help=text, description=f"plan: {text}."))
     config = verbs.add_parser("config", help="about configurations")
@@ -341,6 +344,10 @@ def _run_verb(factory: Factory, arguments: argparse.Namespace, results: TextIO) 
         if arguments.check is not None:
             return factory.check_forgotten(arguments.check)
         return factory.forget(arguments.where, dry_run=arguments.dry_run)
+    if verb == "keys":
+        from aifactory.keys.command import run
+
+        return run(factory, arguments)
     if verb == "restore":
         return factory.restore(arguments.rule, corpus=arguments.corpus)
     if verb == "improve" and arguments.once:

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from aifactory.proof.forget import Forgotten
     from aifactory.proof.forget_check import ProofCheck
     from aifactory.proof.verify import Verification
+    from aifactory.records.keys import Keys
     from aifactory.records.lineage import LineageNode
     from aifactory.report import Report
     from aifactory.serve.app import Endpoint
@@ -388,6 +389,12 @@ class Factory:
         from aifactory.energy_ledger import read_energy
 
         return read_energy(self.books, since=since, until=until)
+
+    @property
+    def keys(self) -> Keys:
+        """The API keys of the endpoint: `create`, `rotate`, `revoke`, `limit`, `all`. Each change is on disk, and in the audit,
+        when it returns; replicas see it within `runtime.gateway.keys_refresh_s`."""
+        return self.books.keys
 
     def diff(
         self, first: str, second: str, *, prompts: str | None = None, limit: int = 8, max_tokens: int = 48

@@ -15,7 +15,7 @@ CORES = {"text", "engine"}
 LEVELS: list[set[str]] = [
     {"cli", "__main__", "kernels"},
     {"factory"},
-    {"workshop", "report", "ledger", "trace", "model_card", "proof", "plan", "energy_ledger"},
+    {"workshop", "report", "ledger", "trace", "model_card", "proof", "plan", "energy_ledger", "keys"},
     STAGES,
     CORES,
     {"cluster"},

@@ -20,6 +20,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     trust     which feedback is believed
     watch     how what users ask is watched
     site      what energy and machines cost
+    gateway   who may ask the endpoint
     runtime   where and with what
     schema    the whole
     reading   from YAML and overrides to a checked model, or to an error with file and line
@@ -28,6 +29,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
 from aifactory.config.answer_guards import AnswerGuards
 from aifactory.config.budget import Budget
 from aifactory.config.data import HoldoutStratum, Ingest, Tokenize
+from aifactory.config.gateway import Gateway
 from aifactory.config.judge import Judge, LiveJudge
 from aifactory.config.lm_eval import LmEval
 from aifactory.config.reading import plain_overrides
@@ -100,6 +102,7 @@ __all__ = [
     "FeedbackTrust",
     "FileSource",
     "FineWebStep",
+    "Gateway",
     "GopherQualityStep",
     "GopherRepetitionStep",
     "Guards",

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, StringConstraints, field_validator, model_validator
 
+from aifactory.config.gateway import Gateway
 from aifactory.config.section import Section
 from aifactory.config.site import Site
 
@@ -207,6 +208,8 @@ class Runtime(Section):
     """Power of one busy CPU, for the estimate of joules where no counter can be read. Default: 10."""
     endpoint: Endpoint = Endpoint()
     """The inference endpoint."""
+    gateway: Gateway = Gateway()
+    """Who may ask it."""
     site: Site = Site()
     """What energy and machines cost there: for plans and for the books."""
 

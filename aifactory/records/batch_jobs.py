@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from aifactory.errors import FencedError
-from aifactory.records.journal import Journal
+from aifactory.records.journal import ANONYMOUS, Journal
 from aifactory.records.storage import Storage
 from aifactory.records.tables import batch_jobs, batch_lines, files
 
@@ -39,6 +39,10 @@ class UploadedFile:
     purpose: str
     num_bytes: int
     created_at: float
+    key_id: str
+    """Whose it is."""
+    team: str | None
+    """Whose it is beside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,10 @@ class BatchJob:
     error_file: str | None
     problems: Sequence[Mapping[str, Any]]
     """What is wrong with the input file, of a job that failed."""
+    key_id: str
+    """Who asked for it, and pays for it."""
+    team: str | None
+    """Whose it is beside."""
 
 
 class BatchQueue:
@@ -78,12 +86,22 @@ class BatchQueue:
 
     # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def add_file(self, data: bytes, *, filename: str, purpose: str) -> UploadedFile:
-        """Keep a file; durable when this returns."""
+    def add_file(
+        self, data: bytes, *, filename: str, purpose: str, key_id: str = ANONYMOUS, team: str | None = None
+    ) -> UploadedFile:
+        """Keep a file; durable when this returns. It belongs to a key, and to its team."""
         file_id = "file-" + secrets.token_hex(12)
         self.storage.write_bytes(data, "files", file_id)
         with self.database.write() as connection:
-            self._add_file_row(connection, file_id, filename=filename, purpose=purpose, num_bytes=len(data))
+            self._add_file_row(
+                connection,
+                file_id,
+                filename=filename,
+                purpose=purpose,
+                num_bytes=len(data),
+                key_id=key_id,
+                team=team,
+            )
         found = self.file(file_id)
         assert found is not None
         return found
@@ -110,8 +128,17 @@ class BatchQueue:
 
     # ── jobs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def open_job(self, *, endpoint: str, input_file: str, note: Mapping[str, str]) -> BatchJob:
-        """Ask for the answers to a file of requests; durable when this returns."""
+    def open_job(
+        self,
+        *,
+        endpoint: str,
+        input_file: str,
+        note: Mapping[str, str],
+        key_id: str = ANONYMOUS,
+        team: str | None = None,
+    ) -> BatchJob:
+        """Ask for the answers to a file of requests; durable when this returns. It and what it writes belong to a key, and to its
+        team."""
         job_id, now = "batch-" + secrets.token_hex(12), self.journal.clock()
         with self.database.write() as connection:
             connection.execute(
@@ -128,6 +155,8 @@ class BatchQueue:
                     num_answered=0,
                     num_failed=0,
                     problems="[]",
+                    key_id=key_id,
+                    team=team,
                 )
             )
         found = self.job(job_id)
@@ -269,9 +298,17 @@ class BatchQueue:
                 error_file=written["error"][0] if errors else None,
                 holder_after=None,
             )
+            mine = (batch_jobs.c.factory == self.factory, batch_jobs.c.id == job_id)
+            owner = connection.execute(sa.select(batch_jobs.c.key_id, batch_jobs.c.team).where(*mine)).one()
             for name, (file_id, data) in written.items():
                 self._add_file_row(
-                    connection, file_id, filename=f"{job_id}_{name}.jsonl", purpose="batch_output", num_bytes=len(data)
+                    connection,
+                    file_id,
+                    filename=f"{job_id}_{name}.jsonl",
+                    purpose="batch_output",
+                    num_bytes=len(data),
+                    key_id=owner.key_id,
+                    team=owner.team,
                 )
             connection.execute(batch_lines.delete().where(*self._lines_of(job_id)))
 
@@ -284,19 +321,9 @@ class BatchQueue:
         if not connection.execute(batch_jobs.update().where(*held).values(changes)).rowcount:
             raise FencedError(f"expected to hold the batch job {job_id}, found that another replica has taken it up.")
 
-    def _add_file_row(
-        self, connection: Connection, file_id: str, *, filename: str, purpose: str, num_bytes: int
-    ) -> None:
-        connection.execute(
-            files.insert().values(
-                factory=self.factory,
-                id=file_id,
-                filename=filename,
-                purpose=purpose,
-                num_bytes=num_bytes,
-                created_at=self.journal.clock(),
-            )
-        )
+    def _add_file_row(self, connection: Connection, file_id: str, **values: Any) -> None:
+        row = {"factory": self.factory, "id": file_id, "created_at": self.journal.clock(), **values}
+        connection.execute(files.insert().values(row))
 
     def _lines_of(self, job_id: str) -> tuple[sa.ColumnElement[bool], ...]:
         return batch_lines.c.factory == self.factory, batch_lines.c.job == job_id

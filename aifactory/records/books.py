@@ -8,12 +8,14 @@ from pathlib import Path
 
 from aifactory.config import Config
 from aifactory.errors import ConfigError
+from aifactory.records.allowances import Allowances
 from aifactory.records.artifacts import ArtifactStore
 from aifactory.records.batch_jobs import BatchQueue
 from aifactory.records.database import Database
 from aifactory.records.erasures import Erasures
 from aifactory.records.feedback import FeedbackLog
 from aifactory.records.journal import ANONYMOUS, Journal
+from aifactory.records.keys import Keys
 from aifactory.records.lineage import Lineage
 from aifactory.records.registry import REFERENCE, Registry
 from aifactory.records.retrain_requests import RetrainRequests
@@ -40,6 +42,8 @@ class Books:
         self.verdicts = Verdicts(self.journal)
         self.erasures = Erasures(self.journal)
         self.retrain_requests = RetrainRequests(self.journal)
+        self.keys = Keys(self.journal)
+        self.allowances = Allowances(self.journal)
 
     def __reduce__(self) -> tuple[partial[Books], tuple[Config]]:
         return partial(Books, key_id=self.journal.key_id), (self.resolved_config(),)

@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 
 from aifactory.errors import ConfigError, StateError
 
-SCHEMA_HEAD = "0009"
+SCHEMA_HEAD = "0010"
 """The newest migration; a test holds it against `migrations/versions`."""
 
 # Any number that other programs are unlikely to lock by; PostgreSQL's advisory locks are per database.

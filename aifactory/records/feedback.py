@@ -48,7 +48,8 @@ class Completion:
     """Of a chat the turns, JSON [{"role": ..., "content": ...}]."""
     user: str | None = None
     at: float = 0.0
-    key_id: str = "anonymous"
+    key_id: str = ""
+    """The key by which it was asked for; empty: the journal's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,8 @@ class Feedback:
     correction: str | None = None
     comment: str | None = None
     user: str | None = None
+    key_id: str = ""
+    """The key by which it came; empty: the journal's."""
     rejected: Sequence[str] = ()
     """Answers to the same prompt to which this one was preferred."""
 
@@ -113,7 +116,8 @@ class FeedbackLog:
         """
         rows = []
         for completion in given:
-            values = asdict(completion) | {"at": self.journal.clock(), "key_id": self.journal.key_id}
+            who = completion.key_id or self.journal.key_id
+            values = asdict(completion) | {"at": self.journal.clock(), "key_id": who}
             values |= {name: storable(values[name]) for name in ("prompt", "messages", "answer", "request")}
             _check_texts(values, completions)
             rows.append({"factory": self.factory, **values})
@@ -154,7 +158,8 @@ class FeedbackLog:
                         f"expected two answers to the same prompt, found {entry.completion!r} and {other!r}.",
                         field="rejected",
                     )
-            values = {"factory": self.factory, "at": self.journal.clock(), "key_id": self.journal.key_id, **row}
+            row["key_id"] = entry.key_id or self.journal.key_id
+            values = {"factory": self.factory, "at": self.journal.clock(), **row}
             if self._is_of_an_adapter(connection, entry.completion):
                 values["batch"] = OF_AN_ADAPTER
             (seq,) = connection.execute(feedback.insert().values(values)).inserted_primary_key or (None,)

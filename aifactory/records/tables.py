@@ -1,5 +1,5 @@
 """The tables of the state database: cycles, journal, audit, artifacts, releases and their trials, completions, feedback,
-scores, files, batch jobs and erasures.
+scores, files, batch jobs, erasures, API keys and what they may use.
 
 Every row carries the factory's name: two factories share a database without meeting. Times are seconds since 1970, UTC.
 Documents (recipes, decisions, requests) are JSON text, so that SQLite and PostgreSQL keep the very same bytes.
@@ -287,6 +287,8 @@ files = Table(
     Column("purpose", String(32), nullable=False),
     Column("num_bytes", BigInteger, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("key_id", String(64), nullable=False, server_default="anonymous", doc="Whose it is."),
+    Column("team", String(64), doc="Whose it is beside; nobody else's where empty."),
     PrimaryKeyConstraint("factory", "id"),
 )
 
@@ -312,6 +314,8 @@ batch_jobs = Table(
     Column("problems", Text, nullable=False, doc="What is wrong with the input file, JSON."),
     Column("holder", String(64), doc="Who answers it now; nobody where empty."),
     Column("held_until", Float, doc="When somebody else may take it up."),
+    Column("key_id", String(64), nullable=False, server_default="anonymous", doc="Who asked for it, and pays for it."),
+    Column("team", String(64), doc="Whose it is beside; nobody else's where empty."),
     PrimaryKeyConstraint("factory", "id"),
 )
 
@@ -361,4 +365,96 @@ erasure_keys = Table(
     ),
     Column("made_at", Float, nullable=False),
     PrimaryKeyConstraint("factory"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("id", String(64), nullable=False, doc="Stands in completions, feedback, journal and audit; no secret."),
+    Column("name", String(64), nullable=False),
+    Column("team", String(64)),
+    Column("scopes", Text, nullable=False, doc="infer, feedback, operate, with commas."),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    PrimaryKeyConstraint("factory", "id"),
+)
+
+# A secret has 256 random bits: nobody finds it by trying, however fast its hash is made.
+api_key_secrets = Table(
+    "api_key_secrets",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("number", Integer, nullable=False, doc="From 1; the highest is the newest."),
+    Column("salt", String(64), nullable=False, doc="32 hex digits."),
+    Column("hash", String(64), nullable=False, doc="SHA-256 of the salt's digits and the secret's, hex digits."),
+    Column("created_at", Float, nullable=False),
+    Column("ends_at", Float, doc="Of one that another has taken the place of: when it is good for nothing more."),
+    PrimaryKeyConstraint("factory", "key_id", "number"),
+    ForeignKeyConstraint(["factory", "key_id"], ["api_keys.factory", "api_keys.id"]),
+)
+
+limits = Table(
+    "limits",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("kind", String(8), nullable=False, doc="key, team"),
+    Column("name", String(64), nullable=False, doc="Id of the key, or name of the team."),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("concurrent", Integer),
+    Column("budget_tokens", BigInteger),
+    Column("budget_money", Float),
+    Column("budget_joules", Float),
+    Column("budget_window", String(8), nullable=False, doc="day, month, total"),
+    PrimaryKeyConstraint("factory", "kind", "name"),
+)
+
+request_rates = Table(
+    "request_rates",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("slot", BigInteger, nullable=False, doc="The second, since 1970, in which these were let in."),
+    Column("requests", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False, doc="Used, or reserved by those that are open."),
+    PrimaryKeyConstraint("factory", "kind", "name", "slot"),
+)
+
+open_requests = Table(
+    "open_requests",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("id", String(64), nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("team", String(64)),
+    Column("holder", String(64), nullable=False, doc="The replica that answers it."),
+    Column(
+        "until", Float, nullable=False, doc="When it counts no more, unless the replica says that it still answers."
+    ),
+    Column("slot", BigInteger, nullable=False),
+    Column("rated", Integer, nullable=False, doc="1: it counts in rates, too; 0: work in the background."),
+    Column("tokens", BigInteger, nullable=False, doc="Reserved: the prompt's, and the most that the answer may have."),
+    Column("money", Float, nullable=False, doc="What those would cost."),
+    PrimaryKeyConstraint("factory", "id"),
+    Index("open_requests_by_key", "factory", "key_id"),
+    Index("open_requests_by_team", "factory", "team"),
+)
+
+spending = Table(
+    "spending",
+    metadata,
+    Column("factory", String(64), nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("day", String(10), nullable=False, doc="2026-11-26, UTC"),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("answer_tokens", BigInteger, nullable=False),
+    Column("money", Float, nullable=False),
+    Column("joules", Float, nullable=False),
+    PrimaryKeyConstraint("factory", "kind", "name", "day"),
 )

@@ -22,9 +22,11 @@ from aifactory.engine.protocol import Delta, Engine, GenerationRequest, Pooling,
 from aifactory.errors import BadRequestError
 from aifactory.observe.events import logger
 from aifactory.records.feedback import Completion, FeedbackLog
+from aifactory.records.journal import ANONYMOUS
 from aifactory.serve.adapters import ServedAdapter
 from aifactory.serve.admission import Admission
 from aifactory.serve.event_stream import DONE, EventStream, watch_client
+from aifactory.serve.limiting import Grant
 from aifactory.serve.progress import Progress, Told, begun_with
 from aifactory.serve.releases import Served
 from aifactory.serve.token_scores import CompletionScores, chat_scores
@@ -64,6 +66,8 @@ class Question:
     tools: Sequence[Mapping[str, Any]] = ()
     who: tuple[str, str] = ("", "")
     """The key and the user that it is admitted for."""
+    key_id: str = ANONYMOUS
+    """The key by which it was asked."""
     timeout_s: float | None = None
     """Longest time from here to its last token, seconds."""
     behind: bool = False
@@ -74,6 +78,13 @@ class Question:
     """How far another replica has come with it; None: nobody could go on with it but this one."""
     watch: Watch | None = None
     """What a trial wants to know of it; None where none is on."""
+    grant: Grant | None = None
+    """What it was let in with; None for a copy, which nobody asked for."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all prompts."""
+        return sum(len(prompt.ids) for prompt in self.prompts)
 
     @property
     def num_choices(self) -> int:
@@ -226,6 +237,7 @@ class Choice:
             prompt_tokens=len(self.prompt.ids),
             answer_tokens=self.num_tokens,
             user=question.user,
+            key_id=question.key_id,
         )
 
 
@@ -390,7 +402,23 @@ class Answering:
                 yield event(error_body("The server failed; its log says why.", kind="server_error"))
 
     async def _generate(self, request: Request, question: Question) -> AsyncGenerator[tuple[int, Delta], None]:
-        """Deltas with the index of their choice; if whoever reads them goes away, or the client does, the engine stops."""
+        """Deltas with the index of their choice; what they took is told when they end, however they do."""
+        began, tokens = False, 0
+        if question.progress is not None:  # what another replica had come to before it was lost
+            tokens = sum(len(told.token_ids) for told in question.progress.told.values())
+        try:
+            async with aclosing(self._deltas(request, question)) as deltas:
+                async for index, delta in deltas:
+                    began = True
+                    tokens += len(delta.token_ids)
+                    yield index, delta
+        finally:
+            if question.grant is not None:
+                prompt_tokens = question.prompt_tokens if began else 0
+                await question.grant.end(prompt_tokens=prompt_tokens, answer_tokens=tokens)
+
+    async def _deltas(self, request: Request, question: Question) -> AsyncGenerator[tuple[int, Delta], None]:
+        """The same; if whoever reads them goes away, or the client does, the engine stops."""
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         engine, num_answers = question.served.engine, question.sampling.n
@@ -541,7 +569,7 @@ def _whole(choice: Choice) -> dict[str, Any]:
 
 
 def _usage(question: Question, choices: Sequence[Choice]) -> dict[str, int]:
-    return usage(sum(len(prompt.ids) for prompt in question.prompts), sum(choice.num_tokens for choice in choices))
+    return usage(question.prompt_tokens, sum(choice.num_tokens for choice in choices))
 
 
 def _echoed(question: Question, prompt: Prompt) -> str:

@@ -22,11 +22,12 @@ from typing import Any
 from aifactory.cluster.session import app_name
 from aifactory.config import Config
 from aifactory.config.runtime import Endpoint as EndpointOptions
-from aifactory.errors import PlacementError
+from aifactory.errors import ConfigError, PlacementError
 from aifactory.observe.energy import Meter
 from aifactory.observe.events import log_event
 from aifactory.records.books import Books
 from aifactory.serve import haproxy
+from aifactory.serve.loopback import is_loopback
 from aifactory.serve.progress import Call, Part
 from aifactory.serve.proxy import CALLBACK
 
@@ -83,6 +84,8 @@ class Replica:
             replica=_replica_name(),
             every_s=self._endpoint.meter_s,
             is_busy=lambda: self._gateway.num_open > 0,
+            prompt_token_share=books.config.runtime.site.prompt_token_share,
+            charge=books.allowances.add_joules,
         )
         self._releases.load_first()
         self._gateway = Gateway(
@@ -137,6 +140,9 @@ class Replica:
             # What it used since it last told; a database that is away must not keep it from ending.
             with suppress(Exception):
                 self._meter.tell()
+        if hasattr(self, "_gateway"):
+            with suppress(Exception):
+                self._gateway.limiter.close()
 
     def _follow(self) -> None:
         follow = self._releases.follow(self._endpoint.poll_s, self._endpoint.drain_timeout_s)
@@ -208,7 +214,10 @@ def start(books: Books) -> Endpoint:
     config = books.config
     wanted = config.runtime.endpoint
     name = app_name(config.name)
+    _require_guarded(config, _bound_host() if _is_started() else wanted.host)
     if not is_running(config.name):
+        if config.runtime.gateway.keys == "required" and not books.keys.has_active():
+            log_event("warned", of="nobody has an API key yet; make one: aifactory keys create NAME CONFIG")
         if not _is_started():
             serve.start(
                 http_options=HTTPOptions(host=wanted.host, port=wanted.port or _free_port(wanted.host)),
@@ -252,6 +261,17 @@ def start(books: Books) -> Endpoint:
     endpoint = Endpoint(url=_url(wanted.route_prefix), model=config.name)
     log_event("served", url=endpoint.url, model=endpoint.model)
     return endpoint
+
+
+def _require_guarded(config: Config, host: str | None) -> None:
+    """Raises ConfigError where other machines could ask without a key."""
+    if config.runtime.gateway.keys == "required" or is_loopback(host or "0.0.0.0"):
+        return
+    raise ConfigError(
+        f"expected runtime.gateway.keys: required beside an endpoint that other machines reach, found keys: optional and the "
+        f"address {host}. Set --set runtime.gateway.keys=required and make keys (aifactory keys create NAME CONFIG), or bind "
+        "runtime.endpoint.host=127.0.0.1."
+    )
 
 
 def _environment(wanted: EndpointOptions) -> dict[str, str]:
@@ -366,6 +386,14 @@ def _is_started() -> bool:
         return _get_global_client(raise_if_no_controller_running=True) is not None
     except (RayServeException, RayActorError):
         return False
+
+
+def _bound_host() -> str | None:
+    """The address of the Ray Serve that runs."""
+    from ray.serve.context import _get_global_client
+
+    host: str | None = _get_global_client().http_config.host
+    return host
 
 
 def _url(route_prefix: str) -> str:

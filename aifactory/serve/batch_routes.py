@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from aifactory.errors import BadRequestError
 from aifactory.records.batch_jobs import BatchJob, BatchQueue, UploadedFile
+from aifactory.serve.access import caller_of
 from aifactory.serve.bodies import BatchBody, BatchesQuery, FilesQuery
 from aifactory.serve.wire import StatusError, json_response, parse, parse_query
 
@@ -62,7 +63,10 @@ class BatchRoutes:
             name = "".join(each for each in (file.filename or "file") if each.isprintable())[:256]
         finally:
             await form.close()
-        kept = await asyncio.to_thread(self._queue.add_file, data, filename=name, purpose="batch")
+        caller = caller_of(request)
+        kept = await asyncio.to_thread(
+            self._queue.add_file, data, filename=name, purpose="batch", key_id=caller.key_id, team=caller.team
+        )
         return json_response(_file_card(kept))
 
     async def _limited(self, request: Request) -> AsyncGenerator[bytes, None]:
@@ -78,8 +82,11 @@ class BatchRoutes:
     async def _files(self, request: Request) -> Response:
         """The files that were uploaded or written, newest first unless it is asked otherwise."""
         asked = parse_query(FilesQuery, request.query_params.multi_items())
+        caller = caller_of(request)
         files = await asyncio.to_thread(self._queue.files)
-        files = [file for file in files if asked.purpose in (None, file.purpose)]
+        files = [
+            file for file in files if caller.may_see(file.key_id, file.team) and asked.purpose in (None, file.purpose)
+        ]
         page, has_more = _page(files if asked.order == "desc" else files[::-1], asked)
         return _list([_file_card(file) for file in page], has_more=has_more)
 
@@ -102,43 +109,51 @@ class BatchRoutes:
     async def _find(self, request: Request) -> UploadedFile:
         name = _name(request, "files")
         file = await asyncio.to_thread(self._queue.file, name)
-        if file is None:
+        if file is None or not caller_of(request).may_see(file.key_id, file.team):
             raise _unknown("file", name)
         return file
 
     async def _open(self, request: Request) -> Response:
         """Ask for the answers to a file of requests."""
         body = parse(BatchBody, await self._read(request))
-        if await asyncio.to_thread(self._queue.file, body.input_file_id) is None:
+        caller, file = caller_of(request), await asyncio.to_thread(self._queue.file, body.input_file_id)
+        if file is None or not caller.may_see(file.key_id, file.team):
             raise BadRequestError(
                 f"Expected the id of an uploaded file, found {body.input_file_id!r}.", field="input_file_id"
             )
         job = await asyncio.to_thread(
-            self._queue.open_job, endpoint=body.endpoint, input_file=body.input_file_id, note=body.metadata or {}
+            self._queue.open_job,
+            endpoint=body.endpoint,
+            input_file=body.input_file_id,
+            note=body.metadata or {},
+            key_id=caller.key_id,
+            team=caller.team,
         )
         return json_response(await self._job_card(job))
 
     async def _jobs(self, request: Request) -> Response:
         """The batches, newest first."""
         asked = parse_query(BatchesQuery, request.query_params.multi_items())
-        page, has_more = _page(await asyncio.to_thread(self._queue.jobs), asked)
+        caller, jobs = caller_of(request), await asyncio.to_thread(self._queue.jobs)
+        page, has_more = _page([job for job in jobs if caller.may_see(job.key_id, job.team)], asked)
         return _list([await self._job_card(job) for job in page], has_more=has_more)
 
     async def _job(self, request: Request) -> Response:
         """One batch."""
-        name = _name(request, "batches")
-        job = await asyncio.to_thread(self._queue.job, name)
-        if job is None:
-            raise _unknown("batch", name)
-        return json_response(await self._job_card(job))
+        return json_response(await self._job_card(await self._find_job(request)))
 
     async def _cancel(self, request: Request) -> Response:
         """End a batch with what is answered."""
-        name = _name(request, "batches")
-        job = await asyncio.to_thread(self._queue.cancel, name)
-        if job is None:
-            raise _unknown("batch", name)
+        job = await asyncio.to_thread(self._queue.cancel, (await self._find_job(request)).id)
+        assert job is not None, "jobs stay"
         return json_response(await self._job_card(job))
+
+    async def _find_job(self, request: Request) -> BatchJob:
+        name = _name(request, "batches")
+        job = await asyncio.to_thread(self._queue.job, name)
+        if job is None or not caller_of(request).may_see(job.key_id, job.team):
+            raise _unknown("batch", name)
+        return job
 
     async def _job_card(self, job: BatchJob) -> dict[str, Any]:
         answered, failed = await asyncio.to_thread(self._queue.counts, job)

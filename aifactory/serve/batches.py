@@ -30,8 +30,8 @@ _AGAIN = (429, 503)
 """Statuses that say nothing about the line: it is asked again."""
 _PAUSE_S = 1.0
 
-Ask = Callable[[str, bytes, str], Awaitable[tuple[int, Any]]]
-"""Path, body and id of a request to its status and answer, in the background."""
+Ask = Callable[[str, bytes, str, str], Awaitable[tuple[int, Any]]]
+"""Path, body and id of a request, and whose it is, to its status and answer, in the background."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +142,7 @@ class Batches:
 
     async def _ask_until_it_is_heard(self, job: BatchJob, line: Line) -> tuple[int, Any]:
         while True:
-            status, answer = await self._ask(job.endpoint, line.body, _id_of(job, line))
+            status, answer = await self._ask(job.endpoint, line.body, _id_of(job, line), job.key_id)
             if status not in _AGAIN:
                 return status, answer
             await asyncio.sleep(_PAUSE_S)

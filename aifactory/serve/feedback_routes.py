@@ -15,7 +15,10 @@ from aifactory.engine.protocol import MAX_ANSWERS
 from aifactory.errors import BadRequestError
 from aifactory.records.feedback import Feedback, FeedbackLog
 from aifactory.records.identity import canonical_json, hash_text
+from aifactory.serve.access import caller_of
+from aifactory.serve.asking import identity
 from aifactory.serve.bodies import FeedbackBody
+from aifactory.serve.limiting import Limiter
 from aifactory.serve.wire import json_response, parse
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -24,8 +27,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 class FeedbackRoutes:
     """Feedback over HTTP."""
 
-    def __init__(self, log: FeedbackLog, *, read: Callable[[Request], Awaitable[bytes]]) -> None:
+    def __init__(self, log: FeedbackLog, *, limiter: Limiter, read: Callable[[Request], Awaitable[bytes]]) -> None:
         self._log = log
+        self._limiter = limiter
         self._read = read
         self.handlers: Mapping[tuple[str, str], Handler] = {("POST", "/v1/feedback"): self._feedback}
 
@@ -54,8 +58,10 @@ class FeedbackRoutes:
             correction=body.correction,
             comment=body.comment,
             user=body.user,
+            key_id=caller_of(request).key_id,
             rejected=rejected,
         )
+        await self._limiter.admit(caller_of(request), identity(request), brief=True)
         counted = await asyncio.to_thread(self._log.record, entry)
         return json_response({"object": "feedback", "idempotency_key": key, "counted": counted})
 

@@ -15,7 +15,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from aifactory.observe.energy import Meter
@@ -51,14 +51,22 @@ class ServingMeter:
         replica: str,
         every_s: float,
         is_busy: Callable[[], bool],
+        prompt_token_share: float = 0.25,
+        charge: Callable[[Mapping[str, float]], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`meter` makes one that counts from then on; `is_busy`: whether anybody is being answered."""
+        """`meter` makes one that counts from then on; `is_busy`: whether anybody is being answered.
+
+        charge   called with the joules of answers, by the id of the key that asked, after they were entered; shared out by tokens,
+                 of which a prompt's counts `prompt_token_share` of an answer's
+        """
         self._journal = journal
         self._new_meter = meter
         self._replica = replica
         self._every_s = every_s
         self._is_busy = is_busy
+        self._prompt_token_share = prompt_token_share
+        self._charge = charge
         self._clock = clock
         self._lock = threading.Lock()
         self._given: dict[tuple[int, str], _Given] = {}
@@ -71,7 +79,7 @@ class ServingMeter:
         """Answers that were given and kept."""
         with self._lock:
             for answer in answers:
-                given = self._given.setdefault((answer.release, answer.key_id), _Given())
+                given = self._given.setdefault((answer.release, answer.key_id or self._journal.key_id), _Given())
                 given.add(_Given(1, answer.prompt_tokens, answer.answer_tokens))
 
     async def run(self) -> None:
@@ -123,3 +131,18 @@ class ServingMeter:
                     self._given.setdefault(who, _Given()).add(each)
             raise
         self._begun_at, self._busy_s, self._begun_on = ended, 0.0, self._clock()
+        busy_j = energy.joules * min(1.0, busy_s / energy.seconds) if energy.seconds else 0.0
+        if shares := self._by_key(given, busy_j):
+            self._charge(shares)
+
+    def _by_key(self, given: Mapping[tuple[int, str], _Given], joules: float) -> dict[str, float]:
+        """What was used while somebody was answered, as the energy ledger shares it out."""
+        found: dict[str, float] = {}
+        weights = {
+            who: each.answer_tokens + self._prompt_token_share * each.prompt_tokens for who, each in given.items()
+        }
+        whole = sum(weights.values())
+        for (_, key), weight in weights.items():
+            if whole:
+                found[key] = found.get(key, 0.0) + joules * weight / whole
+        return found

@@ -120,10 +120,23 @@ class StatusError(Exception):
     """An error with a status of its own."""
 
     def __init__(
-        self, status: int, message: str, *, kind: str, code: str | None = None, field: str | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str,
+        code: str | None = None,
+        field: str | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.kind, self.code, self.field = status, kind, code, field
+        self.headers: dict[str, str] = {}
+        """What goes out beside the message."""
+        if retry_after_s is not None or status == 503:
+            self.headers["Retry-After"] = str(1 if retry_after_s is None else retry_after_s)
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
 
 
 ENGINE_FAILED = "engine_failed"

@@ -20,12 +20,15 @@ from aifactory.observe.progress import progress
 from aifactory.records.books import Books
 from aifactory.records.identity import hash_parts
 from aifactory.records.journal import TICK_FAILED, Cycle
+from aifactory.records.keys import IssuedKey
 from aifactory.traffic.users import Asked, Seen, ask_and_correct, questions, steady_requests
 
 REHEARSAL_BEGUN = "rehearsal_begun"
 REHEARSED = "rehearsed"
 _POLL_S = 0.5
 _ANSWERS_AFTER_SWAP = 5
+_KEY_SLACK_S = 86_400.0
+"""What users may take to ask before they wait for the loop; a rehearsal that is killed leaves a key that ends by itself."""
 
 
 class Loop(Protocol):
@@ -57,17 +60,30 @@ def rehearse(books: Books, loop: Loop, texts: Callable[[], Sequence[tuple[str, s
         return  # the first cycle was rejected: there is nothing to ask
     _require_enough(config, asked)
     begun_after = _begin(books, name)
+    key = _key(books)
+    token = None if key is None else key.token
     try:
         url, model = loop.open()
-        with steady_requests(url, model, asked, traffic) as steady:
+        with steady_requests(url, model, asked, traffic, token=token) as steady:
             done = books.feedback.feedback_keys() & {question.key for question in asked}
             with progress("ask", total=len(asked)) as shown:
-                seen = ask_and_correct(url, model, asked, traffic, done=done, shown=shown)
+                seen = ask_and_correct(url, model, asked, traffic, done=done, shown=shown, token=token)
             log_event("asked", answers=sum(seen.answered.values()), corrected=len(seen.acknowledged) + len(done))
             cycle = _wait_for_the_loop(books, loop, begun_after, seen, steady)
         books.journal.write(REHEARSED, subject=name, detail=_found(seen, steady, cycle, len(done)))
     finally:
         loop.close()
+        if key is not None:
+            books.keys.revoke(key.key.id, reason="the rehearsal has ended")
+
+
+def _key(books: Books) -> IssuedKey | None:
+    """A key for the users where one is required, for as long as they ask."""
+    traffic = books.config.traffic
+    assert traffic is not None
+    if books.config.runtime.gateway.keys != "required":
+        return None
+    return books.keys.create("simulated users", expires_in_s=2 * traffic.timeout_s + _KEY_SLACK_S)
 
 
 def rehearsal_name(asked: Sequence[Asked]) -> str:

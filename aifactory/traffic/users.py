@@ -79,14 +79,22 @@ def questions(texts: Sequence[tuple[str, str]], traffic: Traffic, evaluate: Eval
 
 
 def ask_and_correct(
-    url: str, model: str, asked: Sequence[Asked], traffic: Traffic, *, done: Collection[str], shown: Progress
+    url: str,
+    model: str,
+    asked: Sequence[Asked],
+    traffic: Traffic,
+    *,
+    done: Collection[str],
+    shown: Progress,
+    token: str | None = None,
 ) -> Seen:
-    """Ask every question whose feedback is not `done` yet and correct each answer; `concurrency` at once."""
+    """Ask every question whose feedback is not `done` yet and correct each answer; `concurrency` at once, by the API key
+    `token`."""
     seen = Seen()
 
     async def run() -> None:
         waiting = iter([question for question in asked if question.key not in done])
-        async with _session() as session:
+        async with _session(token) as session:
 
             async def user() -> None:
                 for question in waiting:
@@ -100,7 +108,9 @@ def ask_and_correct(
 
 
 @contextmanager
-def steady_requests(url: str, model: str, asked: Sequence[Asked], traffic: Traffic) -> Iterator[Seen]:
+def steady_requests(
+    url: str, model: str, asked: Sequence[Asked], traffic: Traffic, *, token: str | None = None
+) -> Iterator[Seen]:
     """Ask at a constant rate, without feedback, for as long as the block runs."""
     seen = Seen()
     ended = asyncio.Event()
@@ -110,7 +120,7 @@ def steady_requests(url: str, model: str, asked: Sequence[Asked], traffic: Traff
         pending: set[asyncio.Task[None]] = set()
         number = 0
         start = loop.time()
-        async with _session() as session:
+        async with _session(token) as session:
             while not ended.is_set():
                 question = asked[number % len(asked)]
                 # Open loop: a slow answer does not hold the next question up.
@@ -137,10 +147,12 @@ def steady_requests(url: str, model: str, asked: Sequence[Asked], traffic: Traff
         thread.join()
 
 
-def _session() -> aiohttp.ClientSession:
+def _session(token: str | None) -> aiohttp.ClientSession:
     # No limit of the client's own: how many ask at once is the users' matter.
     return aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S), connector=aiohttp.TCPConnector(limit=0)
+        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+        connector=aiohttp.TCPConnector(limit=0),
+        headers={} if token is None else {"Authorization": f"Bearer {token}"},
     )
 
 

@@ -202,7 +202,9 @@ def test_close_frees_the_cache(model, start):
 
 
 @pytest.mark.parametrize("options", [{"compiled": True}, {"graphs": True}], ids=str)
-def test_prompts_that_wait_are_read_in_one_call_and_a_beginning_that_they_share_once(model, start, ask, submit, options):
+def test_prompts_that_wait_are_read_in_one_call_and_a_beginning_that_they_share_once(
+    model, start, ask, submit, options
+):
     engine = start(model, num_slots=8, prefill_chunk=256, prefix_tokens=512, **options)
     calls, let = [], threading.Event()
     reader = engine._scheduler._prompts

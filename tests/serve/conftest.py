@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -127,11 +127,18 @@ class Factory:
     """The books of a factory, and how models come into production in it."""
 
     def __init__(
-        self, root: Path, exported: Callable[[int], Path], *, state_url: str | None = None, **endpoint: object
+        self,
+        root: Path,
+        exported: Callable[[int], Path],
+        *,
+        state_url: str | None = None,
+        gateway: Mapping[str, object] | None = None,
+        **endpoint: object,
     ) -> None:
         overrides = [f"runtime.storage={root}"]
         overrides += [] if state_url is None else [f"runtime.state_url={state_url}"]
         overrides += [f"runtime.endpoint.{name}={value}" for name, value in endpoint.items()]
+        overrides += [f"runtime.gateway.{name}={value}" for name, value in (gateway or {}).items()]
         self.books = Books(Config.from_text(CONFIG, origin="test", overrides=overrides))
         self.scratch = root / "scratch"
         self._exported = exported

@@ -259,7 +259,7 @@ def test_after_each_kill_another_goes_on_and_no_line_is_lost_or_there_twice(queu
     async def attempt():
         left = next(kill_at, 100)
 
-        async def ask(path, body, identity):
+        async def ask(path, body, identity, key_id):
             nonlocal left
             left -= 1
             if left < 0:
@@ -313,7 +313,7 @@ def test_a_batch_that_ends_early_says_what_was_not_answered(queue, end):
     job = opened(queue, 5)
 
     async def run():
-        async def ask(path, body, identity):
+        async def ask(path, body, identity, key_id):
             if json.loads(body)["prompt"] == "line 2 ":
                 if end == "cancelled":
                     queue.cancel(job.id)
@@ -339,7 +339,7 @@ def test_a_line_that_found_no_room_is_asked_again(queue, monkeypatch):
     monkeypatch.setattr("aifactory.serve.batches._PAUSE_S", 0.01)
     job, statuses = opened(queue, 1), iter([429, 503, 200])
 
-    async def ask(path, body, identity):
+    async def ask(path, body, identity, key_id):
         return next(statuses), {}
 
     asyncio.run(Batches(queue, ask, concurrency=1).work())

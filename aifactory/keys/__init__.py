@@ -1,0 +1,1 @@
+"""`aifactory keys`: who may ask the endpoint, and how much."""
