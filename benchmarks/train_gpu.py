@@ -215,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model; writes no result")
     parser.add_argument("--ablation", action="store_true", help="each technique left out in turn")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these of an ablation, in their order")
     parser.add_argument("--budget-s", type=float, default=540.0, help="of an ablation: begin no variant after so many")
     parser.add_argument("--attention", choices=["mask", "varlen"])
     parser.add_argument("--loss", choices=["plain", "pieces"])
@@ -242,6 +243,11 @@ def main() -> None:
         chosen["compile"] = arguments.compile == "on"
     start = replace(start, **chosen)
     variants = ablation(start) if arguments.ablation else {"as meant": start}
+    if arguments.only:
+        unknown = [name for name in arguments.only if name not in variants]
+        if unknown:
+            parser.error(f"expected of {', '.join(map(repr, variants))}, found {unknown[0]!r}; --ablation has them all")
+        variants = {name: variants[name] for name in arguments.only}
     shape = SMALL if arguments.quick else LLAMA_1B
     begun = time.perf_counter()
     found: dict[str, Any] = {}
