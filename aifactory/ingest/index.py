@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aifactory.config import NearDuplicatesStep
-from aifactory.records.rows import hash_lanes
+from aifactory.records.rows import hash_lanes, one_array
 
 INDEX_FILE = "index.arrow"
 
@@ -60,8 +60,8 @@ def sign(rows: pa.Table, step: NearDuplicatesStep) -> npt.NDArray[np.uint32]:
 
 def whole_texts(rows: pa.Table) -> pa.Array:
     """What each row was asked and answers, as one text."""
-    texts = rows["text"].combine_chunks()
-    asked = [rows[name].combine_chunks() for name in ("prompt", "messages")]
+    texts = one_array(rows["text"])
+    asked = [one_array(rows[name]) for name in ("prompt", "messages")]
     if any(pc.any(pc.not_equal(column, "")).as_py() for column in asked):
         texts = pc.binary_join_element_wise(*asked, texts, "\n")
     return texts

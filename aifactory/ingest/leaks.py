@@ -25,7 +25,7 @@ from aifactory.ingest.index import Index
 from aifactory.records.artifacts import Corpus
 from aifactory.records.identity import fingerprint
 from aifactory.records.parts import Part, PartStore, made
-from aifactory.records.rows import from_ipc, from_parquet, part_names
+from aifactory.records.rows import from_ipc, from_parquet, one_array, part_names
 from aifactory.records.storage import Storage
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _built(rows: pa.Table, step: DecontaminateStep) -> ContaminationIndex:
 
     # Apart: a run of words that spans a prompt and its answer, or two turns, is nobody's quotation.
     turns = [text for said in _turns(rows) for text in said]
-    texts = [*(rows[name].combine_chunks() for name in ("prompt", "text")), pa.array(turns, pa.string())]
+    texts = [*(one_array(rows[name]) for name in ("prompt", "text")), pa.array(turns, pa.string())]
     return ContaminationIndex.build(pa.concat_arrays(texts), ngram_words=step.ngram_words, min_words=step.min_words)
 
 
@@ -210,7 +210,7 @@ def _training_texts(looked: _Looked, part: Part) -> pa.Array:
         return pa.array([], pa.string())
     rows = from_ipc(PartStore(looked.storage).map(part, _TRAIN), _SAID)
     turns = pa.array(["\n".join(said) for said in _turns(rows)], pa.string())
-    prompts, answers = (rows[name].combine_chunks() for name in ("prompt", "text"))
+    prompts, answers = (one_array(rows[name]) for name in ("prompt", "text"))
     return pc.binary_join_element_wise(prompts, turns, answers, "\n")
 
 

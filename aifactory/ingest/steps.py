@@ -40,6 +40,7 @@ from aifactory.ingest import labels, model_scores
 from aifactory.ingest.columns import Verdicts
 from aifactory.ingest.limits import beyond
 from aifactory.ingest.model_scores import StepModel, step_model
+from aifactory.records.rows import one_array
 from aifactory.text.buffers import text_buffers
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _without(table: pa.Table, stays_N: np.ndarray[Any, Any]) -> pa.Table:
     if stays_N.all():
         return table
     mask, at = pa.array(stays_N), table.schema.get_field_index("text")
-    texts = table["text"].combine_chunks()
+    texts = one_array(table["text"])
     _, offsets_N1 = text_buffers(texts)
     if not np.diff(offsets_N1)[~stays_N].any():
         # Those that go have no text any more, so that of the others lies end to end already.
@@ -137,7 +138,7 @@ def _without(table: pa.Table, stays_N: np.ndarray[Any, Any]) -> pa.Table:
 
 def reject_empty(table: pa.Table) -> tuple[pa.Table, Broken]:
     """Rows without any text but white space, which no recipe keeps."""
-    blank_N = _is_blank(table["text"].combine_chunks())
+    blank_N = _is_blank(one_array(table["text"]))
     count = int(blank_N.sum())
     gone = table.filter(pa.array(blank_N)) if count else table.slice(0, 0)
     broken = Broken(gone, ["empty"] * count, [0.0] * count, ["no text but white space"] * count)
@@ -160,7 +161,7 @@ def _is_blank(texts: pa.Array) -> np.ndarray[Any, Any]:
 
 def _with_emptied(table: pa.Table, applied: Applied, stays_N: np.ndarray[Any, Any]) -> Applied:
     """The rows of which a step leaves nothing, as they were before, break its rule `empty`."""
-    after = applied.table["text"].combine_chunks()
+    after = one_array(applied.table["text"])
     count = table.num_rows
     known = applied.verdicts or Verdicts((), np.zeros(count, np.uint8), np.zeros(count))
     # None was empty before: such a row has been rejected.
@@ -170,7 +171,7 @@ def _with_emptied(table: pa.Table, applied: Applied, stays_N: np.ndarray[Any, An
     verdicts = Verdicts(
         (*known.rules, "empty"), np.where(emptied, len(known.rules) + 1, known.broken_N).astype(np.uint8), known.score_N
     )
-    texts = pc.if_else(pa.array(emptied), table["text"].combine_chunks(), after)
+    texts = pc.if_else(pa.array(emptied), one_array(table["text"]), after)
     return replace(applied, table=_with_texts(applied.table, texts), verdicts=verdicts)
 
 
@@ -265,7 +266,7 @@ def _apply(
 
     writes_all   the table has the text of every row that was there, also of those that break a rule
     """
-    texts = table["text"].combine_chunks()
+    texts = one_array(table["text"])
     match step:
         case LengthStep():
             sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False).astype(np.float64)
@@ -356,7 +357,7 @@ def _mask(table: pa.Table, step: PersonalStep) -> Applied:
     counted: Counter[str] = Counter()
     changed = np.zeros(table.num_rows, bool)
     for name in ("prompt", "text", "messages", "rejected"):
-        column = table[name].combine_chunks()
+        column = one_array(table[name])
         if not pc.any(pc.not_equal(column, "")).as_py():
             continue
         masked = mask_personal(column, step.kinds, names_model=step.names_model)

@@ -44,6 +44,9 @@ Bools = npt.NDArray[np.bool_]
 _FORMS: dict[Form, Literal["NFC", "NFKC"] | None] = {"none": None, "nfc": "NFC", "nfkc": "NFKC"}
 _WIDE_LINE_ENDS = r"[\x{85}\x{2028}\x{2029}]"
 _NOT_ASCII = r"[^\x00-\x7f]"
+# All before U+0300, and the dashes, quotes and dots of General Punctuation, are their own NFC and no mark to what comes
+# before them, in every version of Unicode.
+_NOT_SURELY_NFC = r"[^\x00-\x{2ff}\x{2002}-\x{2027}]"
 # The work arrays of so many bytes stay in the cache.
 _PIECE_BYTES = 1 << 18
 # ftfy cuts lines that are longer than this many characters, and fixes the parts.
@@ -103,10 +106,13 @@ def repair(texts: pa.Array, fixes: Fixes) -> Repaired:
     rows_N = wide_N & ~suspect_N
     if form is not None and rows_N.any():
         rows = np.flatnonzero(rows_N)
+        if form == "NFC":
+            rows = rows[_matches(done.filter(pa.array(rows_N)), _NOT_SURELY_NFC)]
         found: dict[int, str] = {}
-        for row, text in zip(rows.tolist(), done.filter(pa.array(rows_N)).to_pylist(), strict=True):
-            if not unicodedata.is_normalized(form, text):
-                found[row] = unicodedata.normalize(form, text)
+        for row, text in zip(rows.tolist(), done.take(pa.array(rows)).to_pylist(), strict=True):
+            formed_text = unicodedata.normalize(form, text)
+            if formed_text != text:
+                found[row] = formed_text
         if found:
             rows = np.fromiter(found, np.int64, len(found))
             formed = pa.array(found.values(), texts.type)

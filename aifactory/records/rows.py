@@ -121,7 +121,7 @@ def assign_keys(
         if keyed_by_file
         else _mixed(_content_keys(block), _lanes(hashlib.sha256(source.encode()).digest()))
     )
-    keys, users = hex_of(keys_N2), block["user"].combine_chunks()
+    keys, users = hex_of(keys_N2), one_array(block["user"])
     named = {
         "source": pa.array([source] * block.num_rows, pa.string()),
         "key": keys,
@@ -141,6 +141,11 @@ def assign_ids(rows: pa.Table) -> pa.Table:
     for name, hashes_N2 in (("content_hash", contents_N2), ("id", ids_N2)):
         rows = rows.append_column(name, hex_of(hashes_N2))
     return rows.select(CORPUS_SCHEMA.names)
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array; pyarrow's `combine_chunks` copies it also where it is one already."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def shares_of(keys_N2: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
@@ -170,7 +175,7 @@ def _content_keys(block: pa.Table) -> npt.NDArray[np.uint64]:
 
 
 def _hashes(block: pa.Table, new: Callable[[bytes], Any]) -> npt.NDArray[np.uint64]:
-    columns = [block[name].combine_chunks() for name in ("prompt", "text", "messages", "rejected")]
+    columns = [one_array(block[name]) for name in ("prompt", "text", "messages", "rejected")]
     has_prompts, has_messages, has_rejected = (_total_bytes(columns[i]) > 0 for i in (0, 2, 3))
     has_more = has_messages or has_rejected
     digests: list[bytes] = []

@@ -15,7 +15,7 @@ import pytest
 from ftfy import TextFixerConfig
 
 from aifactory.config import UnicodeStep
-from aifactory.ingest.unicode import Fixes, repair, repair_text, widened
+from aifactory.ingest.unicode import _NOT_SURELY_NFC, Fixes, repair, repair_text, widened
 
 WELL = [
     *("Plain ASCII text, with <tags> & ampersands.", "", " ", "\n", "a\n\nb\tc\n", "one\x0ctwo"),
@@ -267,3 +267,13 @@ def test_the_widened_pattern_matches_wherever_the_other_does():
 def test_a_pattern_that_cannot_be_widened_matches_all_but_ascii(pattern):
     assert re.search(widened(pattern), "é")
     assert not re.search(widened(pattern), "e")
+
+
+def test_texts_that_are_surely_in_normal_form_are():
+    codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    may_change = pc.match_substring_regex(pa.array(map(chr, codes), pa.string()), _NOT_SURELY_NFC).to_pylist()
+    sure = [code for code, is_doubtful in zip(codes, may_change, strict=True) if not is_doubtful]
+    assert 0x300 <= len(sure) < 0x400
+    assert all(unicodedata.normalize("NFC", chr(code)) == chr(code) for code in sure)
+    marked = [chr(one) + chr(other) for one in sure[::5] for other in sure[::5]]
+    assert all(unicodedata.normalize("NFC", text) == text for text in marked)

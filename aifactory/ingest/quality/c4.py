@@ -186,7 +186,7 @@ def _keep_lines(  # type: ignore[no-untyped-def]
         if options[1] != 0 and not _ends_well(out_B, place, place_end):
             continue
         phrases = 0
-        if phrased != NONE or is_changed:
+        if (phrased != NONE or is_changed) and _line_may_hold_phrase(out_B, place, place_end):
             phrases = _phrases(out_B, place, place_end, phrase_B, phrase_end_P, phrase_first)
         if options[5] != 0 and phrases & _LOREM_IPSUM:
             return 1, 1.0, to
@@ -227,6 +227,14 @@ def _may_hold_phrase(data_B, at):  # type: ignore[no-untyped-def]
         & within_folded(data_B, at + 2, 0x65, 1)
     )
     return found | within(data_B, at, 0xE2, 1) & within(data_B, at + 1, 0x84, 1) & within(data_B, at + 2, 0xAA, 1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _line_may_hold_phrase(line_B, begin, end):  # type: ignore[no-untyped-def]
+    found = NONE
+    for at in range(begin, end, 64):
+        found |= _may_hold_phrase(line_B, at) & first_bits(end - at)
+    return found != NONE
 
 
 @numba.njit(cache=True, nogil=True)
