@@ -14,11 +14,12 @@ from aifactory.cluster.tasks import RunTasks, run_here
 from aifactory.config import Train
 from aifactory.observe.energy import measured
 from aifactory.observe.events import log_event
-from aifactory.records.artifacts import Artifact, Record, digest_of
+from aifactory.records.artifacts import Artifact, Model, Record, Scorecard, digest_of
 from aifactory.records.books import Books
 from aifactory.records.identity import fingerprint
 from aifactory.records.journal import Cycle
 from aifactory.records.storage import StoredFile
+from aifactory.workshop.cards import write_card
 from aifactory.workshop.execution import execution_of
 
 Noun = TypeVar("Noun", bound=Artifact)
@@ -124,6 +125,10 @@ class Bench:
             )
         self._enter(cycle, event, artifact)
         return artifact
+
+    def show(self, model: Model, scorecard: Scorecard | None = None) -> None:
+        """Write what a person reads of a model, beside it and in no digest."""
+        write_card(self.books, model, scorecard)
 
     def _enter(self, cycle: Cycle, event: str, artifact: Artifact) -> None:
         """Published but not entered, or in the index and not in the journal: the process was killed between the two. Both

@@ -16,7 +16,6 @@ from aifactory.records.artifacts import Model, TokenSet
 from aifactory.records.journal import Cycle
 from aifactory.records.storage import StoredFile
 from aifactory.workshop.bench import Bench, Folder, Made
-from aifactory.workshop.cards import write_card
 from aifactory.workshop.runs import Run
 from aifactory.workshop.training import Training
 
@@ -116,5 +115,5 @@ class Models:
             train=training.recipe,
         )
         run.clear()
-        write_card(bench.books, model)
+        bench.show(model)
         return model

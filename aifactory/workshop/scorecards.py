@@ -8,7 +8,6 @@ from aifactory.records.artifacts import Corpus, FeedbackBatch, Model, Scorecard
 from aifactory.records.journal import Cycle
 from aifactory.workshop.answer_checks import AnswerChecks
 from aifactory.workshop.bench import Bench, Folder, Identity, Made
-from aifactory.workshop.cards import write_card
 from aifactory.workshop.fixed_best import FixedBest
 
 
@@ -85,7 +84,7 @@ class Scorecards:
             ],
         )
         scorecard = self._bench.make(cycle, identity, write, event="evaluated", num_cpus=self._bench.data_cpus)
-        write_card(books, model, scorecard)
+        self._bench.show(model, scorecard)
         return scorecard
 
 
