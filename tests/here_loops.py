@@ -140,6 +140,11 @@ def turned(factory: Factory) -> None:
     factory.turn(begin_drift(factory))
 
 
-def rows_that_train(factory: Factory, corpus_id: str) -> list[dict[str, Any]]:
+def rows_of(factory: Factory, corpus_id: str, side: str) -> list[dict[str, Any]]:
+    """The rows on one side of a corpus: train, holdout, rejected."""
     folder = Path(factory.books.storage.path(*corpus_id.split("/")))
-    return [row for file in sorted(folder.glob("train-*.parquet")) for row in pq.read_table(file).to_pylist()]
+    return [row for file in sorted(folder.glob(f"{side}-*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+def rows_that_train(factory: Factory, corpus_id: str) -> list[dict[str, Any]]:
+    return rows_of(factory, corpus_id, "train")

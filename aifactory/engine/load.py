@@ -6,6 +6,7 @@ Raises   UnsafeModelError, ConfigError.
 
 from __future__ import annotations
 
+import threading
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from aifactory.errors import ConfigError, UnsafeModelError
 
+_LOADING = threading.Lock()
+"""transformers 5 takes torch's initialisers away while it loads: of two threads the second would give back nothing."""
 _CAN_RUN_CODE = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "pytorch_model*")
 
 
@@ -58,14 +61,15 @@ def load_model(folder: Path, *, device: str, dtype: torch.dtype) -> PreTrainedMo
     folder = Path(folder)
     require_safe_folder(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=dtype,
-            attn_implementation="sdpa",
-        )
+        with _LOADING:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=dtype,
+                attn_implementation="sdpa",
+            )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"Expected a causal language model in {folder}, found one that can't be loaded: {error}"

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 
 from aifactory.evaluate.gate import Reject
 from aifactory.observe.events import log_event
-from aifactory.proof.erasing import Eraser, Found, models_that_saw
+from aifactory.proof.erasing import Eraser, Found, go_through, models_that_saw
 from aifactory.proof.where import Where, parse_where
 from aifactory.records.artifacts import Corpus, Model, Scorecard
 from aifactory.records.books import Books
@@ -110,7 +110,7 @@ def forget_rows(books: Books, where: str, *, turn: Turn, dry_run: bool = False) 
     meant = parse_where(where)
     open_one = books.erasures.open(str(meant))
     if open_one is None or dry_run:
-        found = Eraser(books, meant, None).go_through()
+        found = go_through(Eraser(books, meant, None))
         if dry_run or not found.num_things:
             return _would(books, found, open_one or books.erasures.last(str(meant)))
     return _Forgetting(books, meant, turn).to_the_end()
@@ -186,7 +186,7 @@ class _Forgetting:
         """All places, again until nothing is found any more: traffic goes on meanwhile."""
         whole = Found()
         for number in range(_MOST_PASSES):
-            found = Eraser(self.books, self._where, self._fresh()).go_through()
+            found = go_through(Eraser(self.books, self._where, self._fresh()))
             whole.tokens |= found.tokens
             whole.tokenizers.update(found.tokenizers)
             whole.sources |= found.sources
@@ -370,7 +370,7 @@ class _Forgetting:
         books = self.books
         last = Eraser(books, self._where, None)
         last.search_for(self.erasure.id)
-        late = last.go_through()
+        late = go_through(last)
         rows = {place: sum(things.values()) for place, things in late.places.items()}
         self._left += [f"{count:,} in {place} came meanwhile" for place, count in rows.items() if count]
         found = self._fresh().found

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aifactory.errors import ConfigError
-from aifactory.proof.erasing import Eraser
+from aifactory.proof.erasing import Eraser, go_through
 from aifactory.proof.forget import PROOFS, VERSION
 from aifactory.proof.where import Where
 from aifactory.records.artifacts import ERASED_NAME, Artifact, Corpus, FeedbackBatch, Model, Scorecard, digest_of
@@ -179,7 +179,7 @@ class _Check:
     def _nothing_left(self) -> Iterator[tuple[bool, str]]:
         eraser = Eraser(self.books, _NOBODY, None)
         eraser.search_for(self.id)
-        found = eraser.go_through()
+        found = go_through(eraser)
         again = eraser.said_again()
         rows = {place: sum(things.values()) for place, things in found.places.items()}
         left = [f"{count:,} in {place}" for place, count in rows.items() if count]

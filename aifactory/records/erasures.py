@@ -174,20 +174,25 @@ class Erasures:
         with self.database.read() as connection:
             return frozenset(connection.scalars(query))
 
-    def by_source(self) -> dict[str, frozenset[str]]:
-        """By source the hashes of what may not come back from it: keys of rows, ids of lines that never became one."""
+    def by_source(self, *, by: float | None = None) -> dict[str, frozenset[str]]:
+        """By source the hashes of what may not come back from it: keys of rows, ids of lines that never became one.
+
+        by   only of erasures that had begun by then, seconds since 1970, UTC
+        """
         query = sa.select(tombstones.c.source, tombstones.c.hash).where(
             tombstones.c.factory == self.factory, tombstones.c.kind.in_(("row", "key")), tombstones.c.source != ""
         )
+        if by is not None:
+            query = query.where(tombstones.c.erasure.in_([each.id for each in self.all() if each.begun_at <= by]))
         found: dict[str, set[str]] = {}
         with self.database.read() as connection:
             for source, hashed in connection.execute(query):
                 found.setdefault(source, set()).add(hashed)
         return {source: frozenset(hashes) for source, hashes in sorted(found.items())}
 
-    def tombstones(self) -> Tombstones | None:
-        """What the data plane must not let in again; None where nothing was erased from a source."""
-        keyed, by_source = self.keyed(), self.by_source()
+    def tombstones(self, *, by: float | None = None) -> Tombstones | None:
+        """What the data plane must not let in again, or what it must not `by` a time; None where nothing was erased from a source."""
+        keyed, by_source = self.keyed(), self.by_source(by=by)
         return Tombstones(keyed, by_source) if keyed is not None and by_source else None
 
     def of_completion(self, completion_id: str) -> str | None:

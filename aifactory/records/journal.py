@@ -214,8 +214,9 @@ class Journal:
         seconds: float | None = None,
         joules: float | None = None,
         joules_source: str | None = None,
+        key_id: str | None = None,
     ) -> None:
-        """Write one event as a part of the caller's transaction."""
+        """Write one event as a part of the caller's transaction; by the journal's key where it names none."""
         connection.execute(
             journal.insert().values(
                 factory=self.factory,
@@ -228,7 +229,7 @@ class Journal:
                 seconds=seconds,
                 joules=joules,
                 joules_source=joules_source,
-                key_id=self.key_id,
+                key_id=key_id or self.key_id,
             )
         )
 
@@ -270,14 +271,25 @@ class Journal:
         left = (erased.get(each, each) for each in ids)
         return list(dict.fromkeys(each for each in left if each is not None))
 
-    def audit_within(self, connection: Connection, action: str, *, subject: str, detail: Mapping[str, Any]) -> None:
-        """Write who did what, as a part of the transaction that does it; other writers of lines wait for that to end."""
+    def audit_within(
+        self,
+        connection: Connection,
+        action: str,
+        *,
+        subject: str,
+        detail: Mapping[str, Any],
+        key_id: str | None = None,
+    ) -> None:
+        """Write who did what, as a part of the transaction that does it; other writers of lines wait for that to end.
+
+        key_id   the key by which it was asked for; none is the journal's
+        """
         self.database.serialize(connection)
         append_line(
             connection,
             factory=self.factory,
             at=self.clock(),
-            key_id=self.key_id,
+            key_id=key_id or self.key_id,
             action=action,
             subject=subject,
             detail=detail,

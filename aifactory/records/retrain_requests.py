@@ -39,10 +39,13 @@ class RetrainRequests:
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
 
-    def ask(self, *, reason: str, despite_cooldown: bool = False, key: str | None = None) -> RetrainRequest:
+    def ask(
+        self, *, reason: str, despite_cooldown: bool = False, key: str | None = None, key_id: str | None = None
+    ) -> RetrainRequest:
         """Ask for a retrain; it is on disk when this returns.
 
         key      who repeats himself with the same key has asked once; none is another request each time
+        key_id   the API key by which it was asked for, for the audit
         Raises   ConfigError where the same key has asked for something else.
         """
         name = secrets.token_hex(8) if key is None else hash_text(key)[:16]
@@ -51,8 +54,8 @@ class RetrainRequests:
         with self.journal.database.write(serialize=True) as connection:
             known = next((each for each in self.all() if each.id == request_id), None)
             if known is None:
-                self.journal.write_within(connection, REQUESTED, subject=request_id, detail=detail)
-                self.journal.audit_within(connection, "retrain", subject=request_id, detail=detail)
+                self.journal.write_within(connection, REQUESTED, subject=request_id, detail=detail, key_id=key_id)
+                self.journal.audit_within(connection, "retrain", subject=request_id, detail=detail, key_id=key_id)
         if known is not None and (known.reason, known.despite_cooldown) != (reason, despite_cooldown):
             raise ConfigError(
                 f"expected the request of the key {key!r} again, found another one: it was asked for with reason {known.reason!r} "

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from aifactory.errors import BadRequestError, ConfigError
 from aifactory.records.retrain_requests import RetrainRequest, RetrainRequests
+from aifactory.serve.access import caller_of
 from aifactory.serve.wire import ClosedBody, StatusError, json_response, parse, path_of
 
 RETRAINS = "/v1/retrains"
@@ -47,15 +48,19 @@ class RetrainRoutes:
         """Ask for one retrain of the release in production; the evaluation actor decides when."""
         body = parse(RetrainBody, await self._read(request))
         key = request.headers.get("idempotency-key") or body.idempotency_key
-        return json_response(_told(await asyncio.to_thread(self._asked, body, key)), status=202)
+        return json_response(
+            _told(await asyncio.to_thread(self._asked, body, key, caller_of(request).key_id)), status=202
+        )
 
-    def _asked(self, body: RetrainBody, key: str | None) -> RetrainRequest:
+    def _asked(self, body: RetrainBody, key: str | None, key_id: str) -> RetrainRequest:
         if not self._has_release():
             raise StatusError(
                 409, "Expected a release in production to retrain, found none.", kind="invalid_request_error"
             )
         try:
-            return self._requests.ask(reason=body.reason, despite_cooldown=body.despite_cooldown, key=key)
+            return self._requests.ask(
+                reason=body.reason, despite_cooldown=body.despite_cooldown, key=key, key_id=key_id
+            )
         except ConfigError as error:
             raise BadRequestError(str(error), field="idempotency_key") from error
 

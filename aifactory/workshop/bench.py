@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from aifactory.cluster.tasks import RunTasks, run_here
-from aifactory.config import Train
+from aifactory.cluster.tasks import RunTasks, run_here, threads_here
+from aifactory.config import Runtime, Train
 from aifactory.observe.energy import measured
 from aifactory.observe.events import log_event
-from aifactory.records.artifacts import Artifact, Record, digest_of
+from aifactory.records.artifacts import Artifact, Model, Record, Scorecard, digest_of
 from aifactory.records.books import Books
 from aifactory.records.identity import fingerprint
 from aifactory.records.journal import Cycle
 from aifactory.records.storage import StoredFile
+from aifactory.workshop.cards import write_card
 from aifactory.workshop.execution import execution_of
 
 Noun = TypeVar("Noun", bound=Artifact)
@@ -56,6 +57,11 @@ class Made:
     figures: Mapping[str, Any]
 
 
+def small_models_here(runtime: Runtime) -> RunTasks:
+    """Runs tasks in this process, with the threads that they would have elsewhere."""
+    return threads_here(concurrency=runtime.data_tasks, threads_each=max(1, int(runtime.cpus_per_worker)))
+
+
 class Bench:
     """Where the products of one factory are made."""
 
@@ -73,6 +79,12 @@ class Bench:
     def run_for(self, num_bytes: int) -> RunTasks:
         """How to run tasks over so much data: what is little is done here, before workers elsewhere would have started."""
         return run_here if num_bytes <= self.config.runtime.inline_bytes else self.run_tasks()
+
+    def run_with_models(self, *models: Artifact | None) -> RunTasks:
+        """How to run tasks that load models: what small ones are asked is answered here, before other processes would have imported
+        what they need."""
+        size = sum(file.num_bytes for model in models if model is not None for file in model.record.files)
+        return small_models_here(self.config.runtime) if size <= self.config.runtime.inline_bytes else self.run_tasks()
 
     def find(self, identity: Identity[Noun]) -> Noun | None:
         """The product with this identity, if it is there."""
@@ -124,6 +136,10 @@ class Bench:
             )
         self._enter(cycle, event, artifact)
         return artifact
+
+    def show(self, model: Model, scorecard: Scorecard | None = None) -> None:
+        """Write what a person reads of a model, beside it and in no digest."""
+        write_card(self.books, model, scorecard)
 
     def _enter(self, cycle: Cycle, event: str, artifact: Artifact) -> None:
         """Published but not entered, or in the index and not in the journal: the process was killed between the two. Both

@@ -8,7 +8,6 @@ from aifactory.records.artifacts import Corpus, FeedbackBatch, Model, Scorecard
 from aifactory.records.journal import Cycle
 from aifactory.workshop.answer_checks import AnswerChecks
 from aifactory.workshop.bench import Bench, Folder, Identity, Made
-from aifactory.workshop.cards import write_card
 from aifactory.workshop.fixed_best import FixedBest
 
 
@@ -57,7 +56,7 @@ class Scorecards:
                 recipe=config.evaluate,
                 store=books.artifacts,
                 target=target,
-                run=self._bench.run_tasks(),
+                run=self._bench.run_with_models(model, champion, None if best is None else best.model),
                 leave_out=disliked,
                 chat_fallback=config.serve.chat_fallback,
                 check=None if config.evaluate.guards is None else AnswerChecks(books, config.evaluate.guards),
@@ -85,7 +84,7 @@ class Scorecards:
             ],
         )
         scorecard = self._bench.make(cycle, identity, write, event="evaluated", num_cpus=self._bench.data_cpus)
-        write_card(books, model, scorecard)
+        self._bench.show(model, scorecard)
         return scorecard
 
 

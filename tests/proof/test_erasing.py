@@ -18,13 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from here_loops import train_here
 from mortal import Death, mortal
 from postgres import postgres_server, postgres_url  # noqa: F401
 from small_factories import small_config
 
 from aifactory import Config, Factory
 from aifactory.cli import main
+from aifactory.cluster.tasks import run_here
 from aifactory.errors import ConfigError, ErasedError, FencedError
+from aifactory.proof.rebuild import Rebuild
 from aifactory.records.artifacts import Corpus
 from aifactory.records.books import Books
 from aifactory.records.feedback import Completion, Feedback
@@ -172,6 +175,32 @@ def test_what_was_erased_does_not_come_back_from_its_source_and_what_is_new_does
             opened.forget(f"user = {ANN}").places["parts"] > 0
         )  # what has arrived since is found when it is asked again
         assert places_of(Path(opened.books.storage.root), [new["text"]]) == []
+
+
+def test_a_corpus_without_what_was_erased_before_is_made_again_whatever_is_erased_later(
+    factory: Factory, config_file: Path, tmp_path: Path
+) -> None:
+    factory.ingest()
+    factory.forget(f"user = {ANN}")
+    with Factory(Config.from_yaml(config_file)) as opened:
+        books = opened.books
+        corpus = opened.ingest()
+        assert corpus.figures["rows_erased"] == len(told_by(ANN))
+        later = books.erasures.begin("user = carol")
+        with books.database.write(serialize=True) as connection:
+            books.erasures.bury(connection, later.id, [("key", "a row of carol's", "chat")])
+        place = {"storage": str(tmp_path / "clean"), "state_url": f"sqlite:///{tmp_path}/clean.db"}
+        runtime = opened.config.runtime.model_copy(update=place)
+        clean = Books(opened.config.model_copy(update={"runtime": runtime}))
+        rebuild = Rebuild(
+            books, clean, run_tasks=lambda: run_here, train_work=train_here, from_scratch=False, trigger=""
+        )
+
+        made = rebuild.of(corpus.id, is_own=True)
+        clean.close()
+
+    assert (made.digest, made.uri != corpus.uri) == (corpus.digest, True)
+    assert [(check.how, check.is_equal) for check in rebuild.checks] == [("rebuilt", True)]
 
 
 def test_a_label_and_a_source_choose_rows_and_conditions_are_joined(factory: Factory) -> None:

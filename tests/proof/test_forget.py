@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from here_loops import here, rows_that_train, tiny_config, train_here
+from here_loops import here, rows_of, rows_that_train, tiny_config, train_here
 from leftovers import left_of, needles, texts_of
 from mortal import Death, mortal
 
@@ -21,13 +22,19 @@ from aifactory import Factory
 from aifactory.cluster.tasks import run_here
 from aifactory.errors import ConfigError, ErasedError, StateError
 from aifactory.proof.forget import Forgotten
-from aifactory.proof.verify import verify_release
+from aifactory.proof.verify import Verification, verify_release
 from aifactory.proof.where import parse_where
 from aifactory.records.artifacts import Model
 from aifactory.records.tables import erasure_keys
 
 Copy = Callable[..., Factory]
 USER = "user-7-1"
+
+
+def verified(factory: Factory, release: str, *, from_scratch: bool = False) -> Verification:
+    return verify_release(
+        factory.books, release, run_tasks=lambda: run_here, from_scratch=from_scratch, train_work=train_here
+    )
 
 
 def test_a_dry_run_names_everything_and_changes_nothing(copied: Copy) -> None:
@@ -170,6 +177,69 @@ def test_what_can_be_asked_of_an_erased_release_is_answered(done: Done, after: F
     assert "(erased)" in "\n".join(after.lineage("small-r2").lines())
     assert after.lineage(done.completion).parents
     assert after.status().production == "small-r3"
+
+
+@pytest.mark.slow
+def test_the_successor_is_made_again_from_what_is_left_and_nobody_makes_that(done: Done, after: Factory) -> None:
+    (left,) = [erased for erased in after.books.journal.erased().values() if str(erased).startswith("corpus/")]
+
+    report, whole = (verified(after, "small-r3", from_scratch=each) for each in (False, True))
+
+    for found in (report, whole):
+        assert (found.verdict, found.reason) == ("equal", ""), found.lines()
+        assert {check.id: check.how for check in found.checks if check.left_by} == {left: "taken"}
+        assert f"  left     {left}: {done.told.erasure} erased rows of what it was made from" in "\n".join(
+            found.lines()
+        )
+    assert {check.left_by for check in whole.checks} == {None, done.told.erasure}
+    model = after.books.registry.named("small-r3").model
+    assert [check.how for check in report.checks if check.id == model] == ["rebuilt"]
+    first = after.books.registry.named("small-r1").model
+    assert {found.from_scratch: _how(found, first) for found in (report, whole)} == {False: "taken", True: "rebuilt"}
+
+
+def _how(found: Verification, artifact: str) -> str:
+    return next(check.how for check in found.checks if check.id == artifact)
+
+
+@pytest.mark.slow
+def test_what_is_left_must_be_what_the_erasure_has_noted(done: Done, tmp_path: Path) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(done.folder, folder)
+    factory = here(tiny_config(folder))
+    books = factory.books
+    (old,) = [each for each in books.journal.erased() if each.startswith("corpus/")]
+    with books.database.write(serialize=True) as connection:
+        told = {"successor": "corpus/0000000000000000", "successor_digest": "0" * 64}
+        books.erasures.note(connection, str(done.told.erasure), "artifacts", old, value=told)
+
+    report = verified(factory, "small-r3")
+
+    assert report.verdict == "differs"
+    assert f"says that it is what an erasure left of {old}" in report.reason
+    assert "the books say corpus/0000000000000000 with digest 0000000000000000" in report.reason
+    factory.close()
+
+
+@pytest.mark.slow
+def test_a_model_that_never_saw_the_rows_is_made_again_and_what_did_see_them_names_the_proof(copied: Copy) -> None:
+    factory = copied()
+    books = factory.books
+    corpus = books.journal.corpora()[-1]
+    held_out = rows_of(factory, corpus, "holdout")
+    card = str(books.registry.named("small-r2").scorecard)
+    scored = pq.read_table(Path(books.storage.path(*card.split("/"))) / "examples.parquet")["row"].to_pylist()
+    row = next(row for row in held_out if row["id"] in scored)
+
+    told = factory.forget(f"key = {row['key']}")
+    report = verified(factory, "small-r2")
+
+    assert (told.releases, told.holds) == ([], True)
+    assert (report.verdict, report.reason) == ("not rebuildable", f"erased by {told.erasure} ({card})")
+    assert all(check.is_equal for check in report.checks)
+    assert _how(report, books.registry.named("small-r2").model) == "rebuilt"
+    (tokens,) = [check for check in report.checks if check.left_by and check.id.startswith("tokens/")]
+    assert (tokens.how, tokens.left_by) == ("taken", told.erasure)
 
 
 @pytest.mark.slow

@@ -113,6 +113,21 @@ def test_each_answer_and_each_feedback_says_by_which_key_it_came(guarded):
     assert [each.key for each in found] == [critic.key.id]
 
 
+def test_a_retrain_is_asked_for_by_who_may_operate_and_the_audit_says_who_it_was(guarded):
+    infer, operate = (guarded.keys.create(scope, scopes=[scope]) for scope in ("infer", "operate"))
+    wanted = {"reason": "new products"}
+
+    error = refused(ask(guarded, infer.token, path="/v1/retrains", body=wanted), 403, "insufficient_scope")
+    assert "'operate'" in error["message"]
+    told = ask(guarded, operate.token, path="/v1/retrains", body=wanted)
+    assert told.status_code == 202
+    name = told.json()["id"]
+    refused(ask(guarded, infer.token, path=f"/v1/retrains/{name}", method="GET", body=None), 403, "insufficient_scope")
+    chain = guarded.books.journal.audited()
+    assert [line.key_id for line in chain.lines if line.subject == name] == [operate.key.id]
+    assert chain.faults == []
+
+
 def test_a_key_that_is_revoked_or_replaced_is_good_for_nothing_after_the_stated_time(guarded):
     key, other = guarded.keys.create("leaked"), guarded.keys.create("turned")
     assert ask(guarded, key.token).status_code == ask(guarded, other.token).status_code == 200
