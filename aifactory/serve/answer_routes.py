@@ -32,6 +32,7 @@ from aifactory.serve.bodies import (
     EmbeddingBody,
     TokenizeBody,
 )
+from aifactory.serve.guards import Guards
 from aifactory.serve.limiting import Limiter
 from aifactory.serve.progress import PROGRESS, Progress
 from aifactory.serve.prompts import read_messages, read_prompts, require_known, tokens_of
@@ -59,6 +60,7 @@ class AnswerRoutes:
         answering: Answering,
         *,
         limiter: Limiter,
+        guards: Guards,
         outcomes: Outcomes,
         shadows: Shadows,
         read: Callable[[Request], Awaitable[bytes]],
@@ -68,6 +70,7 @@ class AnswerRoutes:
         self._releases = releases
         self._answering = answering
         self._limiter = limiter
+        self._guards = guards
         self._outcomes = outcomes
         self._shadows = shadows
         self._read = read
@@ -118,7 +121,10 @@ class AnswerRoutes:
             return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
 
     async def _let_in(self, request: Request, question: Question) -> Question:
-        """The question, with what it is let in with. Raises StatusError where limits are in its way."""
+        """The question, with what it is let in with. Raises StatusError where guards or limits are in its way."""
+        asked = {"key_id": question.key_id, "team": question.team, "user": question.user}
+        texts = [prompt.text for prompt in question.prompts]
+        await self._guards.require_good(texts, asked, field=question.fields["prompt_ids"])
         most = 0 if question.pooling is not None else question.sampling.max_tokens * question.num_choices
         grant = await self._limiter.admit(
             caller_of(request),
@@ -173,6 +179,7 @@ class AnswerRoutes:
             tools=tools,
             who=who(request, body.user),
             key_id=caller_of(request).key_id,
+            team=caller_of(request).team,
             behind=behind is not None,
             timeout_s=self._timeout(request, body.timeout),
             adapter=served.names[body.model],
@@ -248,6 +255,7 @@ class AnswerRoutes:
                 behind=BEHIND in request.scope,
                 who=who(request, body.user),
                 key_id=caller_of(request).key_id,
+                team=caller_of(request).team,
                 timeout_s=self._timeout(request, body.timeout),
                 adapter=served.names[body.model],
             )

@@ -28,6 +28,7 @@ from aifactory.records.journal import ANONYMOUS
 from aifactory.records.keys import Scope
 from aifactory.serve.access import CALLER, Access
 from aifactory.serve.admission import Admission
+from aifactory.serve.answer_cache import AnswerCache
 from aifactory.serve.answer_routes import AnswerRoutes
 from aifactory.serve.answers import Answering, Count
 from aifactory.serve.asking import BEHIND, holding
@@ -45,6 +46,7 @@ from aifactory.serve.bodies import (
     TokenizeBody,
 )
 from aifactory.serve.feedback_routes import FeedbackRoutes
+from aifactory.serve.guards import Guards, Mask
 from aifactory.serve.limiting import Limiter
 from aifactory.serve.openapi import Operation, describe, page
 from aifactory.serve.releases import Releases, Served
@@ -76,9 +78,20 @@ class Gateway:
     """Answers requests with the release in production."""
 
     def __init__(
-        self, books: Books, releases: Releases, recipe: Serve, *, replica: str = "", count: Count = lambda _: None
+        self,
+        books: Books,
+        releases: Releases,
+        recipe: Serve,
+        *,
+        replica: str = "",
+        count: Count = lambda _: None,
+        mask: Mask | None = None,
     ) -> None:
-        """`replica` is what /readyz calls this one, where there are several; `count` is called with answers that were kept."""
+        """`replica` is what /readyz calls this one, where there are several; `count` is called with answers that were kept.
+
+        mask     takes personal data out of a text, where `runtime.gateway` wants that
+        Raises   ConfigError where a guard can't be loaded.
+        """
         self.books = books
         self.is_draining = False
         """Whether it takes no more requests; those that it has go on."""
@@ -102,13 +115,23 @@ class Gateway:
         )
         gateway = books.config.runtime.gateway
         self._access = Access(books.keys, gateway)
-        self._answering = Answering(books.feedback, self.admission, make_way=self.shadows.make_way, count=count)
+        guards = Guards.of(gateway, mask)
+        cache = AnswerCache(max_bytes=gateway.cache_bytes, max_age_s=gateway.cache_max_age_s)
+        self._answering = Answering(
+            books.feedback,
+            self.admission,
+            make_way=self.shadows.make_way,
+            count=count,
+            guards=guards,
+            cache=cache if gateway.cache_bytes else None,
+        )
         self.limiter = Limiter(books.allowances, gateway, holder=f"{replica}-{secrets.token_hex(8)}"[-64:])
         answers = AnswerRoutes(
             books.config,
             releases,
             self._answering,
             limiter=self.limiter,
+            guards=guards,
             outcomes=self.outcomes,
             shadows=self.shadows,
             read=self._read,

@@ -209,8 +209,9 @@ def answering(
     poll_s: float | None = None,
     batches: bool = False,
     count: Count = lambda _: None,
+    mask: Callable[[str], str] | None = None,
 ) -> Iterator[Endpoint]:
-    gateway = Gateway(factory.books, releases, factory.books.config.serve, count=count)
+    gateway = Gateway(factory.books, releases, factory.books.config.serve, count=count, mask=mask)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
