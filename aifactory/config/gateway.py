@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from aifactory.config.functions import FunctionName
+from aifactory.config.routing import OUTSIDE, Outside, OutsideName, Route
 from aifactory.config.section import Section
 
 
@@ -41,6 +43,28 @@ class Gateway(Section):
     mask_log: bool = False
     """Whether they are masked in prompts and answers before those are kept, and with them in what retrains learn from.
     Default: false."""
+
+    outside: Mapping[OutsideName, Outside] = Field(default={}, max_length=16)
+    """Endpoints of OpenAI's form elsewhere, by the names that routes give them. Default: none."""
+    routes: tuple[Route, ...] = Field(default=(), max_length=64)
+    """Who answers texts and chats that ask for a name, other than who has that name. Default: none."""
+
+    @model_validator(mode="after")
+    def _routes_lead_somewhere(self) -> Gateway:
+        named = {name for route in self.routes for name in route.names if name.startswith(OUTSIDE)}
+        unknown = sorted(named - {OUTSIDE + name for name in self.outside})
+        if unknown:
+            known = ", ".join(sorted(self.outside)) or "none"
+            raise ValueError(f"expected a name in outside ({known}), found {unknown[0]!r} in routes; add it there")
+        unused = sorted({OUTSIDE + name for name in self.outside} - named)
+        if unused:
+            raise ValueError(f"expected a route to each endpoint in outside, found none to {unused[0]!r}; delete it")
+        if named and (self.answer_guards or self.mask_answers):
+            raise ValueError(
+                "expected answer_guards and mask_answers without routes to outside, whose answers are passed on as they come; "
+                "found both"
+            )
+        return self
 
     def money_for(self, *, prompt_tokens: int, answer_tokens: int) -> float:
         """What so many tokens cost."""

@@ -126,7 +126,7 @@ class Gateway:
             cache=cache if gateway.cache_bytes else None,
         )
         self.limiter = Limiter(books.allowances, gateway, holder=f"{replica}-{secrets.token_hex(8)}"[-64:])
-        answers = AnswerRoutes(
+        self._answers = AnswerRoutes(
             books.config,
             releases,
             self._answering,
@@ -148,7 +148,7 @@ class Gateway:
             ("GET", "/docs"): self._docs,
             ("GET", "/v1/models"): self._models,
             ("GET", _ANY_MODEL): self._model,
-            **answers.handlers,
+            **self._answers.handlers,
         }
         self.batches = Batches(books.batches, self.ask_behind, concurrency=endpoint.slots)
 
@@ -162,6 +162,10 @@ class Gateway:
         """What requests hold: of the gateway, of the queue, and of the engines of all releases that are here."""
         admission = self.admission
         return {"open": self.num_open, "waiting": admission.waiting, "running": admission.running, **self.releases.held}
+
+    async def close(self) -> None:
+        """Close what it holds open elsewhere."""
+        await self._answers.close()
 
     async def handle(self, request: Request) -> Response:
         """Answer one request; whatever is wrong with it comes back in OpenAI's envelope."""
@@ -307,21 +311,25 @@ class Gateway:
             if tried is not None and tried[0].kind == "canary":
                 cards = {name: self._model_card(name, tried[1]) for name in tried[1].names} | cards
                 cards = {name: cards[name] for name in dict.fromkeys([*served.names, *cards])}
+            routed = dict.fromkeys(route.model for route in self.books.config.runtime.gateway.routes)
+            cards |= {name: self._card(name, served) for name in routed if name not in cards}
             return json_response({"object": "list", "data": list(cards.values())})
 
     async def _model(self, request: Request) -> Response:
         """One of them."""
         name = path_of(request.scope).removeprefix("/v1/models/")
+        if any(route.model == name for route in self.books.config.runtime.gateway.routes):
+            with holding(self.releases) as served:
+                return json_response(self._card(name, served))
         with holding(self.releases, name) as served:
             return json_response(self._model_card(name, served))
 
+    def _card(self, name: str, served: Served) -> dict[str, Any]:
+        created = int(served.release.created_at)
+        return {"id": name, "object": "model", "created": created, "owned_by": self.books.config.name}
+
     def _model_card(self, name: str, served: Served) -> dict[str, Any]:
-        card = {
-            "id": name,
-            "object": "model",
-            "created": int(served.release.created_at),
-            "owned_by": self.books.config.name,
-        }
+        card = self._card(name, served)
         # As vLLM says what an adapter stands beside.
         return card if served.names[name] is None else card | {"parent": served.release.name}
 

@@ -21,25 +21,6 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture
-def quick(fake_engine):
-    """Makes engines that say a text at once."""
-
-    class QuickEngine(fake_engine):
-        def __init__(self, text):
-            super().__init__(capacity=1_000)
-            self.text = text
-
-        def submit(self, request, on_delta):
-            super().submit(request, on_delta)
-            to = len(self.asked) - 1
-            for index in range(request.sampling.n):
-                self.say(self.text[:3], to=to, index=index)
-                self.say(self.text[3:], "stop", to=to, index=index)
-
-    return QuickEngine
-
-
-@pytest.fixture
 def serving(tmp_path, answer_on, quick, make_small):
     """Serve engines that say this, with these options of the gateway; the endpoint, and the engines by release."""
     stack = []
