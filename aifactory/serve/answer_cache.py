@@ -21,7 +21,7 @@ from aifactory.records.feedback import Completion
 from aifactory.records.identity import hash_parts
 
 if TYPE_CHECKING:
-    from aifactory.serve.answers import Question
+    from aifactory.serve.questions import Question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

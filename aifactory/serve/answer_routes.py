@@ -24,7 +24,7 @@ from aifactory.engine.protocol import Pooling, Sampling
 from aifactory.errors import BadRequestError, CapacityError
 from aifactory.observe.events import logger
 from aifactory.serve.access import caller_of
-from aifactory.serve.answers import Answering, Prompt, Question
+from aifactory.serve.answers import Answering
 from aifactory.serve.asking import BEHIND, asker, gone, holding, identity, who
 from aifactory.serve.bodies import (
     MOST_SECONDS,
@@ -39,6 +39,7 @@ from aifactory.serve.limiting import Limiter
 from aifactory.serve.outside import OutsideEndpoints
 from aifactory.serve.progress import PROGRESS, Progress
 from aifactory.serve.prompts import read_messages, read_prompts, require_known, tokens_of
+from aifactory.serve.questions import Prompt, Question
 from aifactory.serve.releases import Releases, Served
 from aifactory.serve.routing import is_outside, may_do_better, prompt_bytes, targets, texts_of
 from aifactory.serve.tool_calls import require_tools

@@ -23,7 +23,8 @@ from aifactory.serve.wire import StatusError
 
 if TYPE_CHECKING:
     from aifactory.engine.protocol import Delta
-    from aifactory.serve.answers import Choice, Question
+    from aifactory.serve.answers import Choice
+    from aifactory.serve.questions import Question
 
 Guard = Callable[[str, Mapping[str, Any]], str | None]
 Mask = Callable[[str], str]
