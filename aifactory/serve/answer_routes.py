@@ -146,6 +146,7 @@ class AnswerRoutes:
             behind=BEHIND in request.scope,
         )
         return await self._outside.answer(
+            request,
             name,
             json.loads(data),
             chat=isinstance(body, ChatBody),

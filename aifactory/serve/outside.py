@@ -7,18 +7,20 @@ answer named. What it says is passed on as it comes. It has failed where it can'
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
 import aiohttp
+from starlette.requests import Request
 from starlette.responses import Response
 
 from aifactory.config.routing import OUTSIDE, Outside
 from aifactory.config.runtime import expand_environment
 from aifactory.observe.events import logger
-from aifactory.serve.event_stream import EventStream
+from aifactory.serve.event_stream import EventStream, watch_client
 from aifactory.serve.limiting import Grant
 from aifactory.serve.wire import StatusError, error_body, event, json_response
 
@@ -39,6 +41,7 @@ class OutsideEndpoints:
 
     async def answer(
         self,
+        request: Request,
         name: str,
         asked: Mapping[str, Any],
         *,
@@ -50,7 +53,7 @@ class OutsideEndpoints:
         grant: Grant,
         whole: bool,
     ) -> Response:
-        """What the endpoint answers; streamed where that was asked for.
+        """What the endpoint answers; streamed where that was asked for, and then for as long as the client reads.
 
         name     `outside:` and its name
         asked    the body as it came
@@ -79,7 +82,7 @@ class OutsideEndpoints:
                 said = json.loads(await _read(response))
                 used = _used(said) or used
                 return _named(json_response(said), name)
-            events = self._events(name, response, grant, used, wants_usage=wants_usage)
+            events = self._events(request, name, response, grant, used, wants_usage=wants_usage)
             handed_on = True
             first = await anext(events, None)
             if first is None:
@@ -122,6 +125,7 @@ class OutsideEndpoints:
 
     async def _events(
         self,
+        request: Request,
         name: str,
         response: aiohttp.ClientResponse,
         grant: Grant,
@@ -129,6 +133,7 @@ class OutsideEndpoints:
         *,
         wants_usage: bool,
     ) -> AsyncGenerator[bytes, None]:
+        watch = asyncio.create_task(watch_client(request, lambda _: response.close()))
         try:
             async for line in response.content:
                 if not line.startswith(b"data:"):
@@ -145,6 +150,7 @@ class OutsideEndpoints:
             message = f"The endpoint {name} broke off; what it said so far is all there is of it. Ask again."
             yield event(error_body(message, kind="server_error", code="outside_failed"))
         finally:
+            watch.cancel()
             response.close()
             await grant.end(**used)
 

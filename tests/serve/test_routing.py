@@ -237,3 +237,28 @@ def test_what_is_answered_elsewhere_is_paid_by_the_key_that_asked(serving, elsew
     path, authorization, _ = elsewhere.asked[0]
     assert (path, authorization, len(elsewhere.asked)) == ("/v1/completions", "Bearer s3cret", 2)
     assert key.token not in str(elsewhere.asked)
+
+
+def test_whoever_leaves_a_stream_from_elsewhere_ends_it_there_too(
+    serving, fake_engine, answer_on, make_small, tmp_path, wait_until
+):
+    there = make_small(tmp_path / "slow")
+    there.promote(there.publish(1))
+    engine = fake_engine()
+    releases = Releases(there.books, lambda path: (engine, load_tokenizer(path)))
+    releases.load_first()
+    with answer_on(there, releases) as other:
+        outside = {"slow": {"url": f"{other.url}/v1", "model": "alpha"}}
+        endpoint = serving("here", outside=outside, routes=[route("slow", "outside:slow")])
+        key = endpoint.books.keys.create("app", limited=Limits(concurrent=1))
+        client = endpoint.client.with_options(api_key=key.token)
+        asked = threading.Timer(0.1, lambda: engine.say("so ", to=0))
+        asked.start()
+        stream = client.completions.create(model="slow", stream=True, **ASK)
+        assert next(iter(stream)).choices[0].text == "so "
+
+        stream.close()
+
+        wait_until(lambda: engine.cancelled == engine.asked)
+        wait_until(lambda: endpoint.books.allowances.spent("month") != {})
+        assert endpoint.books.allowances.spent("month")[Subject("key", key.key.id)].requests == 1
