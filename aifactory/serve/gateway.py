@@ -299,10 +299,12 @@ class Gateway:
                 body=_BODIES.get(path) if method == "POST" else None,
                 query=_QUERIES.get((method, path)),
                 summary=(handler.__doc__ or "").strip(),
+                scope=None if path in _OPEN else _SCOPES.get(path, "infer"),
             )
             for (method, path), handler in self._routes.items()
         ]
-        return describe(operations, title=self.books.config.name)
+        needs_key = self.books.config.runtime.gateway.keys == "required"
+        return describe(operations, title=self.books.config.name, needs_key=needs_key)
 
     async def _models(self, _: Request) -> Response:
         """What can be asked: the factory, its release in production, the adapters beside it, and a canary by its name."""
