@@ -49,6 +49,7 @@ from aifactory.workshop.bench import Bench
 from aifactory.workshop.corpora import Corpora
 from aifactory.workshop.fixed_best import fixed_best
 from aifactory.workshop.judging import GradeAnswers, require_measured
+from aifactory.workshop.masking import mask_text
 from aifactory.workshop.models import Models
 from aifactory.workshop.scorecards import Scorecards
 from aifactory.workshop.token_sets import TokenSets
@@ -269,7 +270,8 @@ class Factory:
         except PlacementError as error:
             log_event("warned", of=f"not all replicas that the endpoint may grow to have a place now: {error}")
         self._serves = True
-        return start(self.books)
+        gateway = self.config.runtime.gateway
+        return start(self.books, mask=mask_text if gateway.mask_answers or gateway.mask_log else None)
 
     def improve(self) -> None:
         """Start the evaluation actor: it scores what is served, decides, and starts cycles by itself."""

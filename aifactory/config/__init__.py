@@ -21,6 +21,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     watch     how what users ask is watched
     site      what energy and machines cost
     gateway   who may ask the endpoint
+    routing   which model answers what was asked for
     runtime   where and with what
     schema    the whole
     reading   from YAML and overrides to a checked model, or to an error with file and line
@@ -49,6 +50,7 @@ from aifactory.config.recipe import (
     Traffic,
     Train,
 )
+from aifactory.config.routing import Outside, Route, Target
 from aifactory.config.runtime import Endpoint, Runtime, StepExecution, expand_environment
 from aifactory.config.schedule import RetrainSchedule
 from aifactory.config.schema import Config, schema_json
@@ -126,6 +128,7 @@ __all__ = [
     "ModelQualityStep",
     "ModelStep",
     "NearDuplicatesStep",
+    "Outside",
     "ParquetSource",
     "PersonalStep",
     "Preference",
@@ -134,6 +137,7 @@ __all__ = [
     "ReleaseTrial",
     "Retrain",
     "RetrainSchedule",
+    "Route",
     "RowStep",
     "Runtime",
     "Section",
@@ -143,6 +147,7 @@ __all__ = [
     "SourceShare",
     "Step",
     "StepExecution",
+    "Target",
     "Tokenize",
     "Traffic",
     "Train",

@@ -9,9 +9,7 @@ Raises   ConfigError for a function that is missing or returns what is no list o
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
@@ -24,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aifactory.config import KeepLabelsStep, LabelByFunctionStep, LabelByRuleStep
+from aifactory.config.functions import import_named
 from aifactory.errors import ConfigError
 from aifactory.ingest.columns import Verdicts
 
@@ -187,7 +186,7 @@ def load_function(name: str) -> Callable[[list[dict[str, Any]]], Sequence[str | 
     module_name, _, attribute = name.partition(":")
     expected = f"expected the labelling function {name}"
     try:
-        module = _module(module_name)
+        module = import_named(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         advice = (
@@ -219,19 +218,6 @@ def source_digest(name: str) -> str | None:
         return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError:
         return None
-
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        here = os.getcwd()
-        if error.name is None or not f"{name}.".startswith(f"{error.name}.") or here in sys.path:
-            raise
-        # A console script has no working directory on its path, a script of `python` or a worker of a job has.
-        sys.path.append(here)
-        importlib.invalidate_caches()
-        return importlib.import_module(name)
 
 
 def _checked(labels: Any, count: int, name: str) -> list[str]:

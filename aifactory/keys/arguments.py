@@ -50,6 +50,10 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     )
     revoke = verb("revoke", "end a key for good", "KEY", key)
     revoke.add_argument("--reason", default="asked for", help="why, for the audit")
+    export = verb("export", "write salts and hashes of the keys that are good for a proxy in front (configs/gateway)")
+    export.add_argument(
+        "--folder", required=True, metavar="FOLDER", help="of HAProxy's maps; what is in them is replaced"
+    )
     limit = verb(
         "limit",
         "say what a key or a team may use, in place of what was said before; without a flag: as much as there is",

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from aifactory.errors import ConfigError
+from aifactory.keys.proxy_maps import write_maps
 from aifactory.records.allowances import Spent
 from aifactory.records.keys import ApiKey, IssuedKey, Keys
 from aifactory.records.limits import NAMES, Limits, Subject
@@ -102,6 +103,8 @@ def run(factory: Factory, arguments: argparse.Namespace) -> Any:
     if arguments.what == "rotate":
         found = keys.rotate(arguments.subject, overlap_s=arguments.overlap)
         return _issued(found, f"another secret; the one before is good for {arguments.overlap:g} s more")
+    if arguments.what == "export":
+        return {"keys": write_maps(keys, arguments.folder), "folder": arguments.folder}
     if arguments.what == "revoke":
         return _revoked(keys, arguments)
     subject = keys.limit("team" if arguments.team else "key", arguments.subject, _limits(factory, arguments))

@@ -28,7 +28,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from aifactory.records.journal import Journal
+from aifactory.records.journal import ANONYMOUS, Journal
 from aifactory.records.limits import RATE_S, Limits, Subject, Window, limits_of
 from aifactory.records.tables import api_keys, limits, open_requests, request_rates, spending
 
@@ -61,7 +61,8 @@ _SPENT = (
     .group_by(spending.c.kind, spending.c.name)
 )
 _SPENT_BY = _SPENT.where(sa.tuple_(spending.c.kind, spending.c.name).in_(_subjects_asked))
-_LIMITS = sa.select(limits).where(_of_subjects(limits)).order_by(limits.c.kind, limits.c.name).with_for_update()
+_LIMITS_OF = sa.select(limits).where(_of_subjects(limits)).order_by(limits.c.kind, limits.c.name)
+_LIMITS = _LIMITS_OF.with_for_update()
 _RATES = sa.select(request_rates).where(_of_subjects(request_rates), request_rates.c.slot >= sa.bindparam("first"))
 _OPEN_BY = {"key": _open_by(open_requests.c.key_id), "team": _open_by(open_requests.c.team)}
 _OPENED = sa.select(open_requests).where(open_requests.c.factory == _factory, open_requests.c.id.in_(_ids_asked))
@@ -292,7 +293,15 @@ class Allowances:
                 connection.execute(table.delete().where(table.c.factory == self.factory, old))
 
     def add_joules(self, joules: Mapping[str, float]) -> None:
-        """Energy that went into answers, by the id of the key that asked for them."""
+        """Energy that went into answers, by the id of the key that asked for them; of those without one only where limits hold
+        for them."""
+        if ANONYMOUS in joules:
+            with self.database.read() as connection:
+                asked = self._asking([Subject("key", ANONYMOUS)])
+                if connection.execute(_LIMITS_OF, asked).one_or_none() is None:
+                    joules = {key_id: value for key_id, value in joules.items() if key_id != ANONYMOUS}
+        if not joules:
+            return
         with self.database.write() as connection:
             mine = (api_keys.c.factory == self.factory, api_keys.c.id.in_([*joules]))
             teams = dict(connection.execute(sa.select(api_keys.c.id, api_keys.c.team).where(*mine)).tuples().all())

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from starlette.requests import Request
@@ -20,9 +21,10 @@ from starlette.responses import Response
 
 from aifactory.config import Config
 from aifactory.engine.protocol import Pooling, Sampling
-from aifactory.errors import BadRequestError
+from aifactory.errors import BadRequestError, CapacityError
+from aifactory.observe.events import logger
 from aifactory.serve.access import caller_of
-from aifactory.serve.answers import Answering, Prompt, Question
+from aifactory.serve.answers import Answering
 from aifactory.serve.asking import BEHIND, asker, gone, holding, identity, who
 from aifactory.serve.bodies import (
     MOST_SECONDS,
@@ -32,10 +34,14 @@ from aifactory.serve.bodies import (
     EmbeddingBody,
     TokenizeBody,
 )
+from aifactory.serve.guards import Guards
 from aifactory.serve.limiting import Limiter
+from aifactory.serve.outside import OutsideEndpoints
 from aifactory.serve.progress import PROGRESS, Progress
 from aifactory.serve.prompts import read_messages, read_prompts, require_known, tokens_of
+from aifactory.serve.questions import Prompt, Question
 from aifactory.serve.releases import Releases, Served
+from aifactory.serve.routing import is_outside, may_do_better, prompt_bytes, targets, texts_of
 from aifactory.serve.tool_calls import require_tools
 from aifactory.serve.trials import Outcomes, ReadPrompts, Shadows, Watch
 from aifactory.serve.wire import StatusError, json_response, parse
@@ -47,6 +53,7 @@ _LONGEST_BEHIND_S = 30.0
 """How long a replica that has not loaded a new release yet is waited for, where another one has answered by it."""
 _TIMEOUT_HEADER = "X-Request-Timeout"
 Handler = Callable[[Request], Awaitable[Response]]
+Body = TypeVar("Body", CompletionBody, ChatBody)
 
 
 class AnswerRoutes:
@@ -59,6 +66,7 @@ class AnswerRoutes:
         answering: Answering,
         *,
         limiter: Limiter,
+        guards: Guards,
         outcomes: Outcomes,
         shadows: Shadows,
         read: Callable[[Request], Awaitable[bytes]],
@@ -67,7 +75,10 @@ class AnswerRoutes:
         self._longest_s = config.runtime.endpoint.request_timeout_s
         self._releases = releases
         self._answering = answering
+        self._options = config.runtime.gateway
+        self._outside = OutsideEndpoints(self._options.outside)
         self._limiter = limiter
+        self._guards = guards
         self._outcomes = outcomes
         self._shadows = shadows
         self._read = read
@@ -81,7 +92,73 @@ class AnswerRoutes:
 
     async def _complete(self, request: Request) -> Response:
         """Go on from a text, or from several."""
-        body = parse(CompletionBody, await self._read(request))
+        data = await self._read(request)
+        return await self._routed(request, parse(CompletionBody, data), data, self._answer_texts)
+
+    async def _chat(self, request: Request) -> Response:
+        """The next message of a conversation."""
+        data = await self._read(request)
+        return await self._routed(request, parse(ChatBody, data), data, self._answer_chat)
+
+    async def _routed(
+        self,
+        request: Request,
+        body: Body,
+        data: bytes,
+        answer: Callable[[Request, Body], Awaitable[Response]],
+    ) -> Response:
+        """Have it answered by whoever routes name, or by those who come after where that one can't."""
+        names = targets(self._options.routes, body, identity(request))
+        for name in names[:-1]:
+            try:
+                return await self._answer_by(name, request, body, data, answer)
+            except (CapacityError, StatusError) as error:
+                if not may_do_better(error):
+                    raise
+                logger.info("passed_on request=%s from=%s: %s", identity(request), name, error)
+        return await self._answer_by(names[-1], request, body, data, answer)
+
+    async def _answer_by(
+        self,
+        name: str,
+        request: Request,
+        body: Body,
+        data: bytes,
+        answer: Callable[[Request, Body], Awaitable[Response]],
+    ) -> Response:
+        if not is_outside(name):
+            return await answer(request, body if name == body.model else body.model_copy(update={"model": name}))
+        limit, caller = self._recipe.max_answer_tokens, caller_of(request)
+        default = limit if isinstance(body, ChatBody) else _DEFAULT_COMPLETION_TOKENS
+        sampling = body.sampling(default=default, limit=limit)
+        asked = {"key_id": caller.key_id, "team": caller.team, "user": body.user}
+        await self._guards.require_good(
+            texts_of(body), asked, field="messages" if isinstance(body, ChatBody) else "prompt"
+        )
+        num_prompts = 1 if isinstance(body, ChatBody) else len(body.prompts)
+        # No tokenizer gives a text more tokens than it has bytes.
+        prompt_tokens, most = prompt_bytes(body), sampling.max_tokens * sampling.n * num_prompts
+        grant = await self._limiter.admit(
+            caller,
+            identity(request),
+            prompt_tokens=prompt_tokens,
+            answer_tokens=most,
+            behind=BEHIND in request.scope,
+        )
+        return await self._outside.answer(
+            request,
+            name,
+            json.loads(data),
+            chat=isinstance(body, ChatBody),
+            longest=sampling.max_tokens,
+            wants_usage=body.include_usage,
+            most_prompt_tokens=prompt_tokens,
+            most_answer_tokens=most,
+            grant=grant,
+            whole=PROGRESS in request.scope,
+        )
+
+    async def _answer_texts(self, request: Request, body: CompletionBody) -> Response:
         sampling = body.sampling(default=_DEFAULT_COMPLETION_TOKENS, limit=self._recipe.max_answer_tokens)
         asked = body.prompts
         await self._come_to(request)
@@ -93,9 +170,7 @@ class AnswerRoutes:
             question = await self._let_in(request, question)
             return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
 
-    async def _chat(self, request: Request) -> Response:
-        """The next message of a conversation."""
-        body = parse(ChatBody, await self._read(request))
+    async def _answer_chat(self, request: Request, body: ChatBody) -> Response:
         sampling = body.sampling(default=self._recipe.max_answer_tokens, limit=self._recipe.max_answer_tokens)
         fallback, tools = self._recipe.chat_fallback, body.shown_tools
         if tools and sampling.stop:
@@ -117,8 +192,15 @@ class AnswerRoutes:
             question = await self._let_in(request, question)
             return _response(await self._answering.answer(request, question, stream=bool(body.stream)))
 
+    async def close(self) -> None:
+        """Close the connections to endpoints elsewhere."""
+        await self._outside.close()
+
     async def _let_in(self, request: Request, question: Question) -> Question:
-        """The question, with what it is let in with. Raises StatusError where limits are in its way."""
+        """The question, with what it is let in with. Raises StatusError where guards or limits are in its way."""
+        asked = {"key_id": question.key_id, "team": question.team, "user": question.user}
+        texts = [prompt.text for prompt in question.prompts]
+        await self._guards.require_good(texts, asked, field=question.fields["prompt_ids"])
         most = 0 if question.pooling is not None else question.sampling.max_tokens * question.num_choices
         grant = await self._limiter.admit(
             caller_of(request),
@@ -173,6 +255,7 @@ class AnswerRoutes:
             tools=tools,
             who=who(request, body.user),
             key_id=caller_of(request).key_id,
+            team=caller_of(request).team,
             behind=behind is not None,
             timeout_s=self._timeout(request, body.timeout),
             adapter=served.names[body.model],
@@ -248,6 +331,7 @@ class AnswerRoutes:
                 behind=BEHIND in request.scope,
                 who=who(request, body.user),
                 key_id=caller_of(request).key_id,
+                team=caller_of(request).team,
                 timeout_s=self._timeout(request, body.timeout),
                 adapter=served.names[body.model],
             )

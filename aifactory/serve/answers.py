@@ -18,120 +18,20 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aifactory.engine.protocol import Delta, Engine, GenerationRequest, Pooling, Sampling
+from aifactory.engine.protocol import Delta, Engine, Sampling
 from aifactory.errors import BadRequestError
 from aifactory.observe.events import logger
 from aifactory.records.feedback import Completion, FeedbackLog
-from aifactory.records.journal import ANONYMOUS
-from aifactory.serve.adapters import ServedAdapter
 from aifactory.serve.admission import Admission
+from aifactory.serve.answer_cache import AnswerCache, Kept
 from aifactory.serve.event_stream import DONE, EventStream, watch_client
-from aifactory.serve.limiting import Grant
-from aifactory.serve.progress import Progress, Told, begun_with
-from aifactory.serve.releases import Served
+from aifactory.serve.guards import Guards, Mask
+from aifactory.serve.progress import Told
+from aifactory.serve.questions import Prompt, Question
 from aifactory.serve.token_scores import CompletionScores, chat_scores
 from aifactory.serve.tool_calls import MessageReader
-from aifactory.serve.trials import Watch
-from aifactory.serve.wire import ENGINE_FAILED, StatusError, error_body, event, usage
+from aifactory.serve.wire import ENGINE_FAILED, StatusError, error_body, event, json_response, usage
 from aifactory.text.tokenizer import IncrementalDecoder
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """One prompt of a question."""
-
-    text: str
-    """As the model sees it."""
-    ids: tuple[int, ...]
-    messages: str = ""
-    """Of a chat the turns, JSON."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A request on its way through the engine."""
-
-    id: str
-    created: int
-    served: Served
-    prompts: Sequence[Prompt]
-    sampling: Sampling
-    user: str | None
-    chat: bool
-    include_usage: bool = False
-    pooling: Pooling | None = None
-    """Not None: the prompts' embeddings are wanted, and no answers."""
-    fields: Mapping[str, str] = field(default_factory=dict)
-    """What the request calls the fields that the engine may find wrong."""
-    tools: Sequence[Mapping[str, Any]] = ()
-    who: tuple[str, str] = ("", "")
-    """The key and the user that it is admitted for."""
-    key_id: str = ANONYMOUS
-    """The key by which it was asked."""
-    timeout_s: float | None = None
-    """Longest time from here to its last token, seconds."""
-    behind: bool = False
-    """Whether it is work in the background, which waits for all others."""
-    adapter: ServedAdapter | None = None
-    """Beside the release; None: the release as it is."""
-    progress: Progress | None = None
-    """How far another replica has come with it; None: nobody could go on with it but this one."""
-    watch: Watch | None = None
-    """What a trial wants to know of it; None where none is on."""
-    grant: Grant | None = None
-    """What it was let in with; None for a copy, which nobody asked for."""
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Of all prompts."""
-        return sum(len(prompt.ids) for prompt in self.prompts)
-
-    @property
-    def num_choices(self) -> int:
-        """Answers to all prompts."""
-        return len(self.prompts) * self.sampling.n
-
-    def answer_id(self, index: int) -> str:
-        """The id under which a choice is kept: the question's own where it has one choice only."""
-        return self.id if self.num_choices == 1 else f"{self.id}-{index}"
-
-    def head(self, *, chunk: bool = False) -> dict[str, Any]:
-        """What the body and every event begin with."""
-        kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-        }
-
-    @property
-    def fingerprint(self) -> str:
-        """Of who answers."""
-        return (self.adapter or self.served.release).fingerprint
-
-    def request_of(self, number: int) -> GenerationRequest:
-        """What the engine is asked for a prompt."""
-        sampling, begun = self.sampling, tuple[tuple[int, ...], ...]()
-        if self.progress is not None:
-            if sampling.seed is None:
-                # Prompts that are alike are not answered alike, unless that is asked for.
-                sampling = replace(sampling, seed=(self.progress.seed + number) % 2**63)
-            begun = begun_with(self.progress.told, range(number * sampling.n, (number + 1) * sampling.n))
-        return GenerationRequest(
-            id=self.id if len(self.prompts) == 1 else f"{self.id}.{number}",
-            prompt_ids=self.prompts[number].ids,
-            sampling=sampling,
-            pooling=self.pooling,
-            adapter=None if self.adapter is None else self.adapter.name,
-            begun=begun,
-        )
-
-    @property
-    def model(self) -> str:
-        """Who answers, by name."""
-        return self.served.release.name if self.adapter is None else self.adapter.model
 
 
 @dataclass(slots=True)
@@ -149,6 +49,8 @@ class Choice:
     """Of a chat that is streamed: whether its role was sent."""
     ended: bool = False
     """Whether it was kept and, of a stream, its reason sent."""
+    refused: bool = False
+    """Whether a guard has kept its text back."""
     _scores: CompletionScores | None = None
     _goes_on: bool = False
 
@@ -202,6 +104,8 @@ class Choice:
     @property
     def said_reason(self) -> str | None:
         """The finish reason as the interface names it."""
+        if self.refused:
+            return _REFUSED
         calls = self.finish_reason == "stop" and self.reader is not None and self.reader.has_calls
         return "tool_calls" if calls else self.finish_reason
 
@@ -233,7 +137,7 @@ class Choice:
             messages=self.prompt.messages,
             answer=self.text[begin:],
             request=json.dumps(asked | further),
-            finish_reason=self.finish_reason or "stop",
+            finish_reason=_REFUSED if self.refused else self.finish_reason or "stop",
             prompt_tokens=len(self.prompt.ids),
             answer_tokens=self.num_tokens,
             user=question.user,
@@ -241,6 +145,7 @@ class Choice:
         )
 
 
+_REFUSED = "content_filter"
 _PLAIN = Sampling()
 _FURTHER = (
     "top_k",
@@ -270,9 +175,13 @@ class Answering:
         *,
         make_way: Callable[[], None] = lambda: None,
         count: Count = lambda _: None,
+        guards: Guards | None = None,
+        cache: AnswerCache | None = None,
     ) -> None:
         """`make_way` is called when somebody has to wait; `count` with what was kept."""
         self._log = log
+        self._guards = guards or Guards()
+        self._cache = cache
         self._count = count
         self._admission = admission
         self._make_way = make_way
@@ -289,7 +198,12 @@ class Answering:
         Raises   BadRequestError, CapacityError, StatusError before the first byte.
         """
         choices = [Choice(question, index) for index in range(question.num_choices)]
+        name = None if self._cache is None or stream else self._cache.name(question)
+        if self._cache is not None and name is not None and (kept := self._cache.find(name)) is not None:
+            return await self._repeated(question, kept)
         deltas = self._generate(request, question)
+        if self._guards.hold_answers:
+            deltas = self._guards.held(deltas, question, choices)
         if stream:
             # The first delta is awaited here, so that a request that is refused gets its status, not a broken stream.
             first = await anext(deltas)
@@ -301,14 +215,14 @@ class Answering:
                 part = choices[index].take(delta)
                 if part is not None:
                     scores.setdefault(index, []).append(part)
-                if (reader := choices[index].reader) is not None:
+                if (reader := choices[index].reader) is not None and not choices[index].refused:
                     reader.feed(delta.token_ids)
         for choice in choices:
             if choice.reader is not None:
                 choice.reader.finish()
-        await self._keep(*choices)
+        entries = await self._keep(*choices)
         _copy(question)
-        return question.head() | {
+        body = {
             "choices": [
                 {
                     "index": choice.index,
@@ -320,6 +234,22 @@ class Answering:
             ],
             "usage": _usage(question, choices),
         }
+        if self._cache is not None and name is not None:
+            self._cache.keep(name, body, entries)
+        return question.head() | body
+
+    async def _repeated(self, question: Question, kept: Kept) -> Response:
+        """An answer that was given before, as one of its own."""
+        entries = [
+            replace(each, id=question.answer_id(index), user=question.user, key_id=question.key_id)
+            for index, each in enumerate(kept.completions)
+        ]
+        await asyncio.to_thread(self._log.log_completion, *entries)
+        if question.grant is not None:
+            await question.grant.end()
+        response = json_response({**question.head(), **kept.body})
+        response.headers["X-Cache"] = "hit"
+        return response
 
     async def embed(self, request: Request, question: Question) -> list[tuple[float, ...]]:
         """The embedding of each of its prompts, as the engine gives it. Raises as `answer`."""
@@ -366,7 +296,7 @@ class Answering:
                         delta = replace(delta, text="", prompt_scores=())
                     logprobs = choice.take(delta)
                     if choice.reader is not None:
-                        parts = choice.reader.feed(delta.token_ids)
+                        parts = [] if choice.refused else choice.reader.feed(delta.token_ids)
                         parts += choice.reader.finish() if delta.finish_reason is not None else []
                         # Calls come where they end: scores belong to tokens, which come as they come.
                         parts = parts or ([{}] if logprobs is not None else [])
@@ -509,12 +439,20 @@ class Answering:
             entry.leave()
             self._streams.discard(question.id)
 
-    async def _keep(self, *choices: Choice) -> None:
+    async def _keep(self, *choices: Choice) -> Sequence[Completion]:
         entries = [choice.completion() for choice in choices]
+        if (mask := self._guards.mask_log) is not None:
+            entries = await asyncio.to_thread(lambda: [_masked(each, mask) for each in entries])
         question = choices[0].question
         again = question.behind or (question.progress is not None and question.progress.attempt > 0)
         await asyncio.to_thread(self._log.log_completion, *entries, again=again)
         self._count(entries)
+        return entries
+
+
+def _masked(entry: Completion, mask: Mask) -> Completion:
+    prompt, messages, answer = (mask(text) if text else text for text in (entry.prompt, entry.messages, entry.answer))
+    return replace(entry, prompt=prompt, messages=messages, answer=answer)
 
 
 _BY_THE_RELEASE = (500, 504)

@@ -17,7 +17,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aifactory.cluster.session import app_name
 from aifactory.config import Config
@@ -30,6 +30,9 @@ from aifactory.serve import haproxy
 from aifactory.serve.loopback import is_loopback
 from aifactory.serve.progress import Call, Part
 from aifactory.serve.proxy import CALLBACK
+
+if TYPE_CHECKING:
+    from aifactory.serve.guards import Mask
 
 _CONTROLLER = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,
@@ -57,7 +60,7 @@ class Endpoint:
 class Replica:
     """One replica: the gateway over the releases that it follows."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: Books, mask: Mask | None = None) -> None:
         from aifactory.serve.gateway import Gateway
         from aifactory.serve.memory import require_memory
         from aifactory.serve.metering import ServingMeter
@@ -89,7 +92,7 @@ class Replica:
         )
         self._releases.load_first()
         self._gateway = Gateway(
-            books, self._releases, books.config.serve, replica=_replica_name(), count=self._meter.count
+            books, self._releases, books.config.serve, replica=_replica_name(), count=self._meter.count, mask=mask
         )
         self._follower: asyncio.Task[None] | None = None
         self._batches: asyncio.Task[None] | None = None
@@ -201,10 +204,12 @@ class FrontReplica:
             answer.cancel()
 
 
-def start(books: Books) -> Endpoint:
+def start(books: Books, *, mask: Mask | None = None) -> Endpoint:
     """Serve the factory on the connected cluster; returns when the first replica answers.
 
     A factory that is served already stays as it is: its replicas follow the registry.
+
+    mask     takes personal data out of a text, where `runtime.gateway` wants that; pickled to the replicas
     """
     from ray import serve
     from ray.serve.config import HTTPOptions
@@ -242,7 +247,7 @@ def start(books: Books) -> Endpoint:
             max_queued_requests=most_ongoing,
             **of_both,
         )(Replica)
-        app = replica.bind(books)
+        app = replica.bind(books, mask)
         if wanted.mode == "resilient":
             most_open = wanted.most_open * wanted.most_replicas + _ROOM_TO_REFUSE
             front = serve.deployment(

@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 from aifactory.serve.wire import event
 
 if TYPE_CHECKING:
-    from aifactory.serve.answers import Choice, Question
+    from aifactory.serve.answers import Choice
+    from aifactory.serve.questions import Question
 
 DONE = event("[DONE]")
 """The end of a stream that is whole."""

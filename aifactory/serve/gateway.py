@@ -28,6 +28,7 @@ from aifactory.records.journal import ANONYMOUS
 from aifactory.records.keys import Scope
 from aifactory.serve.access import CALLER, Access
 from aifactory.serve.admission import Admission
+from aifactory.serve.answer_cache import AnswerCache
 from aifactory.serve.answer_routes import AnswerRoutes
 from aifactory.serve.answers import Answering, Count
 from aifactory.serve.asking import BEHIND, holding
@@ -45,6 +46,7 @@ from aifactory.serve.bodies import (
     TokenizeBody,
 )
 from aifactory.serve.feedback_routes import FeedbackRoutes
+from aifactory.serve.guards import Guards, Mask
 from aifactory.serve.limiting import Limiter
 from aifactory.serve.openapi import Operation, describe, page
 from aifactory.serve.releases import Releases, Served
@@ -76,9 +78,20 @@ class Gateway:
     """Answers requests with the release in production."""
 
     def __init__(
-        self, books: Books, releases: Releases, recipe: Serve, *, replica: str = "", count: Count = lambda _: None
+        self,
+        books: Books,
+        releases: Releases,
+        recipe: Serve,
+        *,
+        replica: str = "",
+        count: Count = lambda _: None,
+        mask: Mask | None = None,
     ) -> None:
-        """`replica` is what /readyz calls this one, where there are several; `count` is called with answers that were kept."""
+        """`replica` is what /readyz calls this one, where there are several; `count` is called with answers that were kept.
+
+        mask     takes personal data out of a text, where `runtime.gateway` wants that
+        Raises   ConfigError where a guard can't be loaded.
+        """
         self.books = books
         self.is_draining = False
         """Whether it takes no more requests; those that it has go on."""
@@ -102,13 +115,23 @@ class Gateway:
         )
         gateway = books.config.runtime.gateway
         self._access = Access(books.keys, gateway)
-        self._answering = Answering(books.feedback, self.admission, make_way=self.shadows.make_way, count=count)
+        guards = Guards.of(gateway, mask)
+        cache = AnswerCache(max_bytes=gateway.cache_bytes, max_age_s=gateway.cache_max_age_s)
+        self._answering = Answering(
+            books.feedback,
+            self.admission,
+            make_way=self.shadows.make_way,
+            count=count,
+            guards=guards,
+            cache=cache if gateway.cache_bytes else None,
+        )
         self.limiter = Limiter(books.allowances, gateway, holder=f"{replica}-{secrets.token_hex(8)}"[-64:])
-        answers = AnswerRoutes(
+        self._answers = AnswerRoutes(
             books.config,
             releases,
             self._answering,
             limiter=self.limiter,
+            guards=guards,
             outcomes=self.outcomes,
             shadows=self.shadows,
             read=self._read,
@@ -125,7 +148,7 @@ class Gateway:
             ("GET", "/docs"): self._docs,
             ("GET", "/v1/models"): self._models,
             ("GET", _ANY_MODEL): self._model,
-            **answers.handlers,
+            **self._answers.handlers,
         }
         self.batches = Batches(books.batches, self.ask_behind, concurrency=endpoint.slots)
 
@@ -139,6 +162,10 @@ class Gateway:
         """What requests hold: of the gateway, of the queue, and of the engines of all releases that are here."""
         admission = self.admission
         return {"open": self.num_open, "waiting": admission.waiting, "running": admission.running, **self.releases.held}
+
+    async def close(self) -> None:
+        """Close what it holds open elsewhere."""
+        await self._answers.close()
 
     async def handle(self, request: Request) -> Response:
         """Answer one request; whatever is wrong with it comes back in OpenAI's envelope."""
@@ -272,10 +299,12 @@ class Gateway:
                 body=_BODIES.get(path) if method == "POST" else None,
                 query=_QUERIES.get((method, path)),
                 summary=(handler.__doc__ or "").strip(),
+                scope=None if path in _OPEN else _SCOPES.get(path, "infer"),
             )
             for (method, path), handler in self._routes.items()
         ]
-        return describe(operations, title=self.books.config.name)
+        needs_key = self.books.config.runtime.gateway.keys == "required"
+        return describe(operations, title=self.books.config.name, needs_key=needs_key)
 
     async def _models(self, _: Request) -> Response:
         """What can be asked: the factory, its release in production, the adapters beside it, and a canary by its name."""
@@ -284,21 +313,25 @@ class Gateway:
             if tried is not None and tried[0].kind == "canary":
                 cards = {name: self._model_card(name, tried[1]) for name in tried[1].names} | cards
                 cards = {name: cards[name] for name in dict.fromkeys([*served.names, *cards])}
+            routed = dict.fromkeys(route.model for route in self.books.config.runtime.gateway.routes)
+            cards |= {name: self._card(name, served) for name in routed if name not in cards}
             return json_response({"object": "list", "data": list(cards.values())})
 
     async def _model(self, request: Request) -> Response:
         """One of them."""
         name = path_of(request.scope).removeprefix("/v1/models/")
+        if any(route.model == name for route in self.books.config.runtime.gateway.routes):
+            with holding(self.releases) as served:
+                return json_response(self._card(name, served))
         with holding(self.releases, name) as served:
             return json_response(self._model_card(name, served))
 
+    def _card(self, name: str, served: Served) -> dict[str, Any]:
+        created = int(served.release.created_at)
+        return {"id": name, "object": "model", "created": created, "owned_by": self.books.config.name}
+
     def _model_card(self, name: str, served: Served) -> dict[str, Any]:
-        card = {
-            "id": name,
-            "object": "model",
-            "created": int(served.release.created_at),
-            "owned_by": self.books.config.name,
-        }
+        card = self._card(name, served)
         # As vLLM says what an adapter stands beside.
         return card if served.names[name] is None else card | {"parent": served.release.name}
 

@@ -4,7 +4,7 @@
     Grant.end(used) ─▶ in the next one, before the client is told that its answer has ended
 
 One transaction of a replica is under way at a time; those that come meanwhile go together with the next. Whoever has no limits waits
-for none: what he used is told a moment later.
+for none: what he used is told a moment later, unless he has no key.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from aifactory.config.gateway import Gateway
 from aifactory.errors import AIFactoryError, StateError
 from aifactory.observe.events import log_event
 from aifactory.records.allowances import HOLD_S, Allowances, Ask, Meter, Refusal, Use
+from aifactory.records.journal import ANONYMOUS
 from aifactory.serve.access import Caller
 from aifactory.serve.wire import StatusError
 
@@ -57,6 +58,8 @@ class Grant:
         if self._ended:
             return
         self._ended = True
+        if self._caller.key_id == ANONYMOUS and not self._is_limited:
+            return  # the log of answers has it, and nobody's budget
         use = self._limiter.use(self._caller, self._identity, prompt_tokens, answer_tokens)
         told = self._limiter.tell_later(use, is_awaited=self._is_limited)
         if self._is_limited:

@@ -30,6 +30,8 @@ _ERROR = {
     },
 }
 
+_KEY = {"type": "http", "scheme": "bearer", "description": "An API key, as `aifactory keys create` prints it."}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
@@ -40,25 +42,30 @@ class Operation:
     summary: str
     body: type[ClosedBody] | None = None
     query: type[ClosedBody] | None = None
+    scope: str | None = None
+    """What an API key must be good for; None: anybody may ask it."""
 
 
-def describe(operations: Iterable[Operation], *, title: str) -> dict[str, Any]:
-    """The whole interface as OpenAPI 3.1."""
+def describe(operations: Iterable[Operation], *, title: str, needs_key: bool = False) -> dict[str, Any]:
+    """The whole interface as OpenAPI 3.1.
+
+    needs_key    whether nothing is answered without an API key, where operations have a scope
+    """
     operations = list(operations)
     bodies = dict.fromkeys(operation.body for operation in operations if operation.body is not None)
     _, found = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF + "{model}")
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, needs_key=needs_key)
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": __version__},
         "paths": paths,
-        "components": {"schemas": found.get("$defs", {}) | {"Error": _ERROR}},
+        "components": {"schemas": found.get("$defs", {}) | {"Error": _ERROR}, "securitySchemes": {"key": _KEY}},
     }
 
 
-def _operation(operation: Operation) -> dict[str, Any]:
+def _operation(operation: Operation, *, needs_key: bool) -> dict[str, Any]:
     error = {"content": {"application/json": {"schema": {"$ref": _REF + "Error"}}}}
     described: dict[str, Any] = {
         "summary": operation.summary,
@@ -69,6 +76,10 @@ def _operation(operation: Operation) -> dict[str, Any]:
             "5XX": {"description": "What is wrong with the server."} | error,
         },
     }
+    if operation.scope is not None:
+        # OpenAPI 3.1 lets schemes that are no OAuth name roles.
+        key = {"key": [operation.scope]}
+        described["security"] = [key] if needs_key else [{}, key]
     if operation.body is not None:
         schema = {"$ref": _REF + operation.body.__name__}
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}

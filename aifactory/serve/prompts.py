@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aifactory.errors import BadRequestError
-from aifactory.serve.answers import Prompt
 from aifactory.serve.bodies import TokenizeBody
+from aifactory.serve.questions import Prompt
 from aifactory.serve.releases import Served
 from aifactory.text.chat import chat_tokens, render_chat, turns_of
 from aifactory.text.documents import chat_prompt_tokens, prompt_tokens

@@ -23,7 +23,7 @@ from aifactory.records.trials import Outcome, ShadowAnswer, Trial, TrialLog
 from aifactory.serve.releases import Releases, Served
 
 if TYPE_CHECKING:
-    from aifactory.serve.answers import Prompt, Question
+    from aifactory.serve.questions import Prompt, Question
 
 ReadPrompts = Callable[[Served], "Sequence[Prompt]"]
 """The prompts of a request, as the tokens of a release."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -51,12 +52,15 @@ class Replica:
         self.clock = Clock()
         self.journal = FakeJournal(self.clock)
         self.is_busy = False
+        self.charged: list[Mapping[str, float]] = []
         self.meter = ServingMeter(
             self.journal,  # type: ignore[arg-type]
             lambda: FakeMeter(self.clock),  # type: ignore[arg-type,return-value]
             replica="a",
             every_s=every_s,
             is_busy=lambda: self.is_busy,
+            prompt_token_share=0.5,
+            charge=self.charged.append,
             clock=self.clock,
         )
 
@@ -100,6 +104,24 @@ def test_busy_time_and_answers_are_told_with_the_joules() -> None:
         {"release": 1, "key": "alice", "requests": 2, "prompt_tokens": 4, "answer_tokens": 10},
         {"release": 2, "key": "bob", "requests": 1, "prompt_tokens": 2, "answer_tokens": 5},
     ]
+
+
+def test_joules_of_busy_time_are_charged_to_keys_by_their_tokens_once_they_are_entered() -> None:
+    replica = Replica()
+    replica.passes(4.0, busy=True)
+    replica.passes(6.0, busy=False)
+    replica.meter.count([answer(tokens=2), answer(release=2, tokens=2), answer("bob", tokens=5)])
+    replica.journal.is_away = True
+    with pytest.raises(OSError, match="away"):
+        replica.meter.tell()
+    assert replica.charged == []
+    replica.journal.is_away = False
+    replica.meter.tell()
+    replica.passes(5.0, busy=True)
+    replica.meter.tell()
+
+    # 2 prompts of 2 at a half and 4 tokens, 1 prompt and 5: 6 and 6; where nobody was answered nobody is charged.
+    assert replica.charged == [{"alice": 2.0, "bob": 2.0}]
 
 
 def test_entries_follow_one_another_without_a_gap_and_nothing_is_told_twice() -> None:

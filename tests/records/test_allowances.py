@@ -239,6 +239,11 @@ def test_money_and_joules_have_budgets_of_their_own(allowances, limit, journal):
     assert turn(allowances, ask(**mine))[0].meter == "budget_joules"
     assert turn(allowances, ask(OTHER)) == [None]
     assert allowances.spent("day")[Subject("team", "red")].joules == 10.5
+    assert Subject("key", "anonymous") not in allowances.spent("day"), "nobody's budget"
+    with journal.database.write(serialize=True) as connection:
+        Keys(journal)._limit(connection, Subject("key", "anonymous"), Limits(budget_joules=2.0))
+    allowances.add_joules({"anonymous": 2.0})
+    assert turn(allowances, ask("anonymous"))[0].meter == "budget_joules"
 
 
 def test_work_in_the_background_spends_and_is_not_held_up_by_rates(allowances, limit):

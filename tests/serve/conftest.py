@@ -123,6 +123,21 @@ class FakeEngine:
         on_delta(delta)
 
 
+class QuickEngine(FakeEngine):
+    """One that says a text at once, in two parts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(capacity=1_000)
+        self.text = text
+
+    def submit(self, request: GenerationRequest, on_delta: OnDelta) -> None:
+        super().submit(request, on_delta)
+        to = len(self.asked) - 1
+        for index in range(request.sampling.n):
+            self.say(self.text[:3], to=to, index=index)
+            self.say(self.text[3:], "stop", to=to, index=index)
+
+
 class Factory:
     """The books of a factory, and how models come into production in it."""
 
@@ -209,8 +224,9 @@ def answering(
     poll_s: float | None = None,
     batches: bool = False,
     count: Count = lambda _: None,
+    mask: Callable[[str], str] | None = None,
 ) -> Iterator[Endpoint]:
-    gateway = Gateway(factory.books, releases, factory.books.config.serve, count=count)
+    gateway = Gateway(factory.books, releases, factory.books.config.serve, count=count, mask=mask)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -221,6 +237,7 @@ def answering(
         for task in (follower, worker, teller):
             if task is not None:
                 task.cancel()
+        await gateway.close()
 
     routes = [Route("/{path:path}", gateway.handle, methods=METHODS)]
     app = Starlette(routes=[Mount(prefix, routes=routes)] if prefix else routes, lifespan=lifespan)
@@ -379,6 +396,11 @@ def module_factory(exported: Callable[[int], Path]) -> Callable[..., Factory]:
 @pytest.fixture
 def fake_engine() -> type[FakeEngine]:
     return FakeEngine
+
+
+@pytest.fixture
+def quick() -> type[QuickEngine]:
+    return QuickEngine
 
 
 @pytest.fixture

@@ -73,6 +73,27 @@ def test_without_a_good_key_nothing_is_answered(guarded):
     assert ask(guarded, key.token).status_code == 200
 
 
+def test_the_description_says_what_wants_which_key(guarded, endpoint):
+    def wanted(url):
+        paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+        return {path: next(iter(methods.values())).get("security") for path, methods in paths.items()}
+
+    required, optional = wanted(guarded.url), wanted(endpoint.url)
+    assert required["/v1/completions"] == [{"key": ["infer"]}]
+    assert optional["/v1/completions"] == [{}, {"key": ["infer"]}]
+    assert required["/v1/feedback"] == [{"key": ["feedback"]}]
+    assert {path for path, security in required.items() if security is None} == {
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        "/docs",
+    }
+    # And so it is.
+    for path, security in required.items():
+        if security is not None and "{" not in path and path.startswith("/v1/models"):
+            assert ask(guarded, path=path, method="GET", body=None).status_code == 401
+
+
 def test_clients_of_openai_send_keys_as_they_are_and_read_what_is_refused(guarded):
     token = guarded.keys.create("sdk").token
     client = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=token, max_retries=0)

@@ -10,7 +10,8 @@ import httpx
 
 from aifactory.engine.answer import Answer
 from aifactory.serve.admission import Entry
-from aifactory.serve.answers import Choice, Question
+from aifactory.serve.answers import Choice
+from aifactory.serve.questions import Question
 from aifactory.serve.releases import Releases
 
 PROMPT = "the quick "

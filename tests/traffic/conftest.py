@@ -23,6 +23,8 @@ class Server:
         self.asked: list[dict[str, Any]] = []
         self.feedback: dict[str, dict[str, Any]] = {}
         self.most_at_once = 0
+        self.tokens: set[str] = set()
+        """What came as Authorization."""
         self.reply: Reply | None = None
         self.on_feedback: Callable[[dict[str, Any]], None] = lambda body: None
         self.url = ""
@@ -65,6 +67,7 @@ class Server:
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        self.tokens.add(request.headers.get("Authorization", ""))
         self.asked.append(body)
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
@@ -76,6 +79,7 @@ class Server:
 
     async def _feedback(self, request: web.Request) -> web.Response:
         body = await request.json()
+        self.tokens.add(request.headers.get("Authorization", ""))
         assert body["idempotency_key"] not in self.feedback
         self.feedback[body["idempotency_key"]] = body
         self.on_feedback(body)

@@ -17,7 +17,7 @@ from aifactory.traffic.rehearsal import REHEARSED, rehearse
 TEXTS = [(f"user-{n}", "".join(f"text {n} line {i:03d} of it\n" for i in range(10))) for n in range(6)]
 
 
-def open_books(folder: Path, *, released: bool = True, **changes: Any) -> Books:
+def open_books(folder: Path, *, released: bool = True, keys: str = "optional", **changes: Any) -> Books:
     traffic = {
         "source": {"name": "users", "kind": "text", "path": "nowhere"},
         "requests": 12,
@@ -32,7 +32,7 @@ def open_books(folder: Path, *, released: bool = True, **changes: Any) -> Books:
                 "evaluate": {"prompt_bytes": 20, "answer_bytes": 20},
                 "improve": {"min_scored": 2},
                 "traffic": traffic | changes,
-                "runtime": {"storage": str(folder)},
+                "runtime": {"storage": str(folder), "gateway": {"keys": keys}},
             }
         )
     )
@@ -123,6 +123,17 @@ def test_it_ends_where_there_is_no_reason_to_retrain_and_does_nothing_the_second
     rehearse(patient, loop, lambda: TEXTS)
     assert books.journal.events() == before
     assert (loop.opened, loop.closed) == (1, 1)
+
+
+def test_where_keys_are_required_users_have_one_that_ends_with_the_rehearsal(tmp_path: Path, server: Any) -> None:
+    books = open_books(tmp_path, keys="required")
+    rehearse(books, FakeLoop(books, server), lambda: TEXTS)
+
+    (key,) = books.keys.all()
+    assert (key.scopes, key.state(books.journal.clock())) == (("infer", "feedback"), "revoked")
+    (sent,) = server.tokens
+    assert sent.startswith("Bearer aif_" + key.id.removeprefix("key-"))
+    assert found(books)["failed"] == 0
 
 
 def test_it_ends_when_answers_come_from_the_release_that_was_promoted(tmp_path: Path, server: Any) -> None:
