@@ -69,6 +69,9 @@ if TYPE_CHECKING:
     from aifactory.report import Report
     from aifactory.serve.app import Endpoint
     from aifactory.trace import TraceReport
+    from aifactory.upkeep.backup import BackedUp
+    from aifactory.upkeep.collect import Collected
+    from aifactory.upkeep.recovery import Recovered
     from aifactory.workshop.judging import JudgeMeasurement
 
 RUN_SECTIONS = ("ingest", "tokenize", "model", "train", "evaluate", "promote")
@@ -345,6 +348,24 @@ class Factory:
         from aifactory.ledger import read_rejected
 
         return read_rejected(self.books, rule=rule, corpus_id=corpus, limit=limit)
+
+    def gc(self, *, dry_run: bool = False, caches: bool = False, give_up: str | None = None) -> Collected:
+        """Delete what no release, cycle or proof needs; see `upkeep.collect`."""
+        from aifactory.upkeep.collect import collect
+
+        return collect(self.books, dry_run=dry_run, caches=caches, give_up=give_up)
+
+    def backup(self, target: str, *, keep: int = 7) -> BackedUp:
+        """Database and artifacts, consistent with one another, in another place; see `upkeep.backup`."""
+        from aifactory.upkeep.backup import back_up
+
+        return back_up(self.books, target, keep=keep)
+
+    def recover(self, source: str, *, snapshot: str | None = None) -> Recovered:
+        """What was lost, from a backup; see `upkeep.recovery`."""
+        from aifactory.upkeep.recovery import recover
+
+        return recover(self.books, source, snapshot=snapshot)
 
     def restore(self, rule: str, *, corpus: str | None = None) -> Restored:
         """Bring rows back in the next cycle that a rule has rejected."""
