@@ -6,14 +6,17 @@ import argparse
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Put the made pages beside those that are written."""
+    from mkdocs.structure.files import File
+
     for name, text in pages().items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
     return files

@@ -6,24 +6,28 @@ import gzip
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from here_loops import give_corrections, here
+from here_loops import here, tiny_config
+from kept_books import publish, say
 from leftovers import left_of, needles
 
-from aifactory import Config, Factory
+from aifactory import Factory
 from aifactory.errors import ConfigError, StateError, StorageError
 from aifactory.records.database import SCHEMA_HEAD, Database
-from aifactory.records.tables import metadata
+from aifactory.records.feedback import Completion, Feedback, FeedbackLog
+from aifactory.records.journal import Journal
+from aifactory.records.tables import feedback, metadata, scores
 from aifactory.upkeep import recovery
 from aifactory.upkeep.backup import snapshots
 from aifactory.upkeep.snapshot import put, take
 
 Copy = Callable[..., Factory]
+Again = Callable[..., Factory]
 USER = "user-7-1"
 
 
@@ -50,24 +54,16 @@ def artifacts_of(factory: Factory) -> dict[str, bytes]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def kept(request: pytest.FixtureRequest, copied: Copy, tmp_path: Path) -> Iterator[Factory]:
-    """A factory of two cycles, on each of the databases."""
-    factory = copied()
-    if request.param == "postgresql":
-        url = str(request.getfixturevalue("postgres_url"))
-        with Database(url).write() as connection:
-            put(connection, {file.table: file.data for file in take(factory.books.database, "small")})
-        Path(factory.books.storage.path("state.db")).unlink()
-        factory.close()
-        factory = on(factory, url)
-    yield factory
+def kept(request: pytest.FixtureRequest, factory: Factory, again: Again) -> Factory:
+    """A factory of two releases, on each of the databases."""
+    if request.param == "sqlite":
+        return factory
+    url = str(request.getfixturevalue("postgres_url"))
+    with Database(url).write_at(SCHEMA_HEAD) as connection:
+        put(connection, {file.table: file.data for file in take(factory.books.database, "small")})
     factory.close()
-
-
-def on(factory: Factory, url: str | None) -> Factory:
-    """The same factory, opened anew, on a database."""
-    runtime = factory.config.runtime.model_copy(update={"state_url": url})
-    return here(factory.config.model_copy(update={"runtime": runtime}))
+    Path(factory.books.storage.path("state.db")).unlink()
+    return again(url)
 
 
 def lose(factory: Factory) -> None:
@@ -81,31 +77,31 @@ def lose(factory: Factory) -> None:
         factory.close()
 
 
-def test_what_was_lost_is_as_it_was_and_goes_on(kept: Factory, tmp_path: Path) -> None:
+def test_what_was_lost_is_as_it_was_and_goes_on(kept: Factory, again: Again, tmp_path: Path) -> None:
     factory, target = kept, str(tmp_path / "backup")
     rows, files = rows_of(factory), artifacts_of(factory)
     taken = factory.backup(target)
     lose(factory)
-    again = on(factory, factory.config.runtime.state_url)
+    back = again(factory.config.runtime.state_url)
 
-    told = again.recover(target)
+    told = back.recover(target)
 
     assert told.holds
-    assert told.artifacts == taken.artifacts > 5
-    assert rows_of(again) == rows
-    assert artifacts_of(again) == files
-    assert again.audit().holds
-    assert again.lineage("small-r2").parents
+    assert told.artifacts == taken.artifacts == 9
+    assert rows_of(back) == rows
+    assert artifacts_of(back) == files
+    assert back.audit().holds
+    assert back.lineage("small-r2").parents
     # It goes on: numbers that count up begin after what was brought back.
-    give_corrections(again, range(20, 22), lie_from=3)
-    assert again.books.feedback.counts()["batches"] == len(rows["batches"]) + 1
-    again.close()
+    say(back.books, range(100, 140))
+    assert back.books.feedback.seal(batch_rows=30, batch_after_s=None) == len(rows["batches"]) + 1
+    assert back.books.feedback.counts()["feedback"] == len(rows["feedback"]) + 40
 
 
 def test_a_second_backup_copies_only_what_is_new_and_the_same_rows_are_the_same_bytes(
-    copied: Copy, tmp_path: Path
+    factory: Factory, tmp_path: Path
 ) -> None:
-    factory, target = copied(), str(tmp_path / "backup")
+    target = str(tmp_path / "backup")
     first = factory.backup(target)
     second = factory.backup(target)
 
@@ -115,21 +111,22 @@ def test_a_second_backup_copies_only_what_is_new_and_the_same_rows_are_the_same_
     unchanged = [name for name in older.tables if name not in ("journal", "audit")]
     assert {name: older.tables[name] for name in unchanged} == {name: newer.tables[name] for name in unchanged}
 
-    give_corrections(factory, range(20, 22), lie_from=3)
+    publish(factory.books, "batch", "batch 2", ())
     third = factory.backup(target, keep=2)
+    assert third.copied == 1
     assert any("2 newer ones are kept" in line for line in third.purged)
     assert len(snapshots(factory.books.storage.__class__(f"{target}/small"))) == 2
 
 
 def test_only_the_storage_lost_the_database_stays_and_only_the_database_lost_the_artifacts_stay(
-    copied: Copy, tmp_path: Path
+    factory: Factory, again: Again, tmp_path: Path
 ) -> None:
-    factory, target = copied(), str(tmp_path / "backup")
+    target = str(tmp_path / "backup")
     files, rows = artifacts_of(factory), rows_of(factory)
     factory.backup(target)
     for kind in ("model", "corpus"):
         shutil.rmtree(factory.books.storage.path(kind))
-    damaged = next(iter(sorted(Path(factory.books.storage.path("tokens")).rglob("*.arrow"))))
+    damaged = next(iter(sorted(Path(factory.books.storage.path("tokens")).rglob("rows"))))
     damaged.write_bytes(damaged.read_bytes()[:-1])
 
     told = factory.recover(target)
@@ -141,26 +138,26 @@ def test_only_the_storage_lost_the_database_stays_and_only_the_database_lost_the
     factory.close()
     for file in Path(factory.books.storage.root).glob("state.db*"):
         file.unlink()
-    again = on(factory, None)
-    told = again.recover(target)
+    back = again()
+    told = back.recover(target)
     assert told.rows
     assert told.artifacts == 0
-    assert {name: found for name, found in rows_of(again).items() if name not in ("journal", "audit")} == {
+    assert {name: found for name, found in rows_of(back).items() if name not in ("journal", "audit")} == {
         name: found for name, found in rows.items() if name not in ("journal", "audit")
     }
-    again.close()
 
 
 original = recovery.copy_artifact
 
 
-def test_a_restore_that_was_killed_is_run_again(copied: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    factory, target = copied(), str(tmp_path / "backup")
+def test_a_restore_that_was_killed_is_run_again(
+    factory: Factory, again: Again, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = str(tmp_path / "backup")
     rows, files = rows_of(factory), artifacts_of(factory)
     factory.backup(target)
     lose(factory)
     for number in (1, 4):
-        again = on(factory, None)
         left = [number]
 
         def copy(*arguments: Any, left: list[int] = left) -> int | None:
@@ -172,17 +169,16 @@ def test_a_restore_that_was_killed_is_run_again(copied: Copy, tmp_path: Path, mo
         with monkeypatch.context() as patched:
             patched.setattr(recovery, "copy_artifact", copy)
             with pytest.raises(KeyboardInterrupt):
-                again.recover(target)
-        again.close()
+                again().recover(target)
         assert not Path(factory.books.storage.path("state.db")).exists(), "rows come last"
-    again = on(factory, None)
+    back = again()
 
-    assert again.recover(target).holds
+    assert back.recover(target).holds
 
-    assert (rows_of(again), artifacts_of(again)) == (rows, files)
-    again.close()
+    assert (rows_of(back), artifacts_of(back)) == (rows, files)
 
 
+@pytest.mark.slow
 def test_rows_that_were_erased_after_the_backup_do_not_come_back(copied: Copy, tmp_path: Path) -> None:
     factory, target = copied(), str(tmp_path / "backup")
     wanted = needles(factory, USER)
@@ -200,7 +196,7 @@ def test_rows_that_were_erased_after_the_backup_do_not_come_back(copied: Copy, t
     assert left_of(Path(target), wanted) == []
     assert left_of_rows(Path(target), wanted) == []
     lose(factory)
-    again = on(factory, None)
+    again = here(tiny_config(tmp_path / "copied"))
     assert again.recover(target).holds
     assert left_of(Path(again.books.storage.root), wanted) == []
     assert again.check_forgotten(str(proof.erasure)).holds
@@ -210,7 +206,7 @@ def test_rows_that_were_erased_after_the_backup_do_not_come_back(copied: Copy, t
     lose(again)
     proofs = Path(target) / "small" / "proofs"
     shutil.copytree(proofs, Path(factory.books.storage.root) / "proofs")
-    once_more = on(factory, None)
+    once_more = here(tiny_config(tmp_path / "copied"))
     with pytest.raises(StateError, match="a proof in the storage root"):
         once_more.recover(str(older))
     assert not Path(once_more.books.storage.path("state.db")).exists()
@@ -223,60 +219,92 @@ def left_of_rows(backup: Path, wanted: list[str]) -> list[str]:
     return [text for text in wanted for each in said if text in each or json.dumps(text)[1:-1] in each]
 
 
-def test_no_backup_is_taken_while_an_erasure_is_under_way(copied: Copy, tmp_path: Path) -> None:
-    factory = copied()
+def test_a_snapshot_that_knows_less_of_erasures_than_anything_that_is_left_is_refused(
+    factory: Factory, again: Again, tmp_path: Path
+) -> None:
+    target = str(tmp_path / "backup")
+    factory.backup(target)
+    lose(factory)
+    back = again()
+    back.books.storage.write_bytes(b"{}", "proofs", "forget-0123.json")
+
+    with pytest.raises(StateError, match=r"forget-0123 \(a proof in the storage root\) had ended"):
+        back.recover(target)
+
+    assert not Path(back.books.storage.path("state.db")).exists()
+    assert back.books.storage.names("model") == []
+
+
+def test_no_backup_is_taken_while_an_erasure_is_under_way(factory: Factory, tmp_path: Path) -> None:
     factory.books.erasures.begin('user = "somebody"')
 
     with pytest.raises(StateError, match="being erased"):
         factory.backup(str(tmp_path / "backup"))
 
 
-def test_another_factorys_database_and_another_history_are_left_alone(copied: Copy, tmp_path: Path) -> None:
-    factory, target = copied(), str(tmp_path / "backup")
+def test_a_database_of_another_history_is_left_alone(factory: Factory, again: Again, tmp_path: Path) -> None:
+    target = str(tmp_path / "backup")
     factory.backup(target)
     factory.close()
     for file in Path(factory.books.storage.root).glob("state.db*"):
         file.unlink()
-    other = on(factory, None)
-    other.books.journal.write("begun_anew")
-    with other.books.database.write() as connection:
+    other = again()
+    with other.books.database.write(serialize=True) as connection:
+        other.books.journal.write_within(connection, "begun_anew")
         other.books.journal.audit_within(connection, "begun", subject="small", detail={})
+
     with pytest.raises(StateError, match="found others"):
         other.recover(target)
+
     assert [event.event for event in other.books.journal.events()] == ["begun_anew"]
-    other.close()
 
 
-def test_rows_of_several_factories_share_a_database_and_keep_their_own_numbers(copied: Copy, postgres_url: str) -> None:
-    factory = copied()
+def test_rows_of_several_factories_share_a_database_and_keep_their_own_numbers(
+    factory: Factory, again: Again, postgres_url: str
+) -> None:
+    with factory.books.database.write() as connection:  # scores refer to feedback by its number
+        (first,) = connection.scalars(sa.select(sa.func.min(feedback.c.seq)))
+        values = {
+            "factory": "small",
+            "feedback": first,
+            "metric": "bits",
+            "release": 1,
+            "value": 2.5,
+            "weight": 8.0,
+            "at": 1.0,
+        }
+        connection.execute(scores.insert().values(**values))
     files = {file.table: file.data for file in take(factory.books.database, "small")}
     database = Database(postgres_url)
-    neighbour = here(
-        Config.model_validate(
-            {**json.loads(factory.config.model_dump_json(exclude_defaults=True)), "name": "neighbour"}
-        ).model_copy(update={"runtime": factory.config.runtime.model_copy(update={"state_url": postgres_url})})
-    )
+    neighbour = Journal(database, "neighbour")
+    neighbours = FeedbackLog(neighbour)
     for number in range(5):
-        neighbour.books.journal.write("before", detail={"number": number})
+        neighbour.write("before", detail={"number": number})
+        neighbours.log_completion(answer(f"theirs-{number}"))
+        neighbours.record(Feedback(idempotency_key=f"theirs-{number}", completion=f"theirs-{number}", score=1.0))
+
     with database.write(serialize=True) as connection:
         put(connection, files)
-    neighbour.books.journal.write("after")
 
-    moved = on(factory, postgres_url)
+    neighbour.write("after")
+    neighbours.log_completion(answer("theirs-9"))
+    assert neighbours.record(Feedback(idempotency_key="theirs-9", completion="theirs-9", score=1.0))
+    moved = again(postgres_url)
     told, theirs = rows_of(factory), rows_of(moved)
     mine = [row for row in theirs["journal"] if row["factory"] == "small"]
     assert [row["event"] for row in mine] == [row["event"] for row in told["journal"]]
-    assert {row["seq"] for row in mine}.isdisjoint(
-        row["seq"] for row in theirs["journal"] if row["factory"] == "neighbour"
-    )
-    by_key = {row["seq"]: row["idempotency_key"] for row in theirs["feedback"]}
+    by_number = {row["seq"]: (row["factory"], row["idempotency_key"]) for row in theirs["feedback"]}
     before = {row["seq"]: row["idempotency_key"] for row in told["feedback"]}
-    assert sorted(by_key[row["feedback"]] for row in theirs["scores"]) == sorted(
-        before[row["feedback"]] for row in told["scores"]
-    )
+    (score,) = theirs["scores"]
+    assert by_number[score["feedback"]] == ("small", before[first])
     assert moved.audit().holds
-    for each in (moved, neighbour):
-        each.close()
+    database.close()
+
+
+def answer(name: str) -> Completion:
+    return Completion(
+        id=name, release=1, prompt="?", answer="!", request="{}", finish_reason="stop", prompt_tokens=1, answer_tokens=1
+    )
 
 
 def test_a_snapshot_of_an_older_schema_is_put_into_that_and_migrated(tmp_path: Path) -> None:
@@ -306,49 +334,48 @@ def test_a_snapshot_of_an_older_schema_is_put_into_that_and_migrated(tmp_path: P
     new.close()
 
 
-def test_a_backup_that_was_changed_is_refused_before_anything_is_written(copied: Copy, tmp_path: Path) -> None:
-    factory, target = copied(), tmp_path / "backup"
+def test_a_backup_that_was_changed_is_refused_before_anything_is_written(
+    factory: Factory, again: Again, tmp_path: Path
+) -> None:
+    target = tmp_path / "backup"
     name = factory.backup(str(target)).snapshot
     lose(factory)
-    again = on(factory, None)
+    back = again()
     table = target / "small" / "snapshots" / name / "feedback.jsonl.gz"
     whole = table.read_bytes()
     table.write_bytes(whole[:-1] + b"x")
     with pytest.raises(StorageError, match="it changed"):
-        again.recover(str(target))
+        back.recover(str(target))
     table.write_bytes(whole)
     told = target / "small" / "snapshots" / f"{name}.json"
     text = told.read_text()
     told.write_text(text.replace('"erasures": []', '"erasures": ["forget-0"]'))
     with pytest.raises(StorageError, match="found it changed"):
-        again.recover(str(target))
+        back.recover(str(target))
     told.write_text(text)
     weights = next(iter(sorted(target.rglob("model.safetensors"))))
     data = weights.read_bytes()
     weights.write_bytes(bytes([data[0] ^ 1]) + data[1:])
     with pytest.raises(StorageError, match="as its record says"):
-        again.recover(str(target))
-    assert not Path(again.books.storage.path("state.db")).exists()
-    again.close()
+        back.recover(str(target))
+    assert not Path(back.books.storage.path("state.db")).exists()
 
 
 def test_a_target_inside_the_storage_root_and_a_backup_that_is_not_there_are_refused(
-    copied: Copy, tmp_path: Path
+    factory: Factory, tmp_path: Path
 ) -> None:
-    factory = copied()
-
     with pytest.raises(ConfigError, match="outside the storage root"):
         factory.backup(factory.books.storage.path("backup"))
     with pytest.raises(StorageError, match="found none"):
         factory.recover(str(tmp_path / "nothing"))
 
 
-def test_the_snapshot_sees_one_moment_though_feedback_arrives_meanwhile(copied: Copy) -> None:
-    factory = copied()
+def test_the_snapshot_sees_one_moment_though_feedback_arrives_meanwhile(kept: Factory) -> None:
+    factory = kept
     before = factory.books.feedback.counts()["feedback"]
     files = take(factory.books.database, "small")
     first = next(files)
-    give_corrections(factory, range(20, 22), lie_from=3)
+    say(factory.books, range(100, 110))
 
     counted = {file.table: file.num_rows for file in [first, *files]}
 
