@@ -61,7 +61,7 @@ def command_page(parser: argparse.ArgumentParser) -> str:
         if sub.description:
             lines += [_cell(sub.description.partition(": ")[2] or sub.description), ""]
         rows = [
-            (", ".join(f"`{each}`" for each in option.option_strings) or f"`{_shown(option)}`", _helped(option))
+            (_shown(option), _helped(option))
             for option in sub._actions
             if not isinstance(option, argparse._HelpAction | argparse._SubParsersAction)
         ]
@@ -76,7 +76,11 @@ def command_page(parser: argparse.ArgumentParser) -> str:
 
 
 def _shown(option: argparse.Action) -> str:
-    return str(option.metavar or option.dest)
+    """As it is written; what follows it beside it."""
+    takes = str(option.metavar or option.dest.upper()) if option.nargs != 0 and not option.choices else ""
+    if not option.option_strings:
+        return f"`{option.metavar or option.dest}`"
+    return " ".join([", ".join(f"`{each}`" for each in option.option_strings), *([f"`{takes}`"] if takes else [])])
 
 
 def _helped(option: argparse.Action) -> str:
@@ -174,7 +178,13 @@ def _table(title: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Text on one line, in which nothing is taken for markup or for the end of a cell."""
-    flat = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-    # Markdown would take [text](…) and [text] for links; the docstrings mean brackets.
-    return flat.replace("[", "&#91;").replace("*", "\\*")
+    """Text on one line, in which nothing is taken for markup or for the end of a cell; what is in backquotes stays code."""
+    pieces = " ".join(text.split()).split("`")
+    if len(pieces) % 2 == 0:  # a backquote that nobody closes
+        return _plain("'".join(pieces))
+    return "`".join(piece if number % 2 else _plain(piece) for number, piece in enumerate(pieces))
+
+
+def _plain(text: str) -> str:
+    # Markdown would take [text](…) and *text* for markup; the docstrings mean what they say.
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("[", "&#91;").replace("*", "\\*").replace("_", "\\_")

@@ -90,47 +90,44 @@ class UpFactory:
     # ── its processes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def pids(self, part: str) -> list[int]:
-        names = {
-            "replica": ":replica",
-            "front": ":front",
-            "proxy": "ray::ProxyActor",
-            "controller": "ray::ServeController",
-            "evaluator": "ray::Evaluator",
-            "attendant": "aifactory.supervisor.attendant",
-            "gcs": "gcs_server",
-            "raylet": "raylet/raylet",
-            "monitor": "monitor.py --",
-            "log_monitor": "log_monitor.py",
-            "client": "ray.util.client.server",
-            "agent": "ray::DashboardAgent",
-            "runtime_env_agent": "ray::RuntimeEnvAgent",
-        }
-        found = []
-        for process in self.processes():
-            with suppress(psutil.Error):
-                command = " ".join(process.cmdline())
-                if names[part] in command and not (part == "monitor" and "log_monitor" in command):
-                    found.append(process.pid)
-        return sorted(found)
+        return self.parts().get(part, [])
 
-    def processes(self) -> list[psutil.Process]:
-        """All that belongs to it, but for the supervisor."""
-        mine: dict[int, psutil.Process] = {}
+    def parts(self) -> dict[str, list[int]]:
+        """By part its processes, from one look."""
+        found: dict[str, list[int]] = {}
+        for pid, command in self.commands():
+            part = next((part for part, name in NAMES.items() if name in command), None)
+            if part is not None:
+                found.setdefault(part, []).append(pid)
+        return {part: sorted(pids) for part, pids in found.items()}
+
+    def commands(self) -> list[tuple[int, str]]:
+        """All that belongs to it, but for the supervisor: what it has started, what names its folder, and what these have started."""
+        told, parents = {}, {}
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                command = " ".join(process.cmdline())
-                one = own(process.pid)
-                ours = (
-                    str(self.head_folder) in command
-                    or (self.running is not None and process.ppid() == self.running.pid)
-                    or (one is not None and writes_below(one, self.head_folder))
-                )
-                if process.pid != os.getpid() and ours:
-                    mine |= {each.pid: each for each in [process, *process.children(recursive=True)]}
-        return list(mine.values())
+                told[process.pid] = " ".join(process.cmdline())
+                parents[process.pid] = process.ppid()
+        supervisor = None if self.running is None else self.running.pid
+        mine = {pid for pid in told if str(self.head_folder) in told[pid] or parents[pid] == supervisor}
+        # Ray's workers have other names when they work; those whose parent is gone are known by what they log.
+        for pid in told:
+            if pid not in mine and told[pid].startswith(("ray::", sys.executable)):
+                one = own(pid)
+                if one is not None and writes_below(one, self.head_folder):
+                    mine.add(pid)
+        return [(pid, told[pid]) for pid in mine if pid not in (os.getpid(), supervisor)]
+
+    def processes(self) -> list[psutil.Process]:
+        found = []
+        for pid, _ in self.commands():
+            with suppress(psutil.Error):
+                found.append(psutil.Process(pid))
+        return found
 
     def missing(self) -> list[str]:
-        return [part for part, number in WANTED.items() if len(self.pids(part)) < number]
+        found = self.parts()
+        return [part for part, number in WANTED.items() if len(found.get(part, ())) < number]
 
     def is_well(self) -> bool:
         return not self.missing() and self.answers()
@@ -151,6 +148,22 @@ class UpFactory:
         shutil.rmtree(self.head_folder, ignore_errors=True)
 
 
+NAMES = {
+    "replica": ":replica",
+    "front": ":front",
+    "proxy": "ray::ProxyActor",
+    "controller": "ray::ServeController",
+    "evaluator": "ray::Evaluator",
+    "attendant": "aifactory.supervisor.attendant",
+    "gcs": "/gcs_server",
+    "raylet": "/raylet/raylet",
+    "log_monitor": "/log_monitor.py",
+    "monitor": "/monitor.py",
+    "client": "ray.util.client.server",
+    "agent": "ray::DashboardAgent",
+    "runtime_env_agent": "ray::RuntimeEnvAgent",
+}
+"""What the command line of each part holds; the first that fits."""
 WANTED = {
     "replica": 2,
     "front": 2,

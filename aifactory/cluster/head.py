@@ -30,6 +30,7 @@ from aifactory.cluster.processes import OwnProcess, end, own, running, writes_be
 from aifactory.cluster.session import ENVIRONMENT, app_name
 from aifactory.config.head import Head as HeadOptions
 from aifactory.errors import ConfigError, PlacementError
+from aifactory.observe.events import log_event
 
 STATE_NAME = "head.json"
 LONGEST_FOLDER = 45
@@ -45,6 +46,8 @@ _PORTS = (
     "dashboard-agent-grpc-port",
     "metrics-export-port",
 )
+STORE_TRIES = 3
+"""After so many starts that failed the store is taken for the reason, and deleted: all that must survive is in the books."""
 _FATAL = ("raylet",)
 """Parts that can't be started alone."""
 
@@ -81,6 +84,7 @@ class Head:
         self._parts: dict[str, list[OwnProcess]] = {}
         self._commands: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {}
         self._workers: set[OwnProcess] = set()
+        self._failed_starts = 0
 
     # ── where it is ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -120,6 +124,8 @@ class Head:
         self.end(patience_s=0.0)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.chmod(self.folder, 0o700)
+        if not (self.folder / "gcs").exists():  # a new life: the logs of the one before it go
+            shutil.rmtree(self.folder / "ray", ignore_errors=True)
         state = self._read()
         self._ports = self._free_ports({} if state is None else state.ports)
         log = self.folder / "head.log"
@@ -130,18 +136,22 @@ class Head:
         deadline = time.monotonic() + _START_S
         while starting.poll() is None and time.monotonic() < deadline and not give_up():
             time.sleep(_POLL_S)
-        if starting.poll() != 0:
+        ended = starting.poll()
+        if ended is None:
             starting.kill()
             starting.wait()
-            self._parts = self._found()
+        self._parts = self._found()
+        if ended != 0 and ({"gcs", "raylet"} - set(self._parts) or give_up()):
             self.end(patience_s=0.0)
             if give_up():
                 return
             said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
             raise PlacementError(
-                f"expected a Ray head on {self._options.host}, found that `ray start` ended with {starting.returncode}: {said}"
+                f"expected a Ray head on {self._options.host}, found that `ray start` ended with {ended}: {said}"
             )
-        self._parts = self._found()
+        if ended != 0:
+            # Ray 2.60 gives a node 30 s to register, and leaves what it has started. On a busy machine it takes longer.
+            log_event("warned", of="Ray's node takes longer to register than `ray start` waits; it is waited for")
         self._learn_commands()
         self._write()
 
@@ -154,7 +164,14 @@ class Head:
     def mend(self, missing: Sequence[str], *, give_up: Callable[[], bool] = lambda: False) -> list[str]:
         """Start what is missing; the parts that were started, which is all of them where one can't be started alone."""
         if any(part in _FATAL or part not in self._commands for part in missing):
+            if self._failed_starts >= STORE_TRIES:
+                log_event(
+                    "warned", of=f"the head does not start on its store in {self.folder / 'gcs'}: that is deleted"
+                )
+                self.forget()
+            self._failed_starts += 1
             self.start(give_up=give_up)
+            self._failed_starts = 0
             return sorted(self._parts)
         for part in missing:
             command, environment = self._commands[part]
@@ -179,13 +196,9 @@ class Head:
         self._parts, self._workers = {}, set()
 
     def forget(self) -> None:
-        """Delete its store and its sessions, which are worth nothing once it has ended; its ports too."""
-        for name in ("gcs", "ray", STATE_NAME):
-            path = self.folder / name
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        """Delete its store, which is worth nothing once it has come down, and its ports; logs stay until it is started again."""
+        shutil.rmtree(self.folder / "gcs", ignore_errors=True)
+        (self.folder / STATE_NAME).unlink(missing_ok=True)
 
     # ── what runs in it ───────────────────────────────────────────────────────────────────────────────────────────────
 

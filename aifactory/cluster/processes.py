@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
@@ -51,7 +52,7 @@ def identity_of(pid: int) -> str | None:
     """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = _boot()
     except OSError:
         try:
             process = psutil.Process(pid)
@@ -61,6 +62,11 @@ def identity_of(pid: int) -> str | None:
     # The name of the program, in brackets, may hold anything.
     fields = text.rpartition(")")[2].split()
     return None if fields[0] in ("Z", "X") else f"{boot}:{fields[19]}"
+
+
+@functools.cache
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def own(pid: int) -> OwnProcess | None:
@@ -85,10 +91,6 @@ def wait_gone(processes: Sequence[OwnProcess], *, timeout_s: float) -> list[OwnP
     """Those that still run after so long."""
     deadline = time.monotonic() + timeout_s
     while True:
-        for each in processes:
-            # A child of ours stays in the table until somebody has asked how it ended.
-            with suppress(ChildProcessError, OSError):
-                os.waitpid(each.pid, os.WNOHANG)
         left = [each for each in processes if each.is_alive]
         if not left or time.monotonic() >= deadline:
             return left

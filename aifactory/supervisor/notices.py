@@ -29,8 +29,10 @@ class Notices:
 
     def say(self, notice: Notice) -> None:
         """A part was lost or is back."""
-        log_event(notice.event, part=notice.part, pids=",".join(map(str, notice.pids)), **_seconds(notice.seconds))
-        self._event(notice.event, notice.part, {"pids": list(notice.pids)}, notice.seconds)
+        pids = [pid for pid in notice.pids if pid]
+        told = {"pids": ",".join(map(str, pids))} if pids else {}
+        log_event(notice.event, part=notice.part, **told, **_seconds(notice.seconds))
+        self._event(notice.event, notice.part, {"pids": pids}, notice.seconds)
 
     def restarted(self, part: str, *, because: str) -> None:
         """The supervisor itself starts a part again."""

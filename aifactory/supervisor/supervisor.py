@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aifactory.cluster.head import Head
+from aifactory.cluster.head import STORE_TRIES, Head
 from aifactory.cluster.processes import own
 from aifactory.config import Config
 from aifactory.errors import PlacementError, StateError
@@ -34,7 +34,7 @@ from aifactory.supervisor.backoff import Backoff
 from aifactory.supervisor.notices import Notices, clock
 from aifactory.supervisor.program import Program, end_recorded
 from aifactory.supervisor.systemd import notify
-from aifactory.supervisor.watch import Notice, PartWatch, Wanted
+from aifactory.supervisor.watch import PartWatch, Wanted
 
 UP_NAME = "up.json"
 """Who the supervisor is, and its programs: for `down`, and for the next `up`."""
@@ -64,6 +64,7 @@ class Supervisor:
         self._watch = PartWatch(self._wanted())
         self._url: str | None = None
         self._was_ready = False
+        self._notices: Notices | None = None
 
     # ── the whole of it ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -81,15 +82,16 @@ class Supervisor:
         with self._alone():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._asked_to_stop)
-            notices = Notices(self._books)
+            notices = self._notices = Notices(self._books)
             try:
                 self._begin(notices)
                 while not self._stopping.wait(_LOOK_S):
                     self._look(notices)
-            finally:
                 notify("STOPPING=1")
                 self._end()
                 notices.audit("down", {"by": "up"})
+            finally:
+                # Where something unforeseen ends the watch, what runs goes on, and the next `up` takes it over.
                 notices.close()
                 self._books.close()
 
@@ -114,29 +116,42 @@ class Supervisor:
             adopted = self.head.adopt()
             if not adopted:
                 log_event("starting", part="head", folder=folder)
-                self.head.forget()
-                self.head.start(give_up=self._stopping.is_set)
+                self._start_head()
         notices.audit("up", {"head": self._joined or self.head.address, "took_over": adopted, "ended": left})
         self._note()
 
+    def _start_head(self) -> None:
+        """Start it, on the store of one that has died with all else; one that a store keeps from starting does so without."""
+        for tries_left in reversed(range(STORE_TRIES + 1)):
+            try:
+                self.head.mend(["raylet"], give_up=self._stopping.is_set)
+                return
+            except PlacementError as error:
+                if not tries_left:
+                    raise
+                log_event("part_unwell", part="head", problem=str(error))
+
     def _look(self, notices: Notices) -> None:
+        """What is lost is said before it is started again, so that its time is counted from then."""
+        for notice in self._watch.look(clock(), self._seen()):
+            notices.say(notice)
         self._keep_head(notices)
         self._keep_programs(notices)
-        if self._stopping.is_set():
-            return
-        seen = {} if self._joined is not None else self.head.seen()
-        for program in self._programs:
-            process = program.process
-            seen[program.name] = frozenset([] if process is None else [process.pid])
-        seen[ENDPOINT] = frozenset([0] if self._url is not None and _answers(self._url) else [])
-        for notice in self._watch.look(clock(), seen):
-            notices.say(_without_pids(notice) if notice.part == ENDPOINT else notice)
         lost = self._watch.lost
         notify(f"STATUS={'all is well' if not lost else 'not there: ' + ', '.join(lost)}")
         if not self._was_ready and self._url is not None and not lost:
             self._was_ready = True
             notify("READY=1", f"MAINPID={os.getpid()}")
             self._ready(self._url)
+
+    def _seen(self) -> dict[str, frozenset[int]]:
+        """By part the processes that there are; of the endpoint 0, where it answers."""
+        seen = {} if self._joined is not None else self.head.seen()
+        for program in self._programs:
+            process = program.process
+            seen[program.name] = frozenset([] if process is None else [process.pid])
+        seen[ENDPOINT] = frozenset([0] if self._url is not None and _answers(self._url) else [])
+        return seen
 
     # ── keep ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -156,8 +171,11 @@ class Supervisor:
         self._note()
 
     def _keep_programs(self, notices: Notices) -> None:
+        attendant, *_ = self._programs
         for program in self._programs:
-            if program.process is not None or self._must_wait(program.name):
+            # Without a head the attendant has nothing to join.
+            is_early = program is attendant and self._joined is None and bool(self.head.missing())
+            if is_early or program.process is not None or self._must_wait(program.name):
                 continue
             if program.status is not None:
                 notices.restarted(program.name, because=f"it ended with {program.status}")
@@ -199,7 +217,8 @@ class Supervisor:
         if "url" in said:
             self._url = str(said["url"])
         if "problem" in said:
-            log_event("part_unwell", part=ENDPOINT, problem=said["problem"])
+            assert self._notices is not None
+            self._notices.problem(ENDPOINT, str(said["problem"]))
 
     def _environment(self) -> dict[str, str]:
         joined = {} if self._joined is not None else self.head.environment()
@@ -282,7 +301,3 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError, ValueError):
         return False
-
-
-def _without_pids(notice: Notice) -> Notice:
-    return Notice(event=notice.event, part=notice.part, pids=(), seconds=notice.seconds)

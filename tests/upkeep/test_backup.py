@@ -188,6 +188,7 @@ def test_rows_that_were_erased_after_the_backup_do_not_come_back(copied: Copy, t
 
     proof = factory.forget(f'user = "{USER}"')
     assert proof.holds
+    assert any(f"the backup in {target}" in place for place in proof.outside)
     with pytest.raises(StateError, match="would bring them back"):
         factory.recover(target)  # the database is there, and knows
     taken = factory.backup(target)
