@@ -33,8 +33,8 @@ from aifactory.errors import ConfigError, PlacementError
 from aifactory.observe.events import log_event
 
 STATE_NAME = "head.json"
-LONGEST_FOLDER = 45
-"""Ray's longest socket below a session is some 60 characters long, and Linux takes 107."""
+LONGEST_FOLDER = 38
+"""Linux takes 107 characters; below the folder Ray has ray/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store, up to 69."""
 _START_S = 300.0
 _PATIENCE_S = 5.0
 """How long a process of the head may take to end when it is asked to."""
@@ -63,7 +63,7 @@ class HeadState:
 
 def default_folder(root: str) -> Path:
     """Where the head of a factory lies, by its storage root."""
-    return Path("~/.aifactory/heads").expanduser() / sha256(root.encode()).hexdigest()[:8]
+    return Path("~/.aifactory").expanduser() / sha256(root.encode()).hexdigest()[:8]
 
 
 class Head:

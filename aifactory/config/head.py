@@ -27,5 +27,5 @@ class Head(Section):
     auth: Literal["token", "disabled"] = "token"
     """Whether who joins or submits a job must know the head's token, which lies in its folder. Default: token."""
     folder: str | None = None
-    """Local folder of the head's sessions, logs and store, of at most 45 characters, for Ray puts sockets below it. What is in it
-    is worth nothing once the head has come down. Default: `~/.aifactory/heads/<8 digits>`."""
+    """Local folder of the head's sessions, logs and store, of at most 38 characters, for Ray puts sockets below it. What is in it
+    is worth nothing once the head has come down. Default: `~/.aifactory/<8 digits>`."""
