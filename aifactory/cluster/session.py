@@ -89,13 +89,13 @@ def connect(factory: str) -> bool:
 
 
 def join(factory: str) -> None:
-    """Connect to the cluster that `RAY_ADDRESS` names or that runs on this machine; none is started.
+    """Connect to the cluster that `RAY_ADDRESS` names; none is started.
 
     Raises   PlacementError where there is none.
     """
     import ray
 
-    address = os.environ.get("RAY_ADDRESS") or "auto"
+    address = os.environ["RAY_ADDRESS"]
     logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         ray.init(address, namespace=namespace(factory), logging_level=logging.WARNING, log_to_driver=False)

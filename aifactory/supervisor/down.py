@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from aifactory.cluster.head import Head
@@ -26,7 +29,7 @@ from aifactory.supervisor.program import end_recorded
 from aifactory.supervisor.supervisor import UP_NAME, head_of, read_up
 
 _BEYOND_DRAIN_S = 120.0
-_JOIN_S = 60.0
+_CONNECT_S = 3.0
 _PATIENCE_S = 5.0
 _POLL_S = 0.2
 
@@ -83,8 +86,9 @@ def _left(books: Books, head: Head) -> list[str]:
     programs = [f"{name} of `up`" for name in end_recorded(head.folder / UP_NAME, patience_s=_PATIENCE_S)]
     is_there = head.adopt()
     environment = {**os.environ, **(head.environment() if is_there else {})}
+    address = running_cluster(environment)
     served = []
-    if _end_served(books, environment):
+    if address is not None and _end_served(books, {**environment, "RAY_ADDRESS": address}):
         served.append("the endpoint, the evaluation actor and the cycles that were turned for it")
     ended = []
     if is_there:
@@ -93,6 +97,26 @@ def _left(books: Books, head: Head) -> list[str]:
     head.forget()
     (head.folder / UP_NAME).unlink(missing_ok=True)
     return [*programs, *served, *ended]
+
+
+def running_cluster(environment: Mapping[str, str]) -> str | None:
+    """The address of the cluster that `RAY_ADDRESS` names, else of the one that `ray start` has noted on this machine; None where
+    nobody listens there: Ray would wait for minutes."""
+    address = environment.get("RAY_ADDRESS")
+    if not address:
+        try:
+            noted = Path(environment.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+            address = noted.read_text(encoding="utf-8").strip()
+        except OSError:
+            return None
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return address  # of another form, such as ray://: for Ray to look at
+    try:
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_S):
+            return address
+    except OSError:
+        return None
 
 
 def _end_served(books: Books, environment: dict[str, str]) -> bool:
