@@ -124,8 +124,9 @@ def _config_map(config: Config, name: str, values: Values) -> dict[str, Any]:
     if not _is_elsewhere(config):
         runtime["storage"] = STORAGE_FOLDER
     runtime.pop("head", None)
-    # A pod's address is not known before; who may reach it is for the Service and network policies to say.
+    # A pod's address is not known before. Other machines reach it, so whoever asks needs a key.
     runtime["endpoint"] = {**runtime.get("endpoint", {}), "host": "0.0.0.0"}
+    runtime["gateway"] = {**runtime.get("gateway", {}), "keys": "required"}
     told["runtime"] = runtime
     text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
     return {

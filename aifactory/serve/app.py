@@ -286,13 +286,16 @@ def _application(books: Books) -> Any:
 def application_of(args: Mapping[str, str]) -> Any:
     """The application for a declarative deployment (`serve deploy`, KubeRay's RayService): import path `aifactory.serve.app:application_of`.
 
-    args   config: the configuration file, the same on every machine
+    args     config: the configuration file, the same on every machine
+    Raises   StateError without a release; ConfigError where other machines could ask without a key.
     """
     books = Books(Config.from_yaml(args["config"]))
     if books.registry.production() is None:
         raise StateError(
             f"expected a release of the factory {books.config.name} in production, found none; run a cycle first."
         )
+    # Whoever deploys it binds the address; what the configuration says of that is all that is known here.
+    _require_guarded(books.config, books.config.runtime.endpoint.host)
     return _application(books)
 
 
