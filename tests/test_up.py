@@ -178,7 +178,8 @@ WANTED = {
     "client": 1,
 }
 # The raylet takes all workers along; its agents take the raylet along.
-KILLED = [*WANTED, "agent", "runtime_env_agent", "supervisor"]
+KILLED = ["raylet", "supervisor", "gcs", "agent", *(part for part in WANTED if part not in ("raylet", "gcs"))]
+KILLED += ["runtime_env_agent"]
 
 
 class Traffic(threading.Thread):
