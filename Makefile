@@ -7,7 +7,7 @@ CONFIG ?= configs/quickstart.yaml
 LOOPS := tests/test_loop.py tests/test_clusters.py tests/test_data_faults.py tests/test_faults.py
 
 .NOTPARALLEL:
-.PHONY: quickstart test test-slow test-engines test-serve-vllm test-faults test-fuzz test-lm-eval test-gpu test-kernels check format schema peers clean
+.PHONY: quickstart test test-slow test-engines test-serve-vllm test-faults test-fuzz test-lm-eval test-gpu test-kernels check format docs schema peers clean
 
 quickstart: $(VENV)/installed $(VENV)/kernels
 	$(BIN)/aifactory run $(CONFIG)
@@ -62,6 +62,10 @@ check: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The documentation, to build/docs; a warning is an error. The reference is made from the code.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # For editors: `# yaml-language-server: $$schema=../config.schema.json` at the top of a configuration.
 schema: $(VENV)/installed
@@ -125,6 +129,10 @@ $(VENV)/bin/python:
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
+
+$(VENV)/installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@ $(VENV)/installed
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -1,4 +1,4 @@
-"""The command: one verb for each method of `Factory`, and two that need no factory, `plan` and `config`.
+"""The command: one verb for each method of `Factory`; `up` and `down`, which stand above it; `plan` and `config`, which need none.
 
 Results go to standard output, logs to standard error. Exit status: 0 done, 1 the work failed or what was looked
 through does not hold, 2 the configuration or the arguments are wrong. Nothing heavy is imported before the arguments are read.
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
 from aifactory.errors import AIFactoryError, ConfigError
@@ -40,7 +41,7 @@ VERBS = {
     "judge": "measure how far a judge agrees with people, before it is used",
     "status": "cycles, releases, feedback, joules",
     "rejected": "what the ledger of the rejected holds: counts by rule, and some rows",
-    "restore": "bring rows back in the next cycle that a rule has rejected",
+    "restore": "bring rows back in the next cycle that a rule has rejected; or, from a backup, a factory that was lost",
     "trace": "the training rows that share the longest spans with a text or an answer, and those that resemble it by their words",
     "lineage": "what an answer, a release or an artifact was made from",
     "verify": "rebuild a release from its record in a clean place and compare digests",
@@ -50,11 +51,21 @@ VERBS = {
     "energy": "joules by stage, cycle, release and key, with idle ones on a line of their own; money, carbon, water",
     "forget": "erase rows from everything that holds them, retrain without them, and write a proof",
 }
+KEEPING = {
+    "gc": "delete what no release, cycle or proof needs",
+    "backup": "copy the database and the artifacts, consistent with one another, to another place",
+}
+"""Verbs that keep house; methods of the factory."""
+STAYING = {
+    "up": "start head, endpoint, evaluation actor and page, and start again what dies, until interrupted",
+    "down": "end what `up` or a job has left behind: endpoint, actors, the head of our own",
+}
+"""Verbs above the factory, for what must outlive any one process."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = _parser()
+    parser = command_parser()
     arguments = parser.parse_args(argv)
     if arguments.verb == "config":
         from aifactory.config import schema_json
@@ -63,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments.verb == "plan":
         return _plan(arguments)
+    if arguments.verb == "kubernetes":
+        return _kubernetes(arguments)
     from aifactory.observe.events import log_to_stderr
 
     log_to_stderr()
@@ -75,6 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Ray prints warnings of its own to standard output, where only the result belongs.
     results = sys.stdout
     try:
+        if arguments.verb in STAYING:
+            from aifactory.supervisor.command import run as run_staying
+
+            _print(
+                run_staying(config, arguments, partial(_print, results=results, as_json=arguments.json)),
+                results,
+                as_json=arguments.json,
+            )
+            return 0
         from aifactory.factory import Factory
 
         with redirect_stdout(sys.stderr), Factory(config) as factory:
@@ -106,11 +128,28 @@ def _plan(arguments: argparse.Namespace) -> int:
     return int(getattr(plan, "holds", True) is False)
 
 
+def _kubernetes(arguments: argparse.Namespace) -> int:
+    """Manifests, from the configuration alone."""
+    from aifactory.cluster.kubernetes import Values, as_yaml, manifests
+
+    try:
+        values = Values(**{name: getattr(arguments, name) for name in Values.__dataclass_fields__})
+        found = manifests(_config(arguments), values)
+    except ConfigError as error:
+        return _fail(error, 2)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print(as_yaml(found), end="")
+    return 0
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(
         prog="aifactory",
         description="Data in, models out that get better with use.",
@@ -139,14 +178,7 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="FILE",
                 help='JSON lines: {"prompt", "answer", "good"}, or {"prompt", "first", "second", "preferred"}',
             )
-        sub.add_argument(
-            "config_file", nargs="?", metavar="CONFIG", help="configuration file; - reads AIFACTORY_CONFIG"
-        )
-        sub.add_argument("--config", metavar="CONFIG", help="the same, as an option")
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as train.max_steps=10"
-        )
-        sub.add_argument("--json", action="store_true", help="print the result as one JSON document")
+        _add_config(sub)
         if verb == "run":
             sub.add_argument("--cycle", metavar="TRIGGER", help="turn this cycle, which has begun already")
         if verb == "rollback":
@@ -183,8 +215,14 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--despite-quarantine", action="store_true", help="though the release was taken back for cause"
             )
+        if verb == "restore":
+            asked = sub.add_mutually_exclusive_group(required=True)
+            asked.add_argument("--rule", help="the rule that rejected them")
+            asked.add_argument("--from", dest="source", metavar="TARGET", help="the TARGET of `aifactory backup`")
+            sub.add_argument("--snapshot", metavar="NAME", help="of --from: which one; the newest by default")
+        if verb == "rejected":
+            sub.add_argument("--rule", help="the rule that rejected them")
         if verb in ("rejected", "restore"):
-            sub.add_argument("--rule", required=verb == "restore", help="the rule that rejected them")
             sub.add_argument("--corpus", metavar="ID", help="the corpus; the newest by default")
         if verb == "rejected":
             sub.add_argument(
@@ -251,6 +289,41 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "who may ask the endpoint: API keys, and what they may use"
     add_verbs(verbs.add_parser("keys", help=about, description=f"keys: {about}."))
+    for verb, description in KEEPING.items():
+        sub = verbs.add_parser(verb, help=description, description=f"{verb}: {description}.")
+        if verb == "backup":
+            sub.add_argument("target", metavar="TARGET", help="a folder or a URI outside the storage root")
+            sub.add_argument(
+                "--keep", type=int, default=7, metavar="N", help="so many of the newest snapshots stay; 7 by default"
+            )
+        _add_config(sub)
+        if verb == "gc":
+            sub.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
+            sub.add_argument("--caches", action="store_true", help="delete also what only makes the next run quicker")
+            sub.add_argument(
+                "--give-up", metavar="TRIGGER", help="a running cycle that nobody will ever turn again ends as failed"
+            )
+    for verb, description in STAYING.items():
+        sub = verbs.add_parser(verb, help=description, description=f"{verb}: {description}.")
+        _add_config(sub)
+        if verb == "up":
+            sub.add_argument(
+                "--systemd", action="store_true", help="print a systemd unit that does it, and start nothing"
+            )
+            sub.add_argument("--user", metavar="NAME", help="whom the unit runs as; who runs this, by default")
+    text = "print KubeRay manifests of the factory: RayCluster, RayJob, RayService, and what their pods share"
+    sub = verbs.add_parser("kubernetes", help=text, description=f"kubernetes: {text}.")
+    _add_config(sub)
+    sub.add_argument("--image", required=True, help="container image with Ray and aifactory")
+    sub.add_argument("--namespace", default="default", help="of Kubernetes; default by default")
+    sub.add_argument(
+        "--secret", default="aifactory-postgres", help="Secret with the database's URL at the key state_url; its name"
+    )
+    sub.add_argument("--storage-class", help="of the shared volume, ReadWriteMany; the cluster's own by default")
+    sub.add_argument("--storage-size", default="200Gi", help="of that volume; 200Gi by default")
+    sub.add_argument("--memory", default="16Gi", help="of each pod; 16Gi by default")
+    sub.add_argument("--max-workers", type=int, default=4, help="training pods at most; 4 by default")
+    sub.add_argument("--idle-s", type=int, default=300, help="until an idle pod is taken away, seconds; 300 by default")
     text = "what training, serving and ingestion would take and cost, on which accelerators, before anything is started"
     add_arguments(verbs.add_parser("plan", help=text, description=f"plan: {text}."))
     config = verbs.add_parser("config", help="about configurations")
@@ -258,6 +331,15 @@ def _parser() -> argparse.ArgumentParser:
         "schema", help="print the JSON schema of a configuration, for editors"
     )
     return parser
+
+
+def _add_config(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("config_file", nargs="?", metavar="CONFIG", help="configuration file; - reads AIFACTORY_CONFIG")
+    sub.add_argument("--config", metavar="CONFIG", help="the same, as an option")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as train.max_steps=10"
+    )
+    sub.add_argument("--json", action="store_true", help="print the result as one JSON document")
 
 
 def _config(arguments: argparse.Namespace) -> Config:
@@ -348,7 +430,17 @@ def _run_verb(factory: Factory, arguments: argparse.Namespace, results: TextIO) 
         from aifactory.keys.command import run
 
         return run(factory, arguments)
+    if verb == "gc":
+        return factory.gc(dry_run=arguments.dry_run, caches=arguments.caches, give_up=arguments.give_up)
+    if verb == "backup":
+        if arguments.keep < 1:
+            raise ConfigError(f"expected --keep of at least 1, found {arguments.keep}; name how many snapshots stay.")
+        return factory.backup(arguments.target, keep=arguments.keep)
+    if verb == "restore" and arguments.source is not None:
+        return factory.recover(arguments.source, snapshot=arguments.snapshot)
     if verb == "restore":
+        if arguments.snapshot is not None:
+            raise ConfigError("expected --snapshot beside --from alone, found it with --rule; leave it out.")
         return factory.restore(arguments.rule, corpus=arguments.corpus)
     if verb == "improve" and arguments.once:
         return factory.look()

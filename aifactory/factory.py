@@ -49,7 +49,7 @@ from aifactory.workshop.bench import Bench
 from aifactory.workshop.corpora import Corpora
 from aifactory.workshop.fixed_best import fixed_best
 from aifactory.workshop.judging import GradeAnswers, require_measured
-from aifactory.workshop.masking import mask_text
+from aifactory.workshop.masking import mask_of
 from aifactory.workshop.models import Models
 from aifactory.workshop.scorecards import Scorecards
 from aifactory.workshop.token_sets import TokenSets
@@ -70,6 +70,9 @@ if TYPE_CHECKING:
     from aifactory.report import Report
     from aifactory.serve.app import Endpoint
     from aifactory.trace import TraceReport
+    from aifactory.upkeep.backup import BackedUp
+    from aifactory.upkeep.collect import Collected
+    from aifactory.upkeep.recovery import Recovered
     from aifactory.workshop.judging import JudgeMeasurement
 
 RUN_SECTIONS = ("ingest", "tokenize", "model", "train", "evaluate", "promote")
@@ -270,8 +273,7 @@ class Factory:
         except PlacementError as error:
             log_event("warned", of=f"not all replicas that the endpoint may grow to have a place now: {error}")
         self._serves = True
-        gateway = self.config.runtime.gateway
-        return start(self.books, mask=mask_text if gateway.mask_answers or gateway.mask_log else None)
+        return start(self.books, mask=mask_of(self.config))
 
     def improve(self) -> None:
         """Start the evaluation actor: it scores what is served, decides, and starts cycles by itself."""
@@ -347,6 +349,24 @@ class Factory:
         from aifactory.ledger import read_rejected
 
         return read_rejected(self.books, rule=rule, corpus_id=corpus, limit=limit)
+
+    def gc(self, *, dry_run: bool = False, caches: bool = False, give_up: str | None = None) -> Collected:
+        """Delete what no release, cycle or proof needs; see `upkeep.collect`."""
+        from aifactory.upkeep.collect import collect
+
+        return collect(self.books, dry_run=dry_run, caches=caches, give_up=give_up)
+
+    def backup(self, target: str, *, keep: int = 7) -> BackedUp:
+        """Database and artifacts, consistent with one another, in another place; see `upkeep.backup`."""
+        from aifactory.upkeep.backup import back_up
+
+        return back_up(self.books, target, keep=keep)
+
+    def recover(self, source: str, *, snapshot: str | None = None) -> Recovered:
+        """What was lost, from a backup; see `upkeep.recovery`."""
+        from aifactory.upkeep.recovery import recover
+
+        return recover(self.books, source, snapshot=snapshot)
 
     def restore(self, rule: str, *, corpus: str | None = None) -> Restored:
         """Bring rows back in the next cycle that a rule has rejected."""

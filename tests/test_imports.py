@@ -14,8 +14,9 @@ CORES = {"text", "engine"}
 # From the top down; what stands in one set is on one level.
 LEVELS: list[set[str]] = [
     {"cli", "__main__", "kernels"},
+    {"supervisor"},
     {"factory"},
-    {"workshop", "report", "ledger", "trace", "model_card", "proof", "plan", "energy_ledger", "keys"},
+    {"workshop", "report", "ledger", "trace", "model_card", "proof", "plan", "energy_ledger", "keys", "upkeep"},
     STAGES,
     CORES,
     {"cluster"},

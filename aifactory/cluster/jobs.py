@@ -97,6 +97,19 @@ class JobLauncher:
             return None
 
 
+def stop_jobs(factory: str) -> list[str]:
+    """Stop the jobs of the connected cluster that turn a cycle of a factory; their ids. Such a cycle can be gone on with."""
+    server = job_server()
+    if server is None:
+        return []
+    turning = [
+        job.submission_id
+        for job in server.list_jobs()
+        if (job.metadata or {}).get("factory") == factory and job.status.value in ("PENDING", "RUNNING")
+    ]
+    return [each for each in turning if each is not None and server.stop_job(each)]
+
+
 def job_id(cycle: Cycle, attempt: int) -> str:
     """The submission id of an attempt: the same attempt can't be submitted twice."""
     return f"{cycle.trigger}-a{attempt}"

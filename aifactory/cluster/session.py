@@ -13,7 +13,7 @@ from aifactory.errors import PlacementError
 from aifactory.observe.events import log_event
 
 # Read by Ray, torch and OpenMP when they start; a user's own setting stays.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     # A local ray.init() would turn token mode on by itself and write to the home folder (Ray 2.60). Our own cluster is on
     # loopback and ends with us.
     "RAY_AUTH_MODE": "disabled",
@@ -74,7 +74,7 @@ def connect(factory: str) -> bool:
             raise PlacementError(f"expected a Ray cluster at RAY_ADDRESS={address}, found none: {error}") from error
         log_event("connected", cluster=address or "this job's")
         return False
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     log_event("starting", cluster="a Ray of its own on this machine")
     ray.init(
@@ -86,6 +86,21 @@ def connect(factory: str) -> bool:
         _node_ip_address="127.0.0.1",
     )
     return True
+
+
+def join(factory: str) -> None:
+    """Connect to the cluster that `RAY_ADDRESS` names; none is started.
+
+    Raises   PlacementError where there is none.
+    """
+    import ray
+
+    address = os.environ["RAY_ADDRESS"]
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    try:
+        ray.init(address, namespace=namespace(factory), logging_level=logging.WARNING, log_to_driver=False)
+    except ConnectionError as error:
+        raise PlacementError(f"expected a Ray cluster at {address}, found none: {error}") from error
 
 
 def disconnect() -> None:

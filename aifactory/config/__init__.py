@@ -19,6 +19,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     lm_eval   tasks of the lm-eval library
     trust     which feedback is believed
     watch     how what users ask is watched
+    head      the Ray head that is started and kept alive
     site      what energy and machines cost
     gateway   who may ask the endpoint
     routing   which model answers what was asked for
@@ -31,6 +32,7 @@ from aifactory.config.answer_guards import AnswerGuards
 from aifactory.config.budget import Budget
 from aifactory.config.data import HoldoutStratum, Ingest, Tokenize
 from aifactory.config.gateway import Gateway
+from aifactory.config.head import Head
 from aifactory.config.judge import Judge, LiveJudge
 from aifactory.config.lm_eval import LmEval
 from aifactory.config.reading import plain_overrides
@@ -108,6 +110,7 @@ __all__ = [
     "GopherQualityStep",
     "GopherRepetitionStep",
     "Guards",
+    "Head",
     "HoldoutStratum",
     "Improve",
     "Ingest",

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, StringConstraints, field_validator, model_validator
 
 from aifactory.config.gateway import Gateway
+from aifactory.config.head import Head
 from aifactory.config.section import Section
 from aifactory.config.site import Site
 
@@ -210,6 +211,8 @@ class Runtime(Section):
     """The inference endpoint."""
     gateway: Gateway = Gateway()
     """Who may ask it."""
+    head: Head = Head()
+    """The Ray head that `aifactory up` starts."""
     site: Site = Site()
     """What energy and machines cost there: for plans and for the books."""
 

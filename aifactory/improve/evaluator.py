@@ -159,6 +159,17 @@ def start(
     return actor
 
 
+def is_there(factory: str) -> bool:
+    """Whether the connected cluster has the evaluation actor of a factory, be it just being started again."""
+    import ray
+
+    try:
+        ray.get_actor(ACTOR_NAME, namespace=namespace(factory))
+    except ValueError:
+        return False
+    return True
+
+
 def stop(factory: str) -> None:
     """End the evaluation actor of a factory, if there is one. A cycle that it began is gone on with when it starts."""
     import ray

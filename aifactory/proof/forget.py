@@ -34,6 +34,7 @@ from aifactory.records.identity import canonical_json, fingerprint, hash_text
 from aifactory.records.journal import Bound, Cycle
 from aifactory.records.registry import Release
 from aifactory.records.tables import lineage
+from aifactory.upkeep.backup import BACKED_UP
 
 PROOFS = "proofs"
 VERSION = 1
@@ -473,7 +474,11 @@ def _outside(books: Books, sources: set[str], silent: set[str]) -> list[str]:
         named.append("what other machines have fetched to their temporary folders (aifactory-cache-*)")
     if left := sorted(path.name for path in Path(tempfile.gettempdir()).glob("aifactory-verify-*")):
         named.append(f"temporary folders of verify that were killed or still run: {', '.join(left)}")
-    return [*named, "backups, pages and files that somebody has copied out of the factory"]
+    targets = sorted({str(event.detail["target"]) for event in books.journal.events(event=BACKED_UP)})
+    named += [
+        f"the backup in {each}: the next one that is taken there deletes what it holds of them" for each in targets
+    ]
+    return [*named, "other backups, pages and files that somebody has copied out of the factory"]
 
 
 def _summed(places: Mapping[str, Mapping[str, int]]) -> dict[str, int]:

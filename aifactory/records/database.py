@@ -98,6 +98,42 @@ class Database:
         if not self.is_sqlite:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
 
+    def version(self) -> str | None:
+        """The version of the schema that is there; None where there is none. Nothing is migrated or made."""
+        if self.is_sqlite and self.url.database and not Path(self.url.database).exists():
+            return None
+        engine = self._open()
+        try:
+            with self._explained():
+                return _version(engine)
+        finally:
+            engine.dispose()
+
+    @contextmanager
+    def write_at(self, version: str) -> Iterator[Connection]:
+        """A transaction on an empty database whose schema is made as it was at an older version; the next use migrates it.
+
+        Raises   StateError where it has a schema of another version already.
+        """
+        self.close()
+        engine = self._open()
+        try:
+            with self._explained(), engine.connect() as connection:
+                connection = connection.execution_options(immediate=True)
+                with connection.begin():
+                    self.serialize(connection)
+                    found = _version_of(connection)
+                    if found is None:
+                        self._upgrade(connection, version)
+                    elif found != version:
+                        raise StateError(
+                            f"expected an empty database or one of the schema {version} at {self.url.render_as_string()}, found "
+                            f"the schema {found}; name an empty one."
+                        )
+                    yield connection
+        finally:
+            engine.dispose()
+
     def shred(self) -> list[str]:
         """Leave nothing of rows that were deleted in the database's files; what was not reached, in words.
 
@@ -203,6 +239,13 @@ class Database:
     def _migrate(self, engine: Engine) -> None:
         if _version(engine) == SCHEMA_HEAD:
             return
+        with engine.connect() as connection:
+            connection = connection.execution_options(immediate=True)
+            with connection.begin():
+                self.serialize(connection)
+                self._upgrade(connection, "head")
+
+    def _upgrade(self, connection: Connection, version: str) -> None:
         from alembic import command
         from alembic.config import Config
         from alembic.util.exc import CommandError
@@ -210,18 +253,14 @@ class Database:
         config = Config()
         folder = str(Path(__file__).with_name("migrations"))
         config.set_main_option("script_location", folder.replace("%", "%%"))
-        with engine.connect() as connection:
-            connection = connection.execution_options(immediate=True)
-            with connection.begin():
-                self.serialize(connection)
-                config.attributes["connection"] = connection
-                try:
-                    command.upgrade(config, "head")
-                except CommandError as error:
-                    raise StateError(
-                        f"expected a schema up to {SCHEMA_HEAD} at {self.url.render_as_string()}, found: {error}. It "
-                        "was made by a newer version of aifactory; use that one."
-                    ) from error
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, version)
+        except CommandError as error:
+            raise StateError(
+                f"expected a schema up to {SCHEMA_HEAD} at {self.url.render_as_string()}, found: {error}. It "
+                "was made by a newer version of aifactory; use that one."
+            ) from error
 
 
 def _use_wal(dbapi_connection: Any) -> None:
@@ -239,10 +278,14 @@ def _use_wal(dbapi_connection: Any) -> None:
 
 def _version(engine: Engine) -> str | None:
     with engine.connect() as connection:
-        if not sa.inspect(connection).has_table("alembic_version"):
-            return None
-        version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-        return None if version is None else str(version)
+        return _version_of(connection)
+
+
+def _version_of(connection: Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    return None if version is None else str(version)
 
 
 def now() -> float:

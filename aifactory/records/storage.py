@@ -31,6 +31,7 @@ from aifactory.errors import StorageError
 RECORD_NAME = "record.json"
 Content = bytes | memoryview | Sequence[bytes | memoryview]
 """The bytes of a file, in one piece or in several that follow one another."""
+_PIECE_BYTES = 8 << 20
 _WAITING = 16
 """Files that are put on disk at once where there are many."""
 
@@ -78,7 +79,8 @@ class Storage:
         """The content of one file; None where there is none."""
         filesystem, base = self._filesystem()
         try:
-            with filesystem.open_input_stream("/".join([base, *parts])) as stream:
+            # As it is: by default Arrow would unpack what is called *.gz.
+            with filesystem.open_input_stream("/".join([base, *parts]), compression=None) as stream:
                 return bytes(stream.read())
         except FileNotFoundError:
             return None
@@ -231,6 +233,90 @@ class Storage:
         filesystem, base = self._filesystem()
         info = filesystem.get_file_info("/".join([base, *parts]))
         return int(info.size) if info.type == pafs.FileType.File else None
+
+    def written_at(self, *parts: str) -> float | None:
+        """When a file, or the newest file below a directory, was written, seconds since 1970; None where there is none."""
+        filesystem, base = self._filesystem()
+        place = "/".join([base, *parts])
+        info = filesystem.get_file_info(place)
+        found = [info]
+        if info.type != pafs.FileType.File:
+            found = filesystem.get_file_info(pafs.FileSelector(place, allow_not_found=True, recursive=True))
+        times = [one.mtime_ns for one in found if one.type == pafs.FileType.File and one.mtime_ns is not None]
+        return max(times) / 1e9 if times else None
+
+    def sizes(self, *parts: str, hidden: bool = False) -> dict[str, int]:
+        """Bytes of every file below a directory, by its path below it; without partial files unless `hidden`."""
+        filesystem, base = self._filesystem()
+        folder = "/".join([base, *parts])
+        found = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=True))
+        return {
+            info.path.removeprefix(folder).lstrip("/"): int(info.size)
+            for info in sorted(found, key=lambda info: str(info.path))
+            if info.type == pafs.FileType.File and (hidden or not info.base_name.startswith("."))
+        }
+
+    def freed(self, *parts: str) -> int:
+        """Bytes that would be free if a file, or a directory with all that is in it, were deleted: what has a second name stays."""
+        if self.is_local:
+            root = Path(self.path(*parts))
+            files = [root] if root.is_file() else root.rglob("*")
+            told = [file.lstat() for file in files if file.is_file()]
+            return sum(one.st_size for one in told if one.st_nlink == 1)
+        own = self.size(*parts)
+        return sum(self.sizes(*parts, hidden=True).values()) if own is None else own
+
+    def put_away(self, target: Sequence[str], *parts: str) -> None:
+        """Take a directory from its place at once: to another one below the root (local), else it is deleted.
+
+        Nothing happens where there is none.
+        """
+        if not self.is_local:
+            # There is no rename; what says that something is there goes first.
+            self.delete_file(*parts, RECORD_NAME)
+            self.delete(*parts)
+            return
+        source, place = Path(self.path(*parts)), Path(self.path(*target))
+        with self._explained(*parts), suppress(FileNotFoundError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(source, place)
+            sync_folder(source.parent)
+
+    def copy_from(self, other: Storage, source: Sequence[str], target: Sequence[str]) -> StoredFile:
+        """Copy one file of another root, piece by piece; it appears whole or not at all.
+
+        Raises   StorageError where there is none.
+        """
+        digest, size = hashlib.sha256(), 0
+        filesystem, base = self._filesystem()
+        place = "/".join([base, *target])
+        with other.open_file(*source) as stream, self._explained(*target):
+            if self.is_local:
+                final = Path(place)
+                new_folders = _made_folders(final)
+                partial = final.with_name(f".{final.name}.{secrets.token_hex(6)}")
+                try:
+                    with open(partial, "wb") as written:
+                        while piece := stream.read(_PIECE_BYTES):
+                            digest.update(piece)
+                            size += written.write(piece)
+                        written.flush()
+                        os.fsync(written.fileno())
+                    os.replace(partial, final)
+                finally:
+                    partial.unlink(missing_ok=True)
+                _sync_names(final, new_folders)
+            else:
+                try:
+                    sink = filesystem.open_output_stream(place)
+                except FileNotFoundError:  # not an object store: the folder must be there first
+                    filesystem.create_dir(place.rpartition("/")[0], recursive=True)
+                    sink = filesystem.open_output_stream(place)
+                with sink:
+                    while piece := stream.read(_PIECE_BYTES):
+                        digest.update(piece)
+                        size += sink.write(piece)
+        return StoredFile(name=target[-1], num_bytes=size, sha256=digest.hexdigest())
 
     def delete(self, *parts: str) -> None:
         """Delete a directory with all that is in it; nothing happens where there is none."""

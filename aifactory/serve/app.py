@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from aifactory.cluster.session import app_name
 from aifactory.config import Config
 from aifactory.config.runtime import Endpoint as EndpointOptions
-from aifactory.errors import ConfigError, PlacementError
+from aifactory.errors import ConfigError, PlacementError, StateError
 from aifactory.observe.energy import Meter
 from aifactory.observe.events import log_event
 from aifactory.records.books import Books
@@ -213,7 +213,6 @@ def start(books: Books, *, mask: Mask | None = None) -> Endpoint:
     """
     from ray import serve
     from ray.serve.config import HTTPOptions
-    from ray.serve.schema import LoggingConfig
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     config = books.config
@@ -229,38 +228,8 @@ def start(books: Books, *, mask: Mask | None = None) -> Endpoint:
                 # The controller's environment is that of the proxies and of the replicas, which it starts.
                 controller_options={"runtime_env": {"env_vars": _environment(wanted)}},
             )
-        # The gateway bounds its queue and what is open, and says 429. Serve's own limits come after: they leave it room to
-        # say so. What finds no replica with room waits in the proxy, bounded as well.
-        most_ongoing = wanted.most_open + _ROOM_TO_REFUSE
-        of_both: dict[str, Any] = {
-            "backpressure_config": {"status_code": 429, "retry_after_s": 1},
-            "graceful_shutdown_timeout_s": wanted.drain_timeout_s,
-            "graceful_shutdown_wait_loop_s": 0.2,
-            "health_check_period_s": 2,
-            "logging_config": LoggingConfig(enable_access_log=False, log_level="WARNING"),
-        }
-        replica = serve.deployment(
-            name=_REPLICA,
-            **_number_of_replicas(wanted),
-            ray_actor_options={"num_cpus": wanted.cpus_per_replica, "num_gpus": wanted.gpus_per_replica},
-            max_ongoing_requests=most_ongoing,
-            max_queued_requests=most_ongoing,
-            **of_both,
-        )(Replica)
-        app = replica.bind(books, mask)
-        if wanted.mode == "resilient":
-            most_open = wanted.most_open * wanted.most_replicas + _ROOM_TO_REFUSE
-            front = serve.deployment(
-                name=_FRONT,
-                num_replicas=wanted.fronts,
-                ray_actor_options={"num_cpus": 0},
-                max_ongoing_requests=most_open,
-                max_queued_requests=most_open,
-                **of_both,
-            )(FrontReplica)
-            app = front.bind(config, app)
         try:
-            serve.run(app, name=name, route_prefix=wanted.route_prefix)
+            serve.run(application(books, mask), name=name, route_prefix=wanted.route_prefix)
         except (RuntimeError, ValueError) as error:
             raise PlacementError(f"expected the factory {config.name} to be served, found: {error}") from error
     endpoint = Endpoint(url=_url(wanted.route_prefix), model=config.name)
@@ -277,6 +246,59 @@ def _require_guarded(config: Config, host: str | None) -> None:
         f"address {host}. Set --set runtime.gateway.keys=required and make keys (aifactory keys create NAME CONFIG), or bind "
         "runtime.endpoint.host=127.0.0.1."
     )
+
+
+def application(books: Books, mask: Mask | None) -> Any:
+    """The factory's deployments, bound to one another; `mask` as in `start`."""
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    config = books.config
+    wanted = config.runtime.endpoint
+    # The gateway bounds its queue and what is open, and says 429. Serve's own limits come after: they leave it room to
+    # say so. What finds no replica with room waits in the proxy, bounded as well.
+    most_ongoing = wanted.most_open + _ROOM_TO_REFUSE
+    of_both: dict[str, Any] = {
+        "backpressure_config": {"status_code": 429, "retry_after_s": 1},
+        "graceful_shutdown_timeout_s": wanted.drain_timeout_s,
+        "graceful_shutdown_wait_loop_s": 0.2,
+        "health_check_period_s": 2,
+        "logging_config": LoggingConfig(enable_access_log=False, log_level="WARNING"),
+    }
+    replica = serve.deployment(
+        name=_REPLICA,
+        **_number_of_replicas(wanted),
+        ray_actor_options={"num_cpus": wanted.cpus_per_replica, "num_gpus": wanted.gpus_per_replica},
+        max_ongoing_requests=most_ongoing,
+        max_queued_requests=most_ongoing,
+        **of_both,
+    )(Replica)
+    app = replica.bind(books, mask)
+    if wanted.mode == "resilient":
+        most_open = wanted.most_open * wanted.most_replicas + _ROOM_TO_REFUSE
+        front = serve.deployment(
+            name=_FRONT,
+            num_replicas=wanted.fronts,
+            ray_actor_options={"num_cpus": 0},
+            max_ongoing_requests=most_open,
+            max_queued_requests=most_open,
+            **of_both,
+        )(FrontReplica)
+        app = front.bind(config, app)
+    return app
+
+
+def require_declarable(books: Books) -> None:
+    """Refuse what a declarative deployment can't serve.
+
+    Raises   StateError without a release; ConfigError where other machines could ask without a key.
+    """
+    if books.registry.production() is None:
+        raise StateError(
+            f"expected a release of the factory {books.config.name} in production, found none; run a cycle first."
+        )
+    # Whoever deploys it binds the address; what the configuration says of that is all that is known here.
+    _require_guarded(books.config, books.config.runtime.endpoint.host)
 
 
 def _environment(wanted: EndpointOptions) -> dict[str, str]:
@@ -300,7 +322,7 @@ def stop(factory: str, *, drain_timeout_s: float = 30.0) -> None:
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    if _status(factory) is None:
+    if status(factory) is None:
         return
     left, deadline = 0, time.monotonic() + drain_timeout_s
     if is_running(factory):
@@ -366,10 +388,10 @@ def _replica_name() -> str:
 
 def is_running(factory: str) -> bool:
     """Whether the connected cluster serves the factory."""
-    return _status(factory) == "RUNNING"
+    return status(factory) == "RUNNING"
 
 
-def _status(factory: str) -> str | None:
+def status(factory: str) -> str | None:
     """Serve's word for how the factory's application is; None where there is none."""
     if "ray" not in sys.modules or not _is_started():
         return None

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from aifactory.config import Config
+
+
+def mask_of(config: Config) -> Callable[[str], str] | None:
+    """What the endpoint masks texts with; None where its configuration wants none masked."""
+    gateway = config.runtime.gateway
+    return mask_text if gateway.mask_answers or gateway.mask_log else None
+
 
 def mask_text(text: str) -> str:
     """The text with a placeholder, such as <EMAIL>, for each address, number, key and secret in it; names stay."""

@@ -1,0 +1,96 @@
+"""`python many_nodes.py NODES REPORT`: simulated nodes of 8 fake GPUs in two racks; gangs are placed, and a rack is lost. Writes JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from aifactory.cluster.placement import asked_for_serving, asked_for_training, cluster_nodes, require_placement
+from aifactory.config import Config
+from aifactory.errors import PlacementError
+
+GPUS = 8
+CONFIG = "name: gang\ningest: {sources: [{name: docs, kind: text, path: /data/docs}]}\n"
+_LONGEST_S = 120.0
+
+
+def config_of(least: int, most: int) -> Config:
+    overrides = [f"runtime.workers=[{least},{most}]", "runtime.gpus_per_worker=1", "runtime.cpus_per_worker=0.5"]
+    overrides += ["runtime.endpoint.replicas=2", "runtime.endpoint.gpus_per_replica=1"]
+    return Config.from_text(CONFIG, origin="gang", overrides=overrides)
+
+
+def fits(config: Config, *, serving: bool = False) -> str:
+    """What the factory says before it starts anything: empty where all fits."""
+    asked = [*asked_for_training(config), *(asked_for_serving(config) if serving else [])]
+    try:
+        require_placement(asked, cluster_nodes())
+    except PlacementError as error:
+        return str(error)
+    return ""
+
+
+def gang(ray: Any, workers: int, *, wait_s: float) -> Any | None:
+    """A placement group as Ray Train asks for one; None where it has no place in time, and is withdrawn."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group([{"GPU": 1, "CPU": 0.5}] * workers, strategy="PACK")
+    if not group.wait(wait_s):
+        remove_placement_group(group)
+        return None
+    return group
+
+
+def main(nodes: int, report: Path) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+    from ray.util.placement_group import placement_group_table, remove_placement_group
+
+    before = psutil.virtual_memory().available
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    racks: dict[str, list[Any]] = {"a": [], "b": []}
+    for number in range(nodes):
+        rack = "ab"[number % 2]
+        node = cluster.add_node(
+            num_cpus=8, num_gpus=GPUS, resources={f"rack-{rack}": 1}, object_store_memory=100_000_000
+        )
+        racks[rack].append(node)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False)
+    found: dict[str, Any] = {"nodes": nodes, "gpus": int(ray.cluster_resources()["GPU"])}
+    every = nodes * GPUS
+    found["all"] = fits(config_of(every, every))
+    found["all_beside_serving"] = fits(config_of(every, every), serving=True)
+    found["one_more"] = fits(config_of(every + 1, every + 1))
+    whole = gang(ray, every, wait_s=_LONGEST_S)
+    assert whole is not None, "the gang has its place"
+    bundles = placement_group_table(whole)["bundles_to_node_id"].values()
+    found["gang_nodes"] = len(set(bundles))
+    # All or none: half of another gang's place is no place, and takes none.
+    found["second_gang"] = gang(ray, 2, wait_s=3.0) is not None
+    remove_placement_group(whole)
+    for node in racks["b"]:
+        cluster.remove_node(node)
+    deadline = time.monotonic() + _LONGEST_S
+    while len([n for n in ray.nodes() if n["Alive"]]) > 1 + len(racks["a"]) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    found["gpus_left"] = int(sum(node["GPU"] for node in cluster_nodes()))
+    found["all_after"] = fits(config_of(every, every))
+    found["elastic_after"] = fits(config_of(every // 2, every))
+    half = gang(ray, every // 2, wait_s=_LONGEST_S)
+    found["half_gang"] = half is not None
+    found["memory_gb"] = round((before - psutil.virtual_memory().available) / 1e9, 2)
+    report.write_text(json.dumps(found), encoding="utf-8")
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    main(int(sys.argv[1]), Path(sys.argv[2]))
