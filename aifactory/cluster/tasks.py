@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from aifactory.errors import TaskError
@@ -55,27 +54,6 @@ def run_threads(calls: Sequence[Callable[[], Result]], *, at_once: int) -> list[
     if errors:
         raise errors[min(errors)]
     return [results[number] for number in range(len(calls))]
-
-
-def threads_here(*, concurrency: int, threads_each: int) -> RunTasks:
-    """Run the items in threads of this process, `concurrency` at once, each with so many of torch's threads as a task would have: what
-    is small has ended before the process of a task has imported what it needs."""
-
-    def run(function: Callable[..., Result], items: Sequence[tuple[Any, ...]]) -> list[Result]:
-        import torch
-
-        before = torch.get_num_threads()
-
-        def call(item: tuple[Any, ...]) -> Result:
-            torch.set_num_threads(threads_each)
-            return function(*item)
-
-        try:
-            return run_threads([partial(call, item) for item in items], at_once=concurrency)
-        finally:
-            torch.set_num_threads(before)
-
-    return run
 
 
 def ray_tasks(*, concurrency: int, cpus_per_task: float) -> RunTasks:

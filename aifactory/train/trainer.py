@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -30,18 +30,13 @@ _RESIZE_S = 20.0
 """How often Ray Train looks whether a node has come back: as often as it counts what the nodes have (Ray 2.60)."""
 
 
-def train_on_ray(
-    task: Work, *, name: str, runtime: Runtime, meanwhile: Callable[[], None] | None = None
-) -> dict[str, Any]:
-    """Run the workers to the end; return what rank 0 exported. A run that had finished before is not run again.
-
-    meanwhile   called here once the workers train
-    """
+def train_on_ray(task: Work, *, name: str, runtime: Runtime) -> dict[str, Any]:
+    """Run the workers to the end; return what rank 0 exported. A run that had finished before is not run again."""
     from aifactory.train.work import exported, holdout_losses
 
     finished = exported(task.storage, task.run_folder)
     if finished is None:
-        with _watch(task, runtime, meanwhile), _validating(task):
+        with _watch(task, runtime), _validating(task):
             _fit(task, name, runtime)
         finished = exported(task.storage, task.run_folder)
     if finished is None:
@@ -181,15 +176,13 @@ def _validating(task: Work) -> Iterator[None]:
 
 
 @contextmanager
-def _watch(task: Work, runtime: Runtime, meanwhile: Callable[[], None] | None) -> Iterator[None]:
+def _watch(task: Work, runtime: Runtime) -> Iterator[None]:
     """Show what rank 0 says of the run, and what the run has used so far."""
     from aifactory.train.run_log import MFU
 
     ended = threading.Event()
     meter = Meter(num_cpus=runtime.most_workers * runtime.cpus_per_worker, watts_per_cpu=runtime.watts_per_cpu)
     before = _told(task)
-
-    begun: list[threading.Thread] = []
 
     def follow() -> None:
         shown_before: dict[str, Any] = {}
@@ -198,9 +191,6 @@ def _watch(task: Work, runtime: Runtime, meanwhile: Callable[[], None] | None) -
                 told = _told(task)
                 if told is None or told == before:  # what an earlier start has left there
                     continue
-                if meanwhile is not None and not begun:
-                    begun.append(threading.Thread(target=meanwhile, name="meanwhile", daemon=True))
-                    begun[0].start()
                 if not shown_before and "peak_flops_per_s" in told:
                     log_event(
                         "training",
@@ -223,8 +213,6 @@ def _watch(task: Work, runtime: Runtime, meanwhile: Callable[[], None] | None) -
     finally:
         ended.set()
         watcher.join()
-        for thread in begun:
-            thread.join()
 
 
 def _told(task: Work) -> dict[str, Any] | None:
