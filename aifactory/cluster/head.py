@@ -46,7 +46,7 @@ _PORTS = (
     "dashboard-agent-grpc-port",
     "metrics-export-port",
 )
-STORE_TRIES = 5
+STORE_TRIES = 3
 """After so many starts that failed the store is taken for the reason, and deleted: all that must survive is in the books."""
 _FATAL = ("raylet",)
 """Parts that can't be started alone."""
