@@ -267,7 +267,9 @@ def test_every_process_killed_in_turn_under_traffic_comes_back_and_nothing_ackno
         factory.until(factory.is_well, f"{part}: all is well again")
         whole = time.monotonic() - began
         rows.append((part, again, whole, traffic.failed - failed, traffic.answered - answered))
-        print("so far:", rows[-1], flush=True)
+        acknowledged = set(traffic.acknowledged)
+        assert acknowledged <= set(kept(factory.books)), f"{part}: something that was acknowledged is lost"
+        print("so far:", rows[-1], f"{len(acknowledged)} acknowledged, all kept", flush=True)
     time.sleep(3)
     traffic.stop()
     out = factory.down()
