@@ -1,4 +1,4 @@
-"""The command: one verb for each method of `Factory`; `up` and `down`, which stand above it; `plan` and `config`, which need none.
+"""The command: one verb for each method of `Factory`; `up` and `down`, which stand above it; and some that need none, such as `page`.
 
 Results go to standard output, logs to standard error. Exit status: 0 done, 1 the work failed or what was looked
 through does not hold, 2 the configuration or the arguments are wrong. Nothing heavy is imported before the arguments are read.
@@ -18,6 +18,7 @@ from dataclasses import asdict, is_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
+from aifactory.completion import SHELLS
 from aifactory.errors import AIFactoryError, ConfigError
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ STAYING = {
 """Verbs above the factory, for what must outlive any one process."""
 
 
+_PAGE = "serve the factory's page: the loop, cycles, runs, releases, traffic, drift, energy, alerts"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = command_parser()
@@ -71,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from aifactory.config import schema_json
 
         print(schema_json(), end="")
+        return 0
+    if arguments.verb == "completion":
+        from aifactory.completion import script
+
+        print(script(parser, arguments.shell), end="")
         return 0
     if arguments.verb == "plan":
         return _plan(arguments)
@@ -97,6 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 as_json=arguments.json,
             )
             return 0
+        if arguments.verb == "page" or (arguments.verb == "status" and not arguments.json):
+            _look(config, arguments, results)
+            return 0
         from aifactory.factory import Factory
 
         with redirect_stdout(sys.stderr), Factory(config) as factory:
@@ -114,6 +126,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("aifactory: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130
+
+
+def _look(config: Config, arguments: argparse.Namespace, results: TextIO) -> None:
+    """The factory on a page or on a screen, from the books alone: nothing of Ray is loaded."""
+    if arguments.verb == "page":
+        from aifactory.page.command import serve
+
+        serve(config, lambda address: _print(address, results, as_json=arguments.json))
+        return
+    from aifactory.page.screen import show
+    from aifactory.records.books import Books
+
+    books = Books(config)
+    try:
+        show(books, results, watch=arguments.watch, every_s=arguments.every)
+    finally:
+        books.close()
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -282,9 +311,19 @@ def command_parser() -> argparse.ArgumentParser:
                 "--where", help="which rows: FIELD = VALUE [and ...]; fields: user, key, source, label, id"
             )
             sub.add_argument("--dry-run", action="store_true", help="say what would be erased, and change nothing")
+        if verb == "status":
+            sub.add_argument("--watch", action="store_true", help="again and again, until interrupted")
+            sub.add_argument(
+                "--every", type=_seconds, default=2.0, metavar="S", help="of --watch: seconds between; 2 by default"
+            )
         if verb == "improve":
             sub.add_argument("--once", action="store_true", help="say what would be decided now, and change nothing")
     from aifactory.keys.arguments import add_verbs
+
+    page = verbs.add_parser("page", help=_PAGE, description=f"page: {_PAGE}.")
+    _add_config(page)
+    completion = verbs.add_parser("completion", help="print the script with which a shell completes this command")
+    completion.add_argument("shell", choices=SHELLS, help="which shell")
     from aifactory.plan.arguments import add_arguments
 
     about = "who may ask the endpoint: API keys, and what they may use"
@@ -340,6 +379,13 @@ def _add_config(sub: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as train.max_steps=10"
     )
     sub.add_argument("--json", action="store_true", help="print the result as one JSON document")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return value
 
 
 def _config(arguments: argparse.Namespace) -> Config:

@@ -15,7 +15,9 @@ CORES = {"text", "engine"}
 LEVELS: list[set[str]] = [
     {"cli", "__main__", "kernels"},
     {"supervisor"},
+    {"completion"},
     {"factory"},
+    {"page"},
     {"workshop", "report", "ledger", "trace", "model_card", "proof", "plan", "energy_ledger", "keys", "upkeep"},
     STAGES,
     CORES,

@@ -23,6 +23,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     site      what energy and machines cost
     gateway   who may ask the endpoint
     routing   which model answers what was asked for
+    page      where the factory's page is served
     runtime   where and with what
     schema    the whole
     reading   from YAML and overrides to a checked model, or to an error with file and line
@@ -35,6 +36,7 @@ from aifactory.config.gateway import Gateway
 from aifactory.config.head import Head
 from aifactory.config.judge import Judge, LiveJudge
 from aifactory.config.lm_eval import LmEval
+from aifactory.config.page import Page
 from aifactory.config.reading import plain_overrides
 from aifactory.config.recipe import (
     Architecture,
@@ -132,6 +134,7 @@ __all__ = [
     "ModelStep",
     "NearDuplicatesStep",
     "Outside",
+    "Page",
     "ParquetSource",
     "PersonalStep",
     "Preference",

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, StringConstraints, field_validator, mod
 
 from aifactory.config.gateway import Gateway
 from aifactory.config.head import Head
+from aifactory.config.page import Page
 from aifactory.config.section import Section
 from aifactory.config.site import Site
 
@@ -213,6 +214,8 @@ class Runtime(Section):
     """Who may ask it."""
     head: Head = Head()
     """The Ray head that `aifactory up` starts."""
+    page: Page = Page()
+    """The factory's page."""
     site: Site = Site()
     """What energy and machines cost there: for plans and for the books."""
 

@@ -26,7 +26,7 @@ _SOURCES = {
     "nvml": "measured: counters of the GPUs of the driver’s node (NVML)",
     "rapl": "measured: counters of the processors of the driver’s node (RAPL)",
 }
-_MORE_STYLE = """
+CYCLE_STYLE = """
 .chart.drawn .guide { stroke: var(--line); stroke-width: 1; }
 .chart.drawn .guide.zero { stroke: var(--soft); }
 .chart.drawn .tick { fill: var(--soft); text-anchor: middle; }
@@ -58,7 +58,7 @@ def cycle_page(story: CycleStory) -> bytes:
         _cost(story),
         _how_to_go_on(story),
     )
-    return page_of(f"Cycle {story.number} of {escaped(story.factory)}", sections, style=f"{STYLE}{_MORE_STYLE}")
+    return page_of(f"Cycle {story.number} of {escaped(story.factory)}", sections, style=f"{STYLE}{CYCLE_STYLE}")
 
 
 # ── the first screen ──────────────────────────────────────────────────────────────────────────────────────────────────

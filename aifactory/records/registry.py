@@ -162,6 +162,13 @@ class Registry:
             )
             return [dict(row) for row in connection.execute(query).mappings()]
 
+    def before_production(self, channel: str = PRODUCTION) -> Release | None:
+        """The release that a rollback without a name would serve again; None where there is none."""
+        with self.database.read() as connection:
+            current = self._current(connection, channel)
+            number = None if current is None else self._before(connection, channel, current[1])
+            return None if number is None else self._release(connection, number)
+
     def promote(
         self, cycle: Cycle, *, model: str, scorecard: str, decision: Mapping[str, Any], channel: str = PRODUCTION
     ) -> Release:
@@ -197,6 +204,7 @@ class Registry:
         reason: str,
         quarantine: bool = False,
         despite_quarantine: bool = False,
+        of: int | None = None,
         channel: str = PRODUCTION,
     ) -> Release:
         """Serve an older release again: the one before the current that is not in quarantine, or the one that is named.
@@ -205,12 +213,18 @@ class Registry:
 
         quarantine            the release that is served now is neither tried nor served again
         despite_quarantine    serve the one that is named though it is in quarantine, which ends
-        Raises   StateError if there is none, or if it is in quarantine.
+        of                    the number of the release that is to be replaced; another one by now is no reason to do anything
+        Raises   StateError if there is none, if it is in quarantine, or if another release is served.
         """
         with self.database.write(serialize=True) as connection:
             current = self._current(connection, channel)
             if current is None:
                 raise StateError(f"expected a release on the channel {channel}, found none yet; run a cycle first.")
+            if of not in (None, current[1]):
+                raise StateError(
+                    f"expected {self.factory}-r{of} on the channel {channel}, which was to be replaced, found "
+                    f"{self.factory}-r{current[1]}. `aifactory status` says what serves now."
+                )
             target = to if to is not None else self._before(connection, channel, current[1])
             release = None if target is None else self._release(connection, target)
             if release is None or release.number == current[1]:

@@ -1,6 +1,7 @@
 """Run log: what a run says while it goes on, and what of it is kept. Rank 0 alone has one. Pure Python.
 
-Writes   <run folder>/progress.json     the newest figures, about every second; every five where the storage is no local path
+Writes   <run folder>/progress.json     the newest figures and the curve of the losses, about every second; every five where the
+                                        storage is no local path
          <run folder>/losses/<step>     the losses of the steps after that one, as JSON: a file for each checkpoint
          <run folder>/loss.svg          their picture, now and then and at the end
          and whatever the trackers write
@@ -47,6 +48,8 @@ _GATHER_S = 0.5
 _MOST_WAITING = 100_000
 """Entries that wait for one who listens before it is given up: memory is for the run."""
 _POINTS = 200
+_CURVE_SHARE = 0.01
+"""Of the time, what is spent at most on the curve that is told while a run goes on."""
 
 
 class RunLog:
@@ -64,6 +67,8 @@ class RunLog:
         self._warnings: list[str] = []
         self._told: dict[str, Any] = {}
         self._told_at = self._drawn_at = float("-inf")
+        self._curve: list[tuple[int, float]] = []
+        self._curve_due = float("-inf")
         self._ended: float | None = None
         self._peak: Peak | None = None
         self._flops = 0.0
@@ -83,6 +88,7 @@ class RunLog:
     ) -> None:
         """A run of `recipe` begins, or goes on after `at` steps."""
         self._workers = workers
+        self._steps = recipe.max_steps
         self._tokens_per_step = recipe.global_batch_rows * row_len
         self._losses = self._read_losses(at)
         self._kept = at
@@ -208,15 +214,32 @@ class RunLog:
 
     def _tell_the_end(self, is_finished: bool) -> None:
         if self._told:
+            self._curve_due = float("-inf")
             self._write_progress()
             self._draw()
 
     def _write_progress(self) -> None:
+        self._bend_curve()
         told = self._told | {"warnings": list(self._warnings)}
+        # The time is for a reader: whoever was killed says nothing more, and nothing else tells it from one that waits.
+        told |= {
+            "at": time.time(),
+            "steps": self._steps,
+            "tokens_per_step": self._tokens_per_step,
+            "curve": self._curve,
+        }
         if self._peak is not None:
             told |= {"flops_per_token": self._flops, "peak_flops_per_s": self._peak.flops_per_s}
             told |= {"peak_source": self._peak.source}
         self._storage.write_bytes(json.dumps(told).encode(), *self._folder, PROGRESS, durable=False)
+
+    def _bend_curve(self) -> None:
+        """Work the curve out again, the more rarely the longer that takes: all losses are gone through for it."""
+        began = time.monotonic()
+        if began >= self._curve_due:
+            self._curve = curve(list(self._losses))
+            ended = time.monotonic()
+            self._curve_due = ended + (ended - began) / _CURVE_SHARE
 
     def _draw(self) -> None:
         from aifactory.train.loss_chart import loss_chart
