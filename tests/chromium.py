@@ -5,21 +5,24 @@
 `chromium` is where the browser lies. Where there is none such tests are skipped, or fail if
 AIFACTORY_REQUIRE_CHROMIUM=1.
 
-Source   Chrome DevTools Protocol, domains Emulation, Log, Network, Page, Runtime.
+Source   Chrome DevTools Protocol, domains Emulation, Input, Log, Network, Page, Runtime.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import pytest
@@ -35,6 +38,7 @@ _FLAGS = (
     "--disable-dev-shm-usage",
     "--remote-debugging-port=0",
 )
+Result = TypeVar("Result")
 _HEARD = {"Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"}
 
 
@@ -74,10 +78,31 @@ class Seen:
 
 def look(program: str, url: str, views: Sequence[View], expression: str) -> Seen:
     """Open a page in each view and work out a JavaScript expression in it."""
-    return asyncio.run(asyncio.wait_for(_look(program, url, views, expression), timeout=60))
+
+    async def see(tab: Tab) -> Seen:
+        seen = Seen()
+        for view in views:
+            await tab.go(url, view)
+            seen.values.append(await tab.value(expression))
+            seen.complaints += tab.complaints
+            seen.requests += tab.requests
+        return seen
+
+    return browse(program, see, timeout_s=60)
 
 
-async def _look(program: str, url: str, views: Sequence[View], expression: str) -> Seen:
+def browse(program: str, what: Callable[[Tab], Awaitable[Result]], *, timeout_s: float) -> Result:
+    """Start the browser, do something in a tab of it, and end it."""
+
+    async def run() -> Result:
+        async with _tab(program) as tab:
+            return await what(tab)
+
+    return asyncio.run(asyncio.wait_for(run(), timeout=timeout_s))
+
+
+@asynccontextmanager
+async def _tab(program: str) -> AsyncIterator[Tab]:
     folder = tempfile.mkdtemp(prefix="aifactory-chromium-")
     flags = [*_FLAGS, *(["--no-sandbox"] if os.geteuid() == 0 else []), f"--user-data-dir={folder}"]
     process = await asyncio.create_subprocess_exec(
@@ -94,7 +119,10 @@ async def _look(program: str, url: str, views: Sequence[View], expression: str) 
             async with session.get(targets) as answer:
                 page = next(target for target in await answer.json() if target["type"] == "page")
             async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                return await _seen(_Tab(socket), url, views, expression)
+                tab = Tab(socket)
+                for domain in ("Log", "Network", "Page", "Runtime"):
+                    await tab.call(f"{domain}.enable")
+                yield tab
     finally:
         if process.returncode is None:
             process.kill()
@@ -113,13 +141,14 @@ async def _address(process: asyncio.subprocess.Process) -> str:
     raise AssertionError(f"expected the browser to listen, found: {said[-2000:]}")
 
 
-class _Tab:
+class Tab:
     """A connection to a page: calls, and what happened meanwhile."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._number = 0
         self.events: list[dict[str, Any]] = []
+        """Since the page was opened."""
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
@@ -134,27 +163,53 @@ class _Tab:
         while all(event["method"] != method for event in self.events):
             self.events.append(await self._socket.receive_json())
 
-
-async def _seen(tab: _Tab, url: str, views: Sequence[View], expression: str) -> Seen:
-    seen = Seen()
-    for domain in ("Log", "Network", "Page", "Runtime"):
-        await tab.call(f"{domain}.enable")
-    for view in views:
-        tab.events.clear()
-        await tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": view.scheme}])
-        await tab.call(
+    async def go(self, url: str, view: View) -> None:
+        """Open a page as the view has it."""
+        self.events.clear()
+        await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": view.scheme}])
+        await self.call(
             "Emulation.setDeviceMetricsOverride",
             width=view.width,
             height=900,
             deviceScaleFactor=1,
             mobile=view.width < 500,
         )
-        await tab.call("Page.navigate", url=url)
-        await tab.wait_for("Page.loadEventFired")
-        found = await tab.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        await self.call("Page.navigate", url=url)
+        await self.wait_for("Page.loadEventFired")
+
+    async def value(self, expression: str, *, is_promise: bool = False) -> Any:
+        """What a JavaScript expression gives."""
+        found = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=is_promise)
         assert "exceptionDetails" not in found, found
-        seen.values.append(found["result"].get("value"))
-        seen.complaints += [event for event in tab.events if event["method"] in _HEARD]
-        asked = [e["params"]["request"]["url"] for e in tab.events if e["method"] == "Network.requestWillBeSent"]
-        seen.requests += [each for each in asked if not each.startswith("data:")]
-    return seen
+        return found["result"].get("value")
+
+    async def until(self, expression: str, *, timeout_s: float) -> None:
+        """Wait until a JavaScript expression is true."""
+        deadline = time.monotonic() + timeout_s
+        while not await self.value(expression):
+            assert time.monotonic() < deadline, f"expected {expression} within {timeout_s:g} s"
+            await asyncio.sleep(0.1)
+
+    async def press(self, key: str) -> None:
+        """A key of the keyboard, such as Tab or Enter."""
+        codes = {"Tab": 9, "Enter": 13}
+        named = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
+        text = {"text": "\r"} if key == "Enter" else {}
+        await self.call("Input.dispatchKeyEvent", type="keyDown", **named, **text)
+        await self.call("Input.dispatchKeyEvent", type="keyUp", **named)
+
+    async def picture(self, file: Path) -> None:
+        """The whole page as a PNG file."""
+        shot = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        file.write_bytes(base64.b64decode(shot["data"]))
+
+    @property
+    def complaints(self) -> list[Any]:
+        """Whatever the console was told since the page was opened."""
+        return [event for event in self.events if event["method"] in _HEARD]
+
+    @property
+    def requests(self) -> list[str]:
+        """What was asked for since, by URL, beside data in the page itself."""
+        asked = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        return [each for each in asked if not each.startswith("data:")]

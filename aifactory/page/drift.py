@@ -41,17 +41,15 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drift:
-    """How the release in production stands."""
+class LiveAnswers:
+    """How the answers of one release stand to its standard."""
 
-    release: str | None
+    release: str
     standard: float | None
     """Bits per byte that it needs for answers that it was taught."""
     limit: float | None
     """The standard and what is tolerated above it."""
     num_scored: int
-    least_scored: int
-    """Answers that must be scored before anything is decided by them."""
     live: float | None
     """Bits per byte of all answers that were scored, by their length."""
     groups: Sequence[tuple[int, float]]
@@ -60,9 +58,19 @@ class Drift:
     """What a stake of 1 against "live answers keep to the limit" has come to at most."""
     needed: float
     """What establishes that they don't."""
-    is_established: bool
     established_at: int | None
-    """After which answer, from 1."""
+    """After which answer, from 1; None: it is not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """How releases stand to their standards, and what was decided of it."""
+
+    least_scored: int
+    """Answers that must be scored before anything is decided by them."""
+    production: LiveAnswers | None
+    before: LiveAnswers | None
+    """The release that was in production before, if answers of it were scored."""
     decisions: Sequence[Decided]
     found: Sequence[Found]
     requests: Sequence[RetrainRequest]
@@ -71,27 +79,38 @@ class Drift:
 
 def drift(books: Books, *, limit: int = 12) -> Drift:
     """How the release in production stands to its standard, by the statistics that the evaluation actor decides by."""
-    policy, release = books.config.improve, books.registry.production()
-    standard = None if release is None else _standard(books, release)
+    release = books.registry.production()
+    moved = [entry["previous"] for entry in books.registry.promotions()[-1:]]
+    earlier = books.registry.release(moved[0]) if moved and moved[0] is not None else None
+    before = (
+        None if earlier is None else _live(books, earlier, books.feedback.scores(metric=BITS, release=earlier.number))
+    )
+    return Drift(
+        least_scored=books.config.improve.min_scored,
+        production=None if release is None else _live(books, release, _counted(books, release)),
+        before=before if before is not None and before.num_scored else None,
+        decisions=decisions(books, limit=limit),
+        found=watches(books, limit=limit),
+        requests=books.retrain_requests.open(),
+    )
+
+
+def _live(books: Books, release: Release, kept: Sequence[Score]) -> LiveAnswers:
+    policy, standard = books.config.improve, _standard(books, release)
     tolerated = None if standard is None else standard * (1 + policy.tolerance)
-    scores = [] if release is None else _scores(books, release)
+    scores = [score for score in kept if score.weight > 0]
     values, weights = [score.value for score in scores], [score.weight for score in scores]
     seen = mean_exceeds(values, weights, tolerated or 0.0, confidence=policy.confidence)
-    return Drift(
-        release=None if release is None else release.name,
+    return LiveAnswers(
+        release=release.name,
         standard=standard,
         limit=tolerated,
         num_scored=len(scores),
-        least_scored=policy.min_scored,
         live=_mean(scores) if scores else None,
         groups=_groups(scores),
         evidence=seen.won,
         needed=seen.needed,
-        is_established=seen.is_established,
         established_at=seen.at,
-        decisions=decisions(books, limit=limit),
-        found=watches(books, limit=limit),
-        requests=books.retrain_requests.open(),
     )
 
 
@@ -127,7 +146,7 @@ def _standard(books: Books, release: Release) -> float | None:
     return None if not known else float(known["candidate"]["estimate"])
 
 
-def _scores(books: Books, release: Release) -> list[Score]:
+def _counted(books: Books, release: Release) -> list[Score]:
     """Those that count: what a retrain of this release that has ended has read was reason for that one."""
     ended = [
         cycle
@@ -141,8 +160,7 @@ def _scores(books: Books, release: Release) -> list[Score]:
             without.append(int(books.artifacts.get(FeedbackBatch, batch).figures["number"]))
         except AIFactoryError:
             continue  # it is gone, and its rows with it
-    kept = books.feedback.scores(metric=BITS, release=release.number, without=without)
-    return [score for score in kept if score.weight > 0]
+    return books.feedback.scores(metric=BITS, release=release.number, without=without)
 
 
 def _groups(scores: Sequence[Score]) -> list[tuple[int, float]]:

@@ -234,8 +234,9 @@ def _feedback(books: Books, counts: Mapping[str, int]) -> Part:
 
 def _improve(found: Drift, running: Sequence[CycleLine], is_troubled: bool) -> Part:
     figure = "no answer scored yet"
-    if found.live is not None and found.standard is not None:
-        figure = f"live {found.live:.2f}, taught {found.standard:.2f}"
+    seen = found.production
+    if seen is not None and seen.live is not None and seen.standard is not None:
+        figure = f"live {seen.live:.2f}, taught {seen.standard:.2f}"
     if is_troubled:
         return _part("improve", "trouble", "can't look", figure)
     if any(cycle.trigger.startswith(("drift-", "request-", "schedule-")) for cycle in running):
@@ -252,7 +253,7 @@ def _improve(found: Drift, running: Sequence[CycleLine], is_troubled: bool) -> P
 
 
 _AWAITED = {
-    "scores": "scored answers",
+    "scores": "scores",
     "release": "a release",
     "cycle": "the cycle",
     "standard": "a standard",

@@ -7,6 +7,7 @@ they escape what they write themselves.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from aifactory.ingest.page_style import STYLE
 from aifactory.ingest.page_text import cut, shown
 from aifactory.page import charts
 from aifactory.page.charts import Stack
-from aifactory.page.drift import Drift
+from aifactory.page.drift import LiveAnswers
 from aifactory.page.loop import Loop
 from aifactory.page.loop_picture import column, ring
 from aifactory.page.releases import Finding, ReleaseLine
@@ -132,6 +133,15 @@ def decimal(number: float | None, digits: int = 3, *, signed: bool = False) -> s
     return f"{number:{'+' if signed else ''},.{digits}f}".replace("-", "−")
 
 
+def figure(number: float | None) -> str:
+    """Three digits that say something: 0.00025, 1.23, 1,230."""
+    if number is None:
+        return _NOTHING
+    if number == 0 or abs(number) >= 100:
+        return f"{number:,.0f}"
+    return f"{number:.{max(0, 2 - math.floor(math.log10(abs(number))))}f}"
+
+
 def percent(share: float | None, digits: int = 0) -> str:
     """12 %."""
     return _NOTHING if share is None else f"{100 * share:.{digits}f}\u00a0%"
@@ -185,6 +195,7 @@ FILTERS: Mapping[str, Any] = {
     "iso": iso,
     "count": count,
     "decimal": decimal,
+    "figure": figure,
     "percent": percent,
     "interval": interval,
     "verdict": verdict,
@@ -259,12 +270,16 @@ def traffic_picture(seen: Traffic) -> Markup:
     return Markup(charts.stacked_columns(stacks, since=seen.since, until=seen.until, title=title))
 
 
-def drift_picture(seen: Drift) -> Markup:
+def drift_picture(seen: LiveAnswers) -> Markup:
     """Live answers beside their standard; nothing before both are known."""
     if not seen.groups or seen.standard is None or seen.limit is None:
         return Markup("")
     lines = [("standard", seen.standard), ("limit", seen.limit)]
-    return Markup(charts.levels(seen.groups, lines=lines, title="Bits per byte of live answers, in their order"))
+    return Markup(
+        charts.levels(
+            seen.groups, lines=lines, title=f"Bits per byte of live answers of {shown(seen.release)}, in their order"
+        )
+    )
 
 
 def bars(named: Mapping[str, float], unit: str, title: str) -> Markup:

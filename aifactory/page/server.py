@@ -212,14 +212,16 @@ class PageServer:
             return self._page(
                 "releases", visitor, template="refused", title="Not possible now", wrong=wrong or str(error)
             )
-        trial = self.books.registry.trial()
+        found = releases(self.books)
+        compared = [each for each in found.lines if each.number == proposal.asked.release or each.role == "production"]
         return self._page(
             "releases",
             visitor,
             template="confirm",
             title=proposal.title,
             proposal=proposal,
-            trial=trial,
+            trial=found.trial,
+            compared=compared,
             wrong=wrong,
             form=dict(form),
         )
