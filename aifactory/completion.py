@@ -49,7 +49,9 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _command(parser: argparse.ArgumentParser, path: tuple[str, ...], said: str) -> Command:
-    options, arguments, commands = [], [], []
+    options: list[Option] = []
+    arguments: list[Option] = []
+    commands: list[Command] = []
     for action in parser._actions:  # argparse tells of them nowhere else
         if isinstance(action, argparse._SubParsersAction):
             said_of = {choice.dest: choice.help or "" for choice in action._choices_actions}

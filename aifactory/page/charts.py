@@ -42,7 +42,7 @@ def stacked_columns(series: Sequence[Stack], *, since: float, until: float, titl
         parts.append(f'<line class="guide" x1="{left:.1f}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick side" x="{left - 6:.1f}" y="{y + 4:.1f}">{tick:,.0f}</text>')
     for at in range(number):
-        low = bottom
+        low = float(bottom)
         for tone, each in enumerate(series):
             height = each.values[at] * scale
             if not height:

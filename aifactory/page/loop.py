@@ -168,9 +168,9 @@ def _train(at_work: set[str], live: Sequence[Run], every: Sequence[Run]) -> Part
     if live:
         run = live[0]
         now = f"step {run.step:,} of {run.steps:,}"
-        figure = "" if run.loss is None else f"loss {run.loss:.3f}"
-        if run.tokens_per_s is not None:
-            figure += f", {run.tokens_per_s:,.0f} tok/s"
+        figure = "" if run.loss is None else f"loss {run.loss:.2f}"
+        if (rate := run.tokens_per_s) is not None:
+            figure += f", {rate:,.0f} tok/s" if rate < 10_000 else f", {rate / 1000:,.0f}k tok/s"
         return _part("train", "trouble" if run.state == "silent" else "working", now, figure.strip(", "), run.done)
     last = every[0] if every else None
     figure = "no model yet"

@@ -216,8 +216,7 @@ def loss_picture(run: Run) -> Markup:
     """The losses of a run; nothing before the first."""
     if not run.curve:
         return Markup("")
-    until = run.steps if run.state != "ended" else None
-    return Markup(curve(run.curve, title=f"Loss of {shown(run.model)} over its steps, nats per token", until=until))
+    return Markup(curve(run.curve, title=f"Loss of {shown(run.model)} over its steps, nats per token"))
 
 
 def findings_picture(release: ReleaseLine) -> Markup:

@@ -117,7 +117,7 @@ def _by_release(books: Books, since: float, until: float) -> list[ReleaseTraffic
     rows: dict[int, list[Mapping[str, Any]]] = {}
     with books.database.read() as connection:
         for row in connection.execute(query).mappings():
-            rows.setdefault(row["release"], []).append(row)
+            rows.setdefault(row["release"], []).append(dict(row))
     found = []
     for number, parts in sorted(rows.items()):
         columns = [0] * COLUMNS

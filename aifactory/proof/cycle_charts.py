@@ -69,10 +69,10 @@ def intervals(whiskers: Sequence[Whisker], *, title: str, zero: bool = False) ->
     return _svg(parts, height, title)
 
 
-def curve(points: Sequence[tuple[int, float]], *, title: str, until: int | None = None) -> str:
-    """The losses of a run over its steps; over `until` steps, where it has not taken all of them yet."""
+def curve(points: Sequence[tuple[int, float]], *, title: str) -> str:
+    """The losses of a run over its steps."""
     ticks_y = ticks_of(min(loss for _, loss in points), max(loss for _, loss in points))
-    last = max(1, until or 0, max(step for step, _ in points))
+    last = max(1, max(step for step, _ in points))
     ticks_x = [tick for tick in ticks_of(0, last) if tick == int(tick) and tick <= last]
     low, high = ticks_y[0], ticks_y[-1]
     left = max(columns(_tick(tick, ticks_y)) for tick in ticks_y) * _LETTER + 8

@@ -110,7 +110,7 @@ def test_the_loop_says_what_each_part_does_now(made: MadeBooks, page: TestClient
     assert told["production"] == "made-r2"
     assert told["headline"] == "Cycle 5 trains."
     assert (parts["train"]["state"], parts["train"]["now"], parts["train"]["done"]) == ("working", "step 12 of 40", 0.3)
-    assert parts["train"]["figure"] == "loss 3.250, 512 tok/s"
+    assert parts["train"]["figure"] == "loss 3.25, 512 tok/s"
     assert parts["ingest"]["state"] == "ready"
     assert parts["serve"]["now"] == "1 replica, 25% busy"
     assert parts["traffic"]["now"] == "67 in the last hour"
