@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_the_newest_figures_are_told_with_mfu_and_the_peak_that_it_is_a_share_of
     assert last["mfu"] == pytest.approx(
         last["tokens_per_s"] * last["flops_per_token"] / last["peak_flops_per_s"], rel=0.2
     )
+
+
+def test_what_is_told_has_the_curve_of_the_losses_the_length_of_the_run_and_the_time(runs):
+    task = runs.work("told-curve")
+    began = time.time()
+    runs.run(task)
+    last = told(runs, task)
+
+    assert (last["steps"], last["tokens_per_step"]) == (10, 4 * 32)
+    assert [tuple(point) for point in last["curve"]] == [tuple(point) for point in runs.figures(task)["curve"]]
+    assert last["curve"][-1] == [10, last["loss"]]
+    assert began <= last["at"] <= time.time()
 
 
 def test_a_run_that_has_only_its_export_left_to_do_claims_no_utilisation(runs):
