@@ -81,6 +81,7 @@ def alerts(books: Books, *, audit: Sequence[AuditFault] = (), runs: Sequence[Run
         *_releases(books),
         *_events(books),
         *_budget(books),
+        *_key_budgets(books),
         *_runs(going_on(books) if runs is None else runs),
     ]
     return sorted(found, key=lambda alert: (alert.severity != "now", -alert.at))[:_MOST]
@@ -236,6 +237,29 @@ def _budget(books: Books) -> Iterator[Alert]:
         what_to_do="Wait for the window of improve.budget to move on, or raise its limits.",
         link="energy",
     )
+
+
+def _key_budgets(books: Books) -> Iterator[Alert]:
+    """Keys and teams whose budget is used up: they are answered 402."""
+    limited = {subject: limits for subject, limits in books.keys.limits_of().items() if limits.has_budget}
+    spent = {window: books.allowances.spent(window) for window in {limits.budget_window for limits in limited.values()}}
+    for subject, limits in limited.items():
+        used = spent[limits.budget_window].get(subject)
+        empty = [
+            f"{name}: {getattr(used, name):,.6g} of {limit:,.6g}"
+            for name in ("tokens", "money", "joules")
+            if (limit := getattr(limits, f"budget_{name}")) is not None and used and getattr(used, name) >= limit
+        ]
+        if empty:
+            yield Alert(
+                severity="now",
+                kind="empty budget",
+                title=f"The budget of {subject} is used up",
+                said=f"{'; '.join(empty)} ({limits.budget_window})",
+                at=books.journal.clock(),
+                what_to_do="Its requests are answered 402 until the window ends; aifactory keys limit gives it more.",
+                link="energy",
+            )
 
 
 def _runs(runs: Sequence[Run]) -> Iterator[Alert]:

@@ -12,6 +12,7 @@ from aifactory.errors import ConfigError
 from aifactory.page.access import TOKEN_VARIABLE, Access
 from aifactory.page.server import PageServer
 from aifactory.records.books import Books
+from aifactory.records.keys import NOBODY, read_token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +29,23 @@ class PageAddress:
 
 
 def access_of(books: Books) -> Access:
-    """Who may see the page of this factory."""
-    return Access(host=books.config.runtime.page.host, token=os.environ.get(TOKEN_VARIABLE) or None)
+    """Who may see the page of this factory: whoever has a key of the scope `operate`, from when there is any key, or must be."""
+    keys, required = books.keys, books.config.runtime.gateway.keys == "required"
+
+    def check(sent: str) -> str | None:
+        read = read_token(sent)
+        if read is None:
+            return None
+        known, now = keys.known(read[0]) or NOBODY, keys.journal.clock()
+        good = known.is_proved_by(read[1], now) and known.key.state(now) == "active"
+        return known.key.id if good and "operate" in known.key.scopes else None
+
+    return Access(
+        host=books.config.runtime.page.host,
+        token=os.environ.get(TOKEN_VARIABLE) or None,
+        has_keys=lambda: required or keys.has_active(),
+        check_key=check,
+    )
 
 
 def serve(config: Config, tell: Callable[[PageAddress], None]) -> None:

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from aifactory.errors import ConfigError
 from aifactory.page.access import TOKEN_KEY, Access
+from aifactory.page.command import access_of
 
 TOKEN = "a-token-that-is-long-enough"
 KEY = "aif_key_of_somebody"
@@ -157,3 +158,39 @@ def test_the_audit_names_whoever_did_it(made: MadeBooks, client: Client) -> None
         assert page.post("/releases/act", data={**proof_in(page, path), "reason": "why"}).status_code == 303
         last = made.books.journal.audited().lines[-1]
         assert (last.action, last.subject, last.key_id) == ("rollback", f"made-r{release}", wanted)
+
+
+# ── the factory's keys ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_from_the_first_key_on_the_page_wants_one_of_the_scope_operate(made: MadeBooks, client: Client) -> None:
+    page = client(made, access_of(made.books))
+    assert page.get("/").status_code == 200
+    infer = made.books.keys.create("asks").token
+    operator = made.books.keys.create("operator", scopes=("operate",))
+
+    assert page.get("/").headers["location"] == "/enter"
+
+    def seen_with(token: str) -> int:
+        return page.get("/data/loop", headers={"Authorization": f"Bearer {token}"}).status_code
+
+    assert (seen_with(infer), seen_with(operator.token), seen_with(operator.token[:-1] + "x")) == (401, 200, 401)
+    unknown = operator.token.replace(operator.key.id.removeprefix("key-"), "0" * 16)
+    assert seen_with(unknown) == 401
+
+    page.post("/enter", data={"key": operator.token, "proof": proof_in(page, "/enter")["proof"]})
+    assert page.post("/releases/act", data={**proof_in(page), **ROLL_BACK}).status_code == 303
+    assert made.books.journal.audited().lines[-1].key_id == operator.key.id
+
+    made.books.keys.revoke(operator.key.id)
+    assert page.get("/").status_code == 303
+    assert seen_with(operator.token) == 401
+
+
+def test_where_keys_are_required_no_page_is_open(made: MadeBooks, client: Client) -> None:
+    runtime = made.books.config.runtime
+    gateway = runtime.gateway.model_copy(update={"keys": "required"})
+    made.books.config = made.books.config.model_copy(
+        update={"runtime": runtime.model_copy(update={"gateway": gateway})}
+    )
+    assert client(made, access_of(made.books)).get("/").status_code == 303

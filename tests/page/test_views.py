@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from aifactory.energy_ledger import read_energy
 from aifactory.improve.evaluation import observe
 from aifactory.page.server import VIEWS
+from aifactory.records.limits import Limits
 from aifactory.records.tables import audit
 
 Client = Callable[..., TestClient]
@@ -229,6 +230,23 @@ def test_a_budget_that_is_used_up_is_seen(tmp_path: Path, client: Client) -> Non
     assert found[0]["severity"] == "now"
     assert "energy: 200 of 100 J" in found[0]["said"]
     assert "used up" in page.get("/energy").text
+
+
+def test_the_budget_of_a_key_that_is_used_up_is_seen(tmp_path: Path, client: Client) -> None:
+    made = MadeBooks(tmp_path)
+    limited = Limits(budget_joules=100.0, budget_window="total")
+    key = made.books.keys.create("asks much", limited=limited).key
+    page, headers = client(made), {"Host": "localhost"}
+
+    def empty() -> list[str]:
+        return [
+            each["said"] for each in page.get("/data/alerts", headers=headers).json() if each["kind"] == "empty budget"
+        ]
+
+    made.books.allowances.add_joules({key.id: 60.0})
+    assert empty() == []
+    made.books.allowances.add_joules({key.id: 60.0})
+    assert empty() == ["joules: 120 of 100 (total)"]
 
 
 def test_alerts_are_what_the_books_say(made: MadeBooks, page: TestClient) -> None:
