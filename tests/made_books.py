@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -268,9 +268,9 @@ class MadeBooks:
         return "model/abcdef0123456789"
 
 
-def whole(folder: Path, change: Callable[[MadeBooks], None] = lambda _: None) -> MadeBooks:
+def whole(folder: Path, **sections: Any) -> MadeBooks:
     """Two releases, a rejected candidate, a failed cycle, feedback, a decision, a replica and a run that goes on."""
-    made = MadeBooks(folder)
+    made = MadeBooks(folder, **sections)
     made.failed("run-0")
     made.released("run-1")
     made.answered(1, 30, bits=1.6)
@@ -284,5 +284,4 @@ def whole(folder: Path, change: Callable[[MadeBooks], None] = lambda _: None) ->
     made.begin("drift-4", champion=2, kind="drift")
     made.ingested(made.books.journal.cycles()[-1])
     made.training()
-    change(made)
     return made

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from chromium import chromium  # noqa: F401
 from made_books import MadeBooks, whole
+from postgres import postgres_server, postgres_url  # noqa: F401
 from starlette.testclient import TestClient
 
 from aifactory.page.access import Access

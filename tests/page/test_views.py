@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_books import MadeBooks
+from made_books import MadeBooks, whole
 from starlette.testclient import TestClient
 
 from aifactory.energy_ledger import read_energy
@@ -236,12 +236,10 @@ def test_the_budget_of_a_key_that_is_used_up_is_seen(tmp_path: Path, client: Cli
     made = MadeBooks(tmp_path)
     limited = Limits(budget_joules=100.0, budget_window="total")
     key = made.books.keys.create("asks much", limited=limited).key
-    page, headers = client(made), {"Host": "localhost"}
+    page = client(made)
 
     def empty() -> list[str]:
-        return [
-            each["said"] for each in page.get("/data/alerts", headers=headers).json() if each["kind"] == "empty budget"
-        ]
+        return [each["said"] for each in page.get("/data/alerts").json() if each["kind"] == "empty budget"]
 
     made.books.allowances.add_joules({key.id: 60.0})
     assert empty() == []
@@ -294,6 +292,19 @@ def test_the_page_of_a_corpus_is_shown_as_ingest_wrote_it_and_nothing_else_of_th
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     for name in ("..%2f..%2fstate.db", "..%2fmodel", "nothing", "a b"):
         assert page.get(f"/corpora/{name}").status_code == 404, name
+
+
+def test_every_view_reads_from_postgresql_what_it_reads_from_sqlite(
+    page: TestClient, client: Client, tmp_path: Path, postgres_url: str
+) -> None:
+    other = whole(tmp_path / "other", runtime={"state_url": postgres_url})
+    on_postgresql = client(other)
+
+    for name in VIEWS:
+        assert on_postgresql.get(f"/data/{name}").json() == page.get(f"/data/{name}").json(), name
+    for path in [*PATHS, *MORE]:
+        assert on_postgresql.get(path).status_code == 200, path
+    other.books.close()
 
 
 def test_the_page_neither_loads_nor_asks_ray() -> None:
