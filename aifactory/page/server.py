@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -26,13 +26,13 @@ from starlette.routing import Route
 from aifactory.errors import AIFactoryError, ConfigError, StateError
 from aifactory.page.access import COOKIE, Access, RefusedError, Visitor
 from aifactory.page.actions import carry_out, propose, read_asked
-from aifactory.page.alerts import AuditWatch, alerts
+from aifactory.page.alerts import Alert, AuditWatch, alerts
 from aifactory.page.audit_lines import audit_lines
 from aifactory.page.corpora import corpora, report_page
 from aifactory.page.cycles import cycles
 from aifactory.page.drift import drift
 from aifactory.page.feedback import feedback_view
-from aifactory.page.loop import loop
+from aifactory.page.loop import Loop, loop
 from aifactory.page.releases import lineage, releases
 from aifactory.page.rendering import Rendering, to_json
 from aifactory.page.runs import runs
@@ -288,7 +288,13 @@ class PageServer:
     # ── how ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _page(self, name: str, visitor: Visitor, *, template: str | None = None, title: str = "", **values: Any) -> str:
-        found = values["view"] if name == "alerts" else alerts(self.books, audit=self._audit.faults())
+        view = values.get("view")
+        if name == "alerts" and view is not None:
+            found: Sequence[Alert] = view
+        elif isinstance(view, Loop):
+            found = view.alerts
+        else:
+            found = alerts(self.books, audit=self._audit.faults())
         production = self.books.registry.production()
         return self._rendering.html(
             template or name,

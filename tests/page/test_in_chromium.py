@@ -1,7 +1,8 @@
 """Laws of the page in a browser: nothing is complained of, nothing is asked of elsewhere, and whoever reads or types can use it.
 
 The accessibility checks are axe-core's of the levels A and AA, from the npm registry; each view with what a real loop has left.
-AIFACTORY_PAGE_PICTURES=<folder> keeps pictures of all views, for a person to look at.
+AIFACTORY_PAGE_PICTURES=<folder> keeps pictures of all views, for a person to look at; AIFACTORY_PAGE_CONFIG=<file> has them be of that
+factory, which must have had two releases, such as the quickstart's.
 """
 
 from __future__ import annotations
@@ -197,14 +198,22 @@ async def checked(tab: Tab, axe: str, url: str, paths: list[str]) -> list[str]:
     return wrong
 
 
+@pytest.fixture(scope="module")
+def turned(request: pytest.FixtureRequest) -> Path:
+    """The configuration of a factory whose loop was closed by simulated users."""
+    if (named := os.environ.get("AIFACTORY_PAGE_CONFIG")) is not None:
+        return Path(named)
+    driver: Driver = request.getfixturevalue("uninterrupted")
+    return driver.config_file
+
+
 @pytest.mark.slow
-def test_every_view_of_a_real_loop_is_accessible(uninterrupted: Driver, chromium: str, axe: str) -> None:
-    with commanded(uninterrupted.config_file) as url:
+def test_every_view_of_a_real_loop_is_accessible(turned: Path, chromium: str, axe: str) -> None:
+    with commanded(turned) as url:
         corpus = httpx.get(f"{url}/data/corpora").json()[0]["id"].partition("/")[2]
         more = [f"/corpora/{corpus}", "/cycles/1", "/cycles/2", "/releases/2", "/releases/act?do=rollback&release=1"]
         more += ["/releases/act?do=canary&release=1", "/nothing"]
-        served_by = {each["release"] for each in httpx.get(f"{url}/data/traffic?span=24h").json()["by_release"]}
-        assert served_by == {"small-r1", "small-r2"}
+        assert len(httpx.get(f"{url}/data/traffic?span=24h").json()["by_release"]) == 2
 
         wrong = browse(chromium, lambda tab: checked(tab, axe, url, [*PATHS, *more]), timeout_s=900)
 
@@ -213,9 +222,9 @@ def test_every_view_of_a_real_loop_is_accessible(uninterrupted: Driver, chromium
 
 
 @pytest.mark.slow
-def test_the_door_is_accessible_too(uninterrupted: Driver, chromium: str, axe: str) -> None:
+def test_the_door_is_accessible_too(turned: Path, chromium: str, axe: str) -> None:
     token = {TOKEN_VARIABLE: "a-token-that-is-long-enough"}
-    with commanded(uninterrupted.config_file, environment=token) as url:
+    with commanded(turned, environment=token) as url:
         assert browse(chromium, lambda tab: checked(tab, axe, url, ["/enter"]), timeout_s=300) == []
 
 
