@@ -187,7 +187,7 @@ def _evaluate(at_work: set[str], last_cycles: Sequence[CycleLine]) -> Part:
     if scored is not None and scored.score is not None:
         figure = f"{scored.score['estimate']:.3f} bits per byte"
     if "evaluate" in at_work:
-        return _part("evaluate", "working", "scoring held-out tasks", figure)
+        return _part("evaluate", "working", "scoring tasks", figure)
     return _part("evaluate", "ready" if scored else "waiting", "done" if scored else "waiting", figure)
 
 
