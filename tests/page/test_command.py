@@ -94,3 +94,24 @@ def test_a_port_that_is_taken_is_said(config: str) -> None:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "expected to listen at 127.0.0.1" in errors
+
+
+def test_looked_after_it_is_told_its_configuration_and_goes_with_whoever_started_it(made: MadeBooks) -> None:
+    runtime = made.books.config.runtime
+    page = runtime.page.model_copy(update={"port": 0})
+    config = made.books.config.model_copy(update={"runtime": runtime.model_copy(update={"page": page})})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aifactory.page.attended"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(config.model_dump_json() + "\n")
+        process.stdin.flush()
+        url = json.loads(process.stdout.readline())["page"]
+        assert httpx.get(f"{url}healthz").text == "ok\n"
+        process.stdin.close()
+        process.wait(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
