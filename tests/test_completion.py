@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aifactory.cli import VERBS, _parser
+from aifactory.cli import VERBS, command_parser
 from aifactory.completion import SHELLS, script
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +23,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("completion")
     found = {shell: folder / f"aifactory.{shell}" for shell in SHELLS}
     for shell, file in found.items():
-        file.write_text(script(_parser(), shell), encoding="utf-8")
+        file.write_text(script(command_parser(), shell), encoding="utf-8")
     return found
 
 
@@ -50,7 +50,7 @@ def test_every_verb_and_every_option_is_in_each_script(scripts: dict[str, Path],
     options = {
         name
         for verb in VERBS
-        for action in _parser()._subparsers._group_actions[0].choices[verb]._actions  # type: ignore[union-attr, index, call-overload]
+        for action in command_parser()._subparsers._group_actions[0].choices[verb]._actions  # type: ignore[union-attr, index, call-overload]
         for name in action.option_strings
         if name.startswith("--")
     }
