@@ -16,7 +16,10 @@ LEVELS: list[set[str]] = [
     {"cli", "__main__", "kernels"},
     {"supervisor"},
     {"factory"},
-    {"workshop", "report", "ledger", "trace", "model_card", "proof", "plan", "energy_ledger", "keys", "upkeep"},
+    {
+        *("workshop", "report", "ledger", "trace", "model_card", "proof", "plan", "energy_ledger", "keys"),
+        *("upkeep", "doctor", "bottleneck"),
+    },
     STAGES,
     CORES,
     {"cluster"},
