@@ -66,7 +66,6 @@ class Measured:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        self.__name__ = function.__name__
 
     def __call__(self, handed_at: float, *item: Any) -> tuple[Any, Spent]:
         """`handed_at`: seconds since 1970, by the clock of who handed it over."""
