@@ -148,9 +148,9 @@ def of_tasks(seen: TasksMeasured) -> Bottleneck | None:
         _Wait("CPU", starved, f"its tasks were ready and had no CPU in {starved:.0%} of their time", _STARVED),
         _Wait(
             "queue",
-            queued if seen.tasks > seen.at_once or queued > 0.5 else 0.0,
-            f"{seen.tasks} tasks waited {queued:.0%} of their time for their turn, {seen.at_once} at once",
-            ("Raise runtime.data_tasks, with as many CPUs (runtime.cpus_per_worker each) in the cluster",),
+            queued,
+            f"its {seen.tasks} tasks, {seen.at_once} handed over at once, waited {queued:.0%} of their time for a free CPU",
+            ("Add nodes, or lower runtime.cpus_per_worker: what is handed over finds no place in the cluster",),
         ),
         _Wait(
             "data",

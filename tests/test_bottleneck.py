@@ -163,7 +163,7 @@ TASKS = TasksMeasured(
     ("values", "of", "option"),
     [
         ({}, "CPU", "runtime.data_tasks"),
-        ({"queued_s": 60.0}, "queue", "runtime.data_tasks"),
+        ({"queued_s": 60.0}, "queue", "Add nodes"),
         ({"used": Usage(seconds=19.0, cpu_s=8.0, starved_s=10.0)}, "CPU", "what else runs"),
         ({"used": Usage(seconds=19.0, cpu_s=4.0)}, "data", "faster disk"),
         ({"tasks": 1, "used": Usage(seconds=10.0, cpu_s=9.8)}, "data", "more files"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 import urllib.request
 
@@ -58,3 +61,37 @@ def test_rays_port_shows_what_was_counted_once_and_sums_as_they_are(ray_session:
             if "_port_" in sample.name
         }
     assert found == wanted
+
+
+_DRIVER = """
+from aifactory.cluster import metrics_port
+from aifactory.cluster.session import connect, disconnect
+from aifactory.observe import metrics
+connect("gone")
+metrics_port.export("gone")
+metrics.TOKENIZE_TOKENS.add(1234)
+metrics_port.flush()
+disconnect()
+"""
+
+
+def test_what_a_driver_has_counted_is_there_when_it_has_gone(ray_session: None) -> None:
+    import ray
+
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    subprocess.run([sys.executable, "-c", _DRIVER], env=environment, check=True, timeout=120)
+    (node,) = ray.nodes()
+    url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    found: list[float] = []
+    deadline = time.monotonic() + 40
+    while not found and time.monotonic() < deadline:
+        time.sleep(1)
+        with urllib.request.urlopen(url, timeout=10) as page:
+            families = text_string_to_metric_families(page.read().decode())
+        found = [
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == "ray_aifactory_tokenize_tokens_total" and sample.labels["factory"] == "gone"
+        ]
+    assert found == [1234]
