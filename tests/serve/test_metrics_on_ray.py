@@ -40,5 +40,5 @@ def test_a_replicas_answers_are_on_rays_port_under_the_names_of_the_dashboards(
         assert float(slots["value"][1]) == served.factory.books.config.runtime.endpoint.slots
 
     told = [event.detail for event in served.factory.books.journal.events(event="metered")]
-    busy = [read(detail[MEASURED]) for detail in told if detail["answers"]]
-    assert [found.stage for found in busy if found is not None] == ["serve"] * len(busy) and busy
+    # Short answers may come and go between two looks.
+    assert {found.stage for detail in told if (found := read(detail[MEASURED])) is not None} == {"serve"}
