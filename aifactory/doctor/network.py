@@ -154,9 +154,8 @@ def _remedy(what: str) -> str:
         return "runtime.endpoint.host: 127.0.0.1, and a proxy with TLS in front."
     if "HAProxy" in what or "haproxy" in what:
         return "Keep others out by a firewall: the program binds every interface."
-    if what == _WORKERS:
-        return "Ray binds them on every interface, whatever it is told: keep others out by a firewall; RAY_AUTH_MODE=token."
-    return "ray start --node-ip-address=127.0.0.1 on one machine; of several keep others out by a firewall; RAY_AUTH_MODE=token."
+    # Ray 2.60 puts the machine's address in the place of 127.0.0.1 where it is given that (services.resolve_ip_for_localhost).
+    return "Ray binds it on every interface, whatever it is told: keep others out by a firewall, and set RAY_AUTH_MODE=token."
 
 
 def _meet(one: str, other: str) -> bool:
