@@ -78,6 +78,18 @@ EVENTS = {
     "forgetting": "an erasure goes on",
     "erased": "an artifact is gone, or a pass of an erasure is done",
     "forgotten": "an erasure is done",
+    # ── it stays up ──
+    "up": "a supervisor keeps a factory up from now on",
+    "down": "a factory has come down",
+    "part_lost": "a part of what is kept up has died",
+    "part_back": "it is there again",
+    "part_restarted": "the supervisor itself starts a part again",
+    "part_unwell": "something is wrong with a part",
+    "restarting": "what serves or watches is started again",
+    "stopped": "what was kept up has ended",
+    "collected": "what nothing needs any more was deleted",
+    "backed_up": "a snapshot was written",
+    "recovered": "a factory was put back from a snapshot",
     # ── the process ──
     "connected": "a cluster was joined",
     "starting": "a cluster is started",
