@@ -85,12 +85,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _plan(arguments)
     if arguments.verb == "kubernetes":
         return _kubernetes(arguments)
+    if arguments.verb == "metrics":
+        return _metrics(arguments)
+    if arguments.verb == "doctor":
+        return _doctor(arguments)
     from aifactory.observe.events import log_to_stderr
 
-    log_to_stderr()
     # Supervisors ask with SIGTERM; what was started here ends as on Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        log_to_stderr()
         config = _config(arguments)
     except ConfigError as error:
         return _fail(error, 2)
@@ -171,6 +175,25 @@ def _kubernetes(arguments: argparse.Namespace) -> int:
     else:
         print(as_yaml(found), end="")
     return 0
+
+
+def _metrics(arguments: argparse.Namespace) -> int:
+    from aifactory.observe.command import run
+
+    try:
+        _print(run(arguments), sys.stdout, as_json=arguments.json)
+    except AIFactoryError as error:
+        return _fail(error, 1)
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from aifactory.doctor.command import run
+
+    with redirect_stdout(sys.stderr):  # Ray prints warnings of its own there
+        findings = run(arguments)
+    _print(findings, sys.stdout, as_json=arguments.json)
+    return int(not findings.holds)
 
 
 def _interrupt(*_: object) -> None:
@@ -365,6 +388,15 @@ def command_parser() -> argparse.ArgumentParser:
     sub.add_argument("--idle-s", type=int, default=300, help="until an idle pod is taken away, seconds; 300 by default")
     text = "what training, serving and ingestion would take and cost, on which accelerators, before anything is started"
     add_arguments(verbs.add_parser("plan", help=text, description=f"plan: {text}."))
+    from aifactory.doctor.arguments import add_arguments as add_doctor_arguments
+    from aifactory.observe.command import add_arguments as add_metrics_arguments
+
+    text = (
+        "what is wrong with this machine, its ports, the configuration, storage, database and cluster, and what to do"
+    )
+    add_doctor_arguments(verbs.add_parser("doctor", help=text, description=f"doctor: {text}."))
+    text = "what is measured, and files for Grafana and Prometheus made from that"
+    add_metrics_arguments(verbs.add_parser("metrics", help=text, description=f"metrics: {text}."))
     config = verbs.add_parser("config", help="about configurations")
     config.add_subparsers(dest="what", required=True).add_parser(
         "schema", help="print the JSON schema of a configuration, for editors"

@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from aifactory.cluster import metrics_port
 from aifactory.cluster.placement import (
     asked_for_data,
     asked_for_serving,
@@ -37,6 +38,7 @@ from aifactory.evaluate.gate import Promote, Reject, best_of, judge
 from aifactory.evaluate.pipeline import evidence_of, evidence_of_best
 from aifactory.ingest.listing import Listing, list_pieces
 from aifactory.ingest.readers import read_piece
+from aifactory.observe import metrics, tracing
 from aifactory.observe.events import log_event, log_to_stderr
 from aifactory.records.artifacts import Corpus, FeedbackBatch, Model, Scorecard, TokenSet
 from aifactory.records.books import Books
@@ -106,6 +108,7 @@ class Factory:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        tracing.start(config.runtime.traces, service=config.name)
         self.books = Books(config)
         bench = Bench(self.books, run_tasks=self._run_tasks)
         self._corpora = Corpora(bench)
@@ -129,6 +132,8 @@ class Factory:
 
     def close(self) -> None:
         """Close the books, and end a Ray that was started here with all that runs in it, after the last answers."""
+        metrics_port.flush()
+        tracing.flush()
         if self._started_ray:
             try:
                 if self._serves:
@@ -144,12 +149,18 @@ class Factory:
         """One turn of the loop, from what the cycle is bound to, to a release or to the reasons why there is none."""
         cycle = self.books.journal.claim(cycle)
         log_event("turning", cycle=cycle.number, trigger=cycle.trigger, attempt=cycle.attempt)
-        corpora = self._ingest(cycle)
-        material = self._tokenize(cycle, corpora)
-        candidates = self._train(cycle, material)
-        scorecards = [self._evaluate(cycle, material, model) for model in candidates]
-        model, scorecard = self._choose(cycle, candidates, scorecards)
-        return self._promote(cycle, model, scorecard, of=len(candidates))
+        with tracing.span(tracing.CYCLE, number=cycle.number, trigger=cycle.trigger, attempt=cycle.attempt):
+            with tracing.span("ingest"):
+                corpora = self._ingest(cycle)
+            with tracing.span("tokenize"):
+                material = self._tokenize(cycle, corpora)
+            with tracing.span("train"):
+                candidates = self._train(cycle, material)
+            with tracing.span("evaluate"):
+                scorecards = [self._evaluate(cycle, material, model) for model in candidates]
+            with tracing.span("promote"):
+                model, scorecard = self._choose(cycle, candidates, scorecards)
+                return self._promote(cycle, model, scorecard, of=len(candidates))
 
     def run(self) -> Report:
         """The main job: a cycle over the sources; with `traffic`, on until simulated users have closed the loop."""
@@ -628,6 +639,7 @@ class Factory:
         """
         evidence = evidence_of_best(self.books.storage, scorecard, self.config.evaluate, of=of)
         verdict = judge(evidence, self.config.promote)
+        metrics.PROMOTE_DECISIONS.add(decision="promote" if isinstance(verdict, Promote) else "reject")
         decision = verdict.to_json()
         trial = self.config.improve.trial
         is_compared_in_use = cycle.bound.champion is not None and cycle.bound.replaces is None
@@ -742,6 +754,7 @@ class Factory:
         if self._connected:
             return
         self._started_ray = connect(self.config.name)
+        metrics_port.export(self.config.name)
         beside = asked_for_serving(self.config) if self._serves_too() else []
         for stage in (asked_for_data(self.config), asked_for_training(self.config)):
             require_placement([*beside, *stage], cluster_nodes())

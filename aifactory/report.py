@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from aifactory.bottleneck import of_stages
 from aifactory.errors import StateError
 from aifactory.records.books import Books
 from aifactory.records.journal import Cycle
@@ -81,6 +82,8 @@ class Report:
     requests: Sequence[Mapping[str, Any]]
     """For a retrain, that no cycle has taken up."""
     rehearsals: Sequence[Mapping[str, Any]]
+    bottlenecks: Sequence[Mapping[str, Any]]
+    """What each stage waited for when it last ran, and the option that would help."""
     joules: float
     joules_source: str
 
@@ -105,6 +108,7 @@ class Report:
             judged_bad=[{"release": e.subject, **e.detail} for e in books.journal.events(event="judged_bad")],
             requests=[asdict(request) for request in books.retrain_requests.open()],
             rehearsals=[event.detail for event in books.journal.events(event="rehearsed")],
+            bottlenecks=[each.to_json() for each in of_stages(books.journal.events())],
             joules=sum(cycle.joules for cycle in cycles),
             joules_source="+".join(sorted(sources)) or "estimate",
         )
@@ -138,6 +142,10 @@ class Report:
             lines.append(f"Answers of {broken['release']}: {broken['said']}")
         for decision in self.decisions:
             lines.append(f"The evaluation actor decided to {decision['decision']}: " + "; ".join(decision["reasons"]))
+        for each in self.bottlenecks:
+            lines.append(
+                f"Bottleneck of {each['stage']}: {each['of']} ({each['share']:.0%}): {each['reasons'][0]}. {each['options'][0]}"
+            )
         lines.append(
             f"Feedback: {self.feedback['feedback']} on {self.feedback['completions']} answers, "
             f"{self.feedback['batches']} batches sealed. Energy of the stages: {self.joules:,.0f} J ({self.joules_source})."

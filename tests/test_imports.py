@@ -18,7 +18,10 @@ LEVELS: list[set[str]] = [
     {"completion"},
     {"factory"},
     {"page"},
-    {"workshop", "report", "ledger", "trace", "model_card", "proof", "plan", "energy_ledger", "keys", "upkeep"},
+    {
+        *("workshop", "report", "ledger", "trace", "model_card", "proof", "plan", "energy_ledger", "keys"),
+        *("upkeep", "doctor", "bottleneck"),
+    },
     STAGES,
     CORES,
     {"cluster"},

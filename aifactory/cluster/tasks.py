@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from aifactory.errors import TaskError
+from aifactory.observe.usage import Usage, usage
 
 Result = TypeVar("Result")
 _MAX_RETRIES = 5
@@ -18,9 +21,66 @@ class RunTasks(Protocol):
     def __call__(self, function: Callable[..., Result], items: Sequence[tuple[Any, ...]]) -> list[Result]: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What tasks took, all together."""
+
+    tasks: int = 0
+    used: Usage = field(default_factory=Usage)
+    queued_s: float = 0.0
+    """Between the handing over of a task and its beginning."""
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            tasks=self.tasks + other.tasks, used=self.used + other.used, queued_s=self.queued_s + other.queued_s
+        )
+
+    def __sub__(self, before: Spent) -> Spent:
+        return Spent(
+            tasks=self.tasks - before.tasks, used=self.used - before.used, queued_s=self.queued_s - before.queued_s
+        )
+
+
+class TaskLedger:
+    """What the tasks of this process have taken since it began."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spent = Spent()
+
+    def add(self, spent: Spent) -> None:
+        with self._lock:
+            self._spent += spent
+
+    @property
+    def spent(self) -> Spent:
+        return self._spent
+
+
+ledger = TaskLedger()
+
+
+class Measured:
+    """A function that also says what a call took."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, handed_at: float, *item: Any) -> tuple[Any, Spent]:
+        """`handed_at`: seconds since 1970, by the clock of who handed it over."""
+        queued_s, before = max(0.0, time.time() - handed_at), usage()
+        result = self._function(*item)
+        return result, Spent(tasks=1, used=usage() - before, queued_s=queued_s)
+
+
 def run_here(function: Callable[..., Result], items: Sequence[tuple[Any, ...]]) -> list[Result]:
     """Run the items one after another in this process."""
-    return [function(*item) for item in items]
+    results = []
+    for item in items:
+        result, spent = Measured(function)(time.time(), *item)
+        ledger.add(spent)
+        results.append(result)
+    return results
 
 
 def run_threads(calls: Sequence[Callable[[], Result]], *, at_once: int) -> list[Result]:
@@ -67,7 +127,11 @@ def ray_tasks(*, concurrency: int, cpus_per_task: float) -> RunTasks:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
-        task = ray.remote(num_cpus=cpus_per_task, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(function)
+        def measured(handed_at: float, *item: Any) -> tuple[Result, Spent]:
+            return Measured(function)(handed_at, *item)
+
+        measured.__name__ = measured.__qualname__ = function.__name__
+        task = ray.remote(num_cpus=cpus_per_task, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(measured)
         results: dict[int, Result] = {}
         flying: dict[Any, int] = {}
         waiting = iter(enumerate(items))
@@ -75,10 +139,11 @@ def ray_tasks(*, concurrency: int, cpus_per_task: float) -> RunTasks:
             while len(results) < len(items):
                 while len(flying) < concurrency and (following := next(waiting, None)) is not None:
                     number, item = following
-                    flying[task.remote(*item)] = number
+                    flying[task.remote(time.time(), *item)] = number
                 done, _ = ray.wait(list(flying), num_returns=1)
                 for reference in done:
-                    results[flying.pop(reference)] = ray.get(reference)
+                    results[flying.pop(reference)], spent = ray.get(reference)
+                    ledger.add(spent)
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:

@@ -24,6 +24,7 @@ A configuration is read once, is checked as a whole and is never changed; `Confi
     gateway   who may ask the endpoint
     routing   which model answers what was asked for
     page      where the factory's page is served
+    traces    where spans of requests and cycles go
     runtime   where and with what
     schema    the whole
     reading   from YAML and overrides to a checked model, or to an error with file and line
@@ -86,6 +87,7 @@ from aifactory.config.steps import (
     Step,
     UnicodeStep,
 )
+from aifactory.config.traces import Traces
 from aifactory.config.trial import ReleaseTrial
 from aifactory.config.trust import Canary, FeedbackTrust
 from aifactory.config.watch import PromptWatch
@@ -155,6 +157,7 @@ __all__ = [
     "StepExecution",
     "Target",
     "Tokenize",
+    "Traces",
     "Traffic",
     "Train",
     "UnicodeStep",

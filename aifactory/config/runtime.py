@@ -14,6 +14,7 @@ from aifactory.config.head import Head
 from aifactory.config.page import Page
 from aifactory.config.section import Section
 from aifactory.config.site import Site
+from aifactory.config.traces import Traces
 
 AdapterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -216,6 +217,8 @@ class Runtime(Section):
     """The Ray head that `aifactory up` starts."""
     page: Page = Page()
     """The factory's page."""
+    traces: Traces | None = None
+    """Spans of requests and cycles, for OpenTelemetry. Default: none are made."""
     site: Site = Site()
     """What energy and machines cost there: for plans and for the books."""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from aifactory.errors import BadRequestError
+from aifactory.observe.tracing import Parent
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 Pooling = Literal["mean", "last"]
@@ -167,6 +168,8 @@ class GenerationRequest:
     """By index, the tokens that each answer has already; none for those that are missing. They count as if they had been
     drawn here, by the same seed: for penalties, stop strings, grammar and max_tokens, and the next draw is the one after
     theirs. With echo, an answer that has begun has no prompt before it any more."""
+    trace: Parent = field(default=None, compare=False, repr=False)
+    """The span that its steps belong to; None where it is not traced."""
 
     def __post_init__(self) -> None:
         """Raises BadRequestError."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -29,10 +30,16 @@ from aifactory.engine.prompts import PromptChunk, PromptReader, last_only
 from aifactory.engine.protocol import FinishReason, TokenScore
 from aifactory.engine.sampling import NOT_FINITE, Draws
 from aifactory.engine.steps import DecodeSteps
+from aifactory.observe import metrics, tracing
 
 _log = logging.getLogger(__name__)
 
 _NOT_FINITE_ERROR = "the model's logits are not finite numbers"
+
+_PREFILL_SECONDS = metrics.ENGINE_STEP_SECONDS.of(phase="prefill")
+_DECODE_SECONDS = metrics.ENGINE_STEP_SECONDS.of(phase="decode")
+_PREFILL_TOKENS = metrics.ENGINE_TOKENS.of(phase="prefill")
+_DECODE_TOKENS = metrics.ENGINE_TOKENS.of(phase="decode")
 
 _MOST_PROMPT_LOGITS = 2**24
 """64 MB in fp32: a prompt whose tokens are scored is read in chunks of so few tokens."""
@@ -144,8 +151,20 @@ class Scheduler:
     def step(self) -> None:
         """Advance: at most one chunk of prompts, and one token of every decoding request."""
         self._end_cancelled()
-        self._prefill()
-        self._decode()
+        began = perf_counter()
+        read = self._prefill()
+        decoding = perf_counter()
+        if read:
+            _PREFILL_SECONDS.observe(decoding - began)
+            _PREFILL_TOKENS.add(read)
+        if rows := len(self._decoding):
+            traced = [slot.answer for slot in self._decoding if slot.answer.request.trace is not None]
+            began_ns = tracing.now() if traced else 0
+            self._decode()
+            for answer in traced:
+                tracing.record("engine.step", answer.request.trace, began_ns=began_ns, rows=rows, index=answer.index)
+            _DECODE_SECONDS.observe(perf_counter() - decoding)
+            _DECODE_TOKENS.add(rows)
         self.num_used = sum([slot.length for slot in (*self._decoding, *self._prefilling)])
 
     def fail_all(self, error: str) -> None:
@@ -158,12 +177,14 @@ class Scheduler:
         for slot in slots:
             self._end(slot, "error", error)
 
-    def _prefill(self) -> None:
+    def _prefill(self) -> int:
+        """Tokens that were read."""
         budget = self._prefill_chunk
         while self._prefilling and budget > 0:
             chunks = self._next_chunks(budget)
             if not chunks:
                 break
+            began_ns = tracing.now() if any(slot.answer.request.trace is not None for slot, _, _ in chunks) else 0
             try:
                 firsts = self._prefill_chunks(chunks)
             except Exception as error:
@@ -174,8 +195,17 @@ class Scheduler:
             for (slot, begin, end), first in zip(chunks, firsts, strict=True):
                 budget -= end - begin
                 slot.length = end
+                tracing.record(
+                    "engine.prefill",
+                    slot.answer.request.trace,
+                    began_ns=began_ns,
+                    begin=begin,
+                    end=end,
+                    prompts=len(chunks),
+                )
                 if end == len(slot.answer.read_ids):
                     self._end_prefill(slot, first)
+        return self._prefill_chunk - budget
 
     def _next_chunks(self, budget: int) -> list[tuple[_Slot, int, int]]:
         """Who reads which tokens [begin, end) of its prompt now: the first in the queue, and with it those that may share its forward.

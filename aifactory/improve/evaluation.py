@@ -22,6 +22,7 @@ from aifactory.improve.prompts import PromptSequence
 from aifactory.improve.schedule import Slot, due
 from aifactory.improve.spending import spending
 from aifactory.improve.trials import Trials
+from aifactory.observe import metrics
 from aifactory.observe.events import log_event
 from aifactory.records.artifacts import ArtifactStore, FeedbackBatch, Model, Scorecard
 from aifactory.records.books import Books
@@ -115,6 +116,8 @@ class Evaluation:
             self._seal_batches(whatever_waits=True)
             batches, seen, decision = self._decide()
         self._say(decision, seen)
+        metrics.IMPROVE_DECISIONS.add(decision=str(decision.to_json()["decision"]))
+        metrics.IMPROVE_WAITING.set(self.books.feedback.counts()["waiting"])
         if isinstance(decision, Retrain):
             self._begin(decision, seen, batches)
             self._see_through()
@@ -221,6 +224,7 @@ class Evaluation:
     def _decide(self) -> tuple[list[FeedbackBatch], Observation, Decision]:
         batches = self._published_batches()
         seen = observe(self.books, batches)
+        _measure(seen)
         return batches, seen, decide(self._policy, seen)
 
     def _seal_batches(self, *, whatever_waits: bool = False) -> None:
@@ -313,6 +317,15 @@ class Evaluation:
         if kind != self._said:
             journal.write("decided", subject=seen.release, detail=decision.to_json())
             self._said = kind
+
+
+def _measure(seen: Observation) -> None:
+    metrics.IMPROVE_SCORED.set(seen.num_scored)
+    metrics.IMPROVE_LIVE.set(seen.live)
+    metrics.IMPROVE_STANDARD.set(seen.standard or 0.0)
+    metrics.IMPROVE_BATCHES.set(len(seen.new_batches))
+    metrics.IMPROVE_DRIFT.set(seen.prompts is not None)
+    metrics.IMPROVE_RUNNING.set(seen.running is not None)
 
 
 def _stands_for(

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from aifactory.cluster import metrics_port
 from aifactory.cluster.session import namespace
 from aifactory.config import Config
 from aifactory.errors import PlacementError
 from aifactory.improve.answer_watch import CheckAnswers
 from aifactory.improve.evaluation import LONGEST_ERROR, Evaluation, IdentifyLanguages, Launcher, ScoreTasks
 from aifactory.improve.judge_watch import Grade
+from aifactory.observe import metrics
 from aifactory.observe.events import log_event, log_to_stderr
 from aifactory.records.books import Books
 from aifactory.records.journal import TICK_FAILED, Cycle
@@ -39,6 +41,7 @@ class Evaluator:
         identify: IdentifyLanguages | None = None,
     ) -> None:
         log_to_stderr()
+        metrics_port.export(books.config.name)
         self._books = books
         launcher = _launcher(books.resolved_config(), turn)
         self._evaluation = Evaluation(
@@ -62,8 +65,10 @@ class Evaluator:
             time.sleep(self._books.config.runtime.tick_s)
             try:
                 self._evaluation.tick()
+                metrics.IMPROVE_TICKS.add(outcome="done")
                 said = None
             except Exception as error:  # a database that is away for a while must not end the watch
+                metrics.IMPROVE_TICKS.add(outcome="failed")
                 text = f"{type(error).__name__}: {error}"
                 if text != said:
                     said = text

@@ -12,14 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from aifactory.observe import metrics
 from aifactory.observe.events import Timer
+
+if TYPE_CHECKING:
+    from aifactory.config import Site
 
 EnergySource = Literal["nvml", "rapl", "estimate"]
 POWERCAP = Path("/sys/class/powercap")
 _NVML = "nvml"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_JOULES_PER_KWH = 3.6e6
 
 
 @dataclass(slots=True)
@@ -84,6 +89,15 @@ def measured(
     finally:
         found = meter.read()
         energy.joules, energy.source, energy.seconds = found.joules, found.source, found.seconds
+
+
+def count_joules(energy: Energy, site: Site, *, stage: str, busy_share: float = 1.0) -> None:
+    """Count what a stage has used, and what that costs where the site has a price for it, in the meters of this process."""
+    for state, share in (("busy", busy_share), ("idle", 1.0 - busy_share)):
+        metrics.ENERGY.add(share * energy.joules, stage=stage, source=energy.source, state=state)
+    if site.price_per_kwh:
+        money = energy.joules / _JOULES_PER_KWH * site.pue * site.price_per_kwh
+        metrics.MONEY.add(money, stage=stage, currency=site.currency)
 
 
 def _counters(powercap: Path) -> dict[str, float]:

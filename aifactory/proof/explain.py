@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from aifactory.bottleneck import Bottleneck, of_stages
 from aifactory.errors import ConfigError, StorageError
 from aifactory.records.artifacts import Corpus
 from aifactory.records.books import Books
@@ -124,6 +125,8 @@ class CycleStory:
     """The release with which its candidate was compared."""
     reasons: Sequence[str]
     costs: Sequence[CostStory]
+    bottlenecks: Sequence[Bottleneck] = ()
+    """What each stage of it waited for, and the option that would help."""
 
     @property
     def seconds(self) -> float:
@@ -192,6 +195,7 @@ class CycleStory:
             lines.append(
                 f"  cost        {cost.stage} {cost.artifact}: {cost.seconds:,.1f} s, {cost.joules:,.0f} J ({cost.joules_source})"
             )
+        lines += [f"  bottleneck  {each.line}" for each in self.bottlenecks]
         return [
             *lines,
             f"  in all      {self.seconds:,.1f} s in the stages, {self.joules:,.0f} J ({self.joules_source})",
@@ -275,6 +279,7 @@ def _story(books: Books, cycle: Cycle) -> CycleStory:
             )
             for event in made
         ],
+        bottlenecks=of_stages(made),
     )
 
 

@@ -22,10 +22,11 @@ from starlette.responses import Response
 from aifactory.config import Config
 from aifactory.engine.protocol import Pooling, Sampling
 from aifactory.errors import BadRequestError, CapacityError
+from aifactory.observe import tracing
 from aifactory.observe.events import logger
 from aifactory.serve.access import caller_of
 from aifactory.serve.answers import Answering
-from aifactory.serve.asking import BEHIND, asker, gone, holding, identity, who
+from aifactory.serve.asking import BEHIND, RELEASE, asker, gone, holding, identity, who
 from aifactory.serve.bodies import (
     MOST_SECONDS,
     ChatBody,
@@ -241,6 +242,7 @@ class AnswerRoutes:
                 field=body.length_field if room >= 1 else "messages" if chat else "prompt",
             )
         behind = request.scope.get(BEHIND)
+        request.scope[RELEASE] = served.release.name
         progress: Progress | None = request.scope.get(PROGRESS)
         question = Question(
             id=("chatcmpl-" if chat else "cmpl-") + identity(request),
@@ -260,6 +262,7 @@ class AnswerRoutes:
             timeout_s=self._timeout(request, body.timeout),
             adapter=served.names[body.model],
             progress=progress,
+            trace=tracing.current(),
             watch=self._watch(request, served, body, sampling, read),
         )
         if progress is not None and progress.release is not None and progress.fingerprint != question.fingerprint:
@@ -308,6 +311,7 @@ class AnswerRoutes:
         body = parse(EmbeddingBody, await self._read(request))
         asked = body.inputs
         with holding(self._releases, body.model) as served:
+            request.scope[RELEASE] = served.release.name
             prompts = await asyncio.to_thread(read_prompts, served, asked, field="input")
             longest, context = max(len(prompt.ids) for prompt in prompts), served.engine.context_length
             if longest > context:
@@ -334,6 +338,7 @@ class AnswerRoutes:
                 team=caller_of(request).team,
                 timeout_s=self._timeout(request, body.timeout),
                 adapter=served.names[body.model],
+                trace=tracing.current(),
             )
             question = await self._let_in(request, question)
             found = await self._answering.embed(request, question)

@@ -20,10 +20,12 @@ from starlette.responses import Response
 
 from aifactory.engine.protocol import Delta, Engine, Sampling
 from aifactory.errors import BadRequestError
+from aifactory.observe import tracing
 from aifactory.observe.events import logger
 from aifactory.records.feedback import Completion, FeedbackLog
 from aifactory.serve.admission import Admission
 from aifactory.serve.answer_cache import AnswerCache, Kept
+from aifactory.serve.answer_meter import AnswerMeter
 from aifactory.serve.event_stream import DONE, EventStream, watch_client
 from aifactory.serve.guards import Guards, Mask
 from aifactory.serve.progress import Told
@@ -355,10 +357,13 @@ class Answering:
         submitted: list[str] = []
         entry = self._admission.enter(question.who, question.num_choices, behind=question.behind)
         late = stopped = False
+        meter = AnswerMeter(question.served.release.name, question.prompt_tokens, asked=loop.time())
 
         def arrive(index: int, delta: Delta) -> None:
             # Here, not where it is read: a client that reads slowly holds up no other.
+            meter.arrived(index, len(delta.token_ids), loop.time())
             if delta.finish_reason is not None:
+                meter.ended(delta.finish_reason)
                 entry.free()
             arrived.put_nowait((index, delta))
 
@@ -366,7 +371,7 @@ class Answering:
             def deliver(delta: Delta) -> None:
                 loop.call_soon_threadsafe(arrive, number * num_answers + delta.index, delta)
 
-            asked = question.request_of(number)
+            asked = question.request_of(number, generating.parent)
             try:
                 engine.submit(asked, deliver)
             except BadRequestError as error:
@@ -391,10 +396,15 @@ class Answering:
         watch = asyncio.create_task(watch_client(request, stop))
         alarm = None if question.timeout_s is None else loop.call_later(question.timeout_s, expire)
         unfinished, tokens, trial = question.num_choices, 0, question.watch
+        waiting = tracing.begin("admission", question.trace)
+        generating = tracing.OpenSpan()
         try:
             if entry.waits and not question.behind:
                 self._make_way()
             await entry.admitted
+            meter.admitted(loop.time())
+            waiting.end()
+            generating = tracing.begin("generate", question.trace, completion=question.id, release=question.model)
             # An engine of a small model may be done before the alarm is heard; what is late already is not begun.
             if alarm is not None and loop.time() >= alarm.when():
                 raise _too_late(question.timeout_s)
@@ -431,6 +441,8 @@ class Answering:
                 trial.end(tokens=tokens, failed=True)
             raise
         finally:
+            waiting.end()
+            generating.end(tokens=tokens, error="the answer did not come to its end" if unfinished else None)
             watch.cancel()
             if alarm is not None:
                 alarm.cancel()

@@ -19,10 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aifactory.cluster import metrics_port
 from aifactory.cluster.session import app_name
 from aifactory.config import Config
 from aifactory.config.runtime import Endpoint as EndpointOptions
 from aifactory.errors import ConfigError, PlacementError, StateError
+from aifactory.observe import tracing
 from aifactory.observe.energy import Meter
 from aifactory.observe.events import log_event
 from aifactory.records.books import Books
@@ -61,12 +63,14 @@ class Replica:
     """One replica: the gateway over the releases that it follows."""
 
     def __init__(self, books: Books, mask: Mask | None = None) -> None:
+        from aifactory.serve.answer_meter import Load, watch
         from aifactory.serve.gateway import Gateway
         from aifactory.serve.memory import require_memory
         from aifactory.serve.metering import ServingMeter
         from aifactory.serve.releases import Releases
 
         self._endpoint = books.config.runtime.endpoint
+        tracing.start(books.config.runtime.traces, service=books.config.name)
         if self._endpoint.engine == "vllm":
             from aifactory.engine.vllm_process import require_vllm
 
@@ -89,11 +93,15 @@ class Replica:
             is_busy=lambda: self._gateway.num_open > 0,
             prompt_token_share=books.config.runtime.site.prompt_token_share,
             charge=books.allowances.add_joules,
+            site=books.config.runtime.site,
+            load=Load(lambda: self._gateway),
         )
         self._releases.load_first()
         self._gateway = Gateway(
             books, self._releases, books.config.serve, replica=_replica_name(), count=self._meter.count, mask=mask
         )
+        watch(self._gateway)
+        metrics_port.export(books.config.name)
         self._follower: asyncio.Task[None] | None = None
         self._batches: asyncio.Task[None] | None = None
         self._teller: asyncio.Task[None] | None = None
@@ -171,6 +179,7 @@ class FrontReplica:
 
         from aifactory.serve.front import Front
 
+        metrics_port.export(config.name)
         # Serve's own router looks for another replica; it does not ask again what it has handed on.
         self._replica = replica.options(stream=True, method_name="relay")
         self._front = Front(config, self._ask, lost=(RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError))

@@ -20,6 +20,8 @@ BEHIND = "aifactory.behind"
 """In the scope of a request in the background: the id of its answer."""
 _IDENTITY = "aifactory.identity"
 """In the scope of any other: the id of its answer, once that was asked for."""
+RELEASE = "aifactory.release"
+"""In the scope of a request: the name of the release that answers it, once that is known."""
 _SHOWN_NAMES = 12
 
 

@@ -43,6 +43,16 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+async def until_its_end(events: AsyncGenerator[bytes, None], ended: Callable[[], None]) -> AsyncGenerator[bytes, None]:
+    """The same events; `ended` is called when there are no more, or nobody reads on."""
+    try:
+        async with aclosing(events):
+            async for data in events:
+                yield data
+    finally:
+        ended()
+
+
 async def watch_client(request: Request, stop: Callable[[Exception | None], None]) -> None:
     """Stop the engine when the client goes away: servers say so here, and end no one's work themselves."""
     with suppress(Exception):  # a connection that can't be read is gone too

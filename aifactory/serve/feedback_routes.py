@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from aifactory.engine.protocol import MAX_ANSWERS
 from aifactory.errors import BadRequestError
+from aifactory.observe import metrics
 from aifactory.records.feedback import Feedback, FeedbackLog
 from aifactory.records.identity import canonical_json, hash_text
 from aifactory.serve.access import caller_of
@@ -63,6 +64,7 @@ class FeedbackRoutes:
         )
         await self._limiter.admit(caller_of(request), identity(request), brief=True)
         counted = await asyncio.to_thread(self._log.record, entry)
+        metrics.FEEDBACK.add(outcome="counted" if counted else "repeated")
         return json_response({"object": "feedback", "idempotency_key": key, "counted": counted})
 
 

@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from aifactory.config import Config
+from aifactory.observe import metrics
 from aifactory.observe.events import logger
 from aifactory.serve.event_stream import DONE, EventStream, watch_client
 from aifactory.serve.progress import Call, Head, Part, Progress, Told
@@ -142,6 +143,7 @@ class Front:
                             raise
                     except self._lost as error:
                         call.progress.attempt += 1
+                        metrics.SERVE_LOST.add()
                         told = sum(len(each.token_ids) for each in call.progress.told.values())
                         logger.warning(
                             "replica_lost request=%s told_tokens=%d: %s", call.progress.identity, told, error

@@ -13,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -22,6 +24,7 @@ from starlette.responses import Response
 
 from aifactory.config import Serve
 from aifactory.errors import AIFactoryError, BadRequestError, CapacityError
+from aifactory.observe import metrics, tracing
 from aifactory.observe.events import logger
 from aifactory.records.books import Books
 from aifactory.records.journal import ANONYMOUS
@@ -29,9 +32,10 @@ from aifactory.records.keys import Scope
 from aifactory.serve.access import CALLER, Access
 from aifactory.serve.admission import Admission
 from aifactory.serve.answer_cache import AnswerCache
+from aifactory.serve.answer_meter import NO_RELEASE, NO_ROUTE, QUEUE_FULL
 from aifactory.serve.answer_routes import AnswerRoutes
 from aifactory.serve.answers import Answering, Count
-from aifactory.serve.asking import BEHIND, holding
+from aifactory.serve.asking import BEHIND, RELEASE, holding
 from aifactory.serve.batch_routes import BatchRoutes
 from aifactory.serve.batches import Batches
 from aifactory.serve.bodies import (
@@ -45,6 +49,7 @@ from aifactory.serve.bodies import (
     FilesQuery,
     TokenizeBody,
 )
+from aifactory.serve.event_stream import EventStream, until_its_end
 from aifactory.serve.feedback_routes import FeedbackRoutes
 from aifactory.serve.guards import Guards, Mask
 from aifactory.serve.limiting import Limiter
@@ -171,11 +176,29 @@ class Gateway:
         """Answer one request; whatever is wrong with it comes back in OpenAI's envelope."""
         incoming = Incoming(request.receive)
         self._handling += 1
+        began = time.monotonic()
+        path = path_of(request.scope)
+        span = tracing.begin_request(
+            request.headers, "request", **{"http.request.method": request.method, "url.path": path}
+        )
         try:
-            response = await self._answer(Request(request.scope, incoming))
+            with span.here():
+                response = await self._answer(Request(request.scope, incoming))
+            self._measure(request, response.status_code, time.monotonic() - began)
+            traced = {
+                "http.response.status_code": response.status_code,
+                "release": request.scope.get(RELEASE, NO_RELEASE),
+            }
+            if isinstance(response, EventStream) and span.parent is not None:
+                response.events = until_its_end(response.events, partial(span.end, **traced))
+            else:
+                span.end(error="failed" if response.status_code >= 500 else None, **traced)
             if response.status_code >= 400:
                 await incoming.read_on()
             return response
+        except BaseException as error:
+            span.end(error=type(error).__name__)
+            raise
         finally:
             self._handling -= 1
 
@@ -205,10 +228,12 @@ class Gateway:
         except BadRequestError as error:
             return _error(400, str(error), kind="invalid_request_error", field=error.field)
         except CapacityError as error:
-            response = _error(429, str(error), kind="rate_limit_error", code="queue_full")
+            metrics.SERVE_REFUSED.add(code=QUEUE_FULL)
+            response = _error(429, str(error), kind="rate_limit_error", code=QUEUE_FULL)
             response.headers["Retry-After"] = _RETRY_AFTER_S
             return response
         except StatusError as error:
+            metrics.SERVE_REFUSED.add(code=error.code or str(error.status))
             response = _error(error.status, str(error), kind=error.kind, code=error.code, field=error.field)
             response.headers.update(error.headers)
             return response
@@ -217,6 +242,13 @@ class Gateway:
         except Exception:
             logger.exception("failed request=%s", path)
             return _error(500, "The server failed; its log says why.", kind="server_error")
+
+    def _measure(self, request: Request, status: int, seconds: float) -> None:
+        route = self._route_of(path_of(request.scope))
+        known = route if any(route == each for _, each in self._routes) else NO_ROUTE
+        release = request.scope.get(RELEASE, NO_RELEASE)
+        metrics.SERVE_REQUESTS.add(route=known, status=str(status), release=release)
+        metrics.SERVE_REQUEST_SECONDS.observe(seconds, route=known)
 
     def _require_room(self) -> None:
         """Raises StatusError while it shuts down, CapacityError where more are open than anybody could be answering."""

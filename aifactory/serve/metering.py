@@ -3,7 +3,7 @@
 Every `meter_s` seconds, and at its end, a replica enters into the journal
 
     metered   seconds, joules, their source; detail {replica, node, begun, ended, busy_s, answers: [{release, key,
-              requests, prompt_tokens, answer_tokens}]}
+              requests, prompt_tokens, answer_tokens}], measured: what answers waited for (`bottleneck.ServingMeasured`)}
 
 busy_s is how long somebody was being answered: the rest of the time it idled. What a replica that is killed used since it last
 told is on no books.
@@ -18,10 +18,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from aifactory.observe.energy import Meter
+from aifactory.config import Site
+from aifactory.observe.energy import Meter, count_joules
 from aifactory.observe.events import log_event
 from aifactory.records.feedback import Completion
 from aifactory.records.journal import Journal
+from aifactory.serve.answer_meter import Load
 
 EVENT = "metered"
 _LOOK_S = 0.05
@@ -54,11 +56,15 @@ class ServingMeter:
         prompt_token_share: float = 0.25,
         charge: Callable[[Mapping[str, float]], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        site: Site | None = None,
+        load: Load | None = None,
     ) -> None:
         """`meter` makes one that counts from then on; `is_busy`: whether anybody is being answered.
 
         charge   called with the joules of answers, by the id of the key that asked, after they were entered; shared out by tokens,
                  of which a prompt's counts `prompt_token_share` of an answer's
+        site     what joules cost
+        load     what answers wait for
         """
         self._journal = journal
         self._new_meter = meter
@@ -68,6 +74,8 @@ class ServingMeter:
         self._prompt_token_share = prompt_token_share
         self._charge = charge
         self._clock = clock
+        self._site = site or Site()
+        self._load = load
         self._lock = threading.Lock()
         self._given: dict[tuple[int, str], _Given] = {}
         self._busy_s = 0.0
@@ -100,6 +108,8 @@ class ServingMeter:
         now = self._clock()
         if self._is_busy():
             self._busy_s += now - self._looked_at
+        if self._load is not None:
+            self._load.look(now - self._looked_at)
         self._looked_at = now
 
     def tell(self) -> None:
@@ -119,6 +129,7 @@ class ServingMeter:
             "answers": [
                 {"release": release, "key": key, **asdict(each)} for (release, key), each in sorted(given.items())
             ],
+            **({} if self._load is None else {"measured": self._load.take()}),
         }
         try:
             self._journal.write(
@@ -130,6 +141,8 @@ class ServingMeter:
                 for who, each in given.items():
                     self._given.setdefault(who, _Given()).add(each)
             raise
+        busy_share = min(1.0, busy_s / energy.seconds) if energy.seconds else 0.0
+        count_joules(energy, self._site, stage="serve", busy_share=busy_share)
         self._begun_at, self._busy_s, self._begun_on = ended, 0.0, self._clock()
         busy_j = energy.joules * min(1.0, busy_s / energy.seconds) if energy.seconds else 0.0
         if shares := self._by_key(given, busy_j):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aifactory.engine.protocol import GenerationRequest, Pooling, Sampling
+from aifactory.observe.tracing import Parent
 from aifactory.records.journal import ANONYMOUS
 from aifactory.serve.adapters import ServedAdapter
 from aifactory.serve.limiting import Grant
@@ -57,6 +58,8 @@ class Question:
     """How far another replica has come with it; None: nobody could go on with it but this one."""
     watch: Watch | None = None
     """What a trial wants to know of it; None where none is on."""
+    trace: Parent = None
+    """The span of its request, for those within it; None where it is not traced."""
     grant: Grant | None = None
     """What it was let in with; None for a copy, which nobody asked for."""
     team: str | None = None
@@ -97,7 +100,7 @@ class Question:
         """Of who answers."""
         return (self.adapter or self.served.release).fingerprint
 
-    def request_of(self, number: int) -> GenerationRequest:
+    def request_of(self, number: int, trace: Parent = None) -> GenerationRequest:
         """What the engine is asked for a prompt."""
         sampling, begun = self.sampling, tuple[tuple[int, ...], ...]()
         if self.progress is not None:
@@ -112,6 +115,7 @@ class Question:
             pooling=self.pooling,
             adapter=None if self.adapter is None else self.adapter.name,
             begun=begun,
+            trace=trace,
         )
 
     @property

@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aifactory.engine.protocol import Engine
+from aifactory.engine.protocol import CacheUse, Engine
+from aifactory.observe import metrics
 from aifactory.observe.events import log_event
 from aifactory.records.artifacts import Model
 from aifactory.records.books import Books
@@ -107,14 +108,18 @@ class Releases:
     @property
     def held(self) -> Mapping[str, int]:
         """What requests hold of the engines here: answers in them, and tokens of their caches, in slots and reserved."""
-        engines = [served.engine for served in self._here()]
-        # An engine that keeps its cache in another process does not tell.
-        uses = [use for engine in engines if (use := getattr(engine, "cache_use", None)) is not None]
+        engines, uses = [served.engine for served in self._here()], self.cache_uses
         return {
             "answers": sum(engine.num_unfinished for engine in engines),
             "cache_used": sum(use.num_used for use in uses),
             "cache_reserved": sum(use.num_reserved for use in uses),
         }
+
+    @property
+    def cache_uses(self) -> list[CacheUse]:
+        """Of the engines here; one that keeps its cache in another process does not tell."""
+        engines = [served.engine for served in self._here()]
+        return [use for engine in engines if (use := getattr(engine, "cache_use", None)) is not None]
 
     @property
     def tried(self) -> tuple[Trial, Served] | None:
@@ -245,6 +250,8 @@ class Releases:
             self._leave(old, drain_timeout_s)
         seconds = time.perf_counter() - begin
         log_event("swapped", release=release.name, seconds=round(seconds, 2), replica=self._replica)
+        metrics.SERVE_SWAPS.add(outcome="swapped")
+        metrics.SERVE_SWAP_SECONDS.observe(seconds)
         detail = {"replica": self._replica}
         write = self.books.journal.write
         await asyncio.to_thread(write, "swapped", subject=release.name, detail=detail, seconds=seconds)
@@ -343,6 +350,7 @@ class Releases:
         reason = f"{type(error).__name__}: {error}"
         self._refused[key] = Refused(reason=reason, times=times, again_at=self._clock() + pause_s)
         log_event("load_failed", release=release.name, reason=reason)
+        metrics.SERVE_SWAPS.add(outcome="load_failed")
         if before is None or before.reason != reason:
             self.books.journal.write("load_failed", subject=release.name, detail={"reason": reason, **(told or {})})
 

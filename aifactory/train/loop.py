@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 from aifactory.errors import TrainingError
+from aifactory.observe import metrics
 from aifactory.observe.events import log_event
+from aifactory.observe.usage import usage
 from aifactory.text.shards import TokenRows
 from aifactory.train.checkpoint import Checkpoints, State, restore, whole_state
 from aifactory.train.execution import Execution
@@ -89,6 +91,10 @@ class TrainingFigures:
     data_wait_share: float
     checkpoint_stall_share: float
     """Share of the time in which the steps waited for checkpoints."""
+    cpu_share: float
+    """CPU time of rank 0 over wall time and threads."""
+    starved_share: float
+    """Time in which its threads were ready and had no CPU, over the same."""
     final_loss: float
     """Mean over the last tenth of the steps, nats per token."""
     precision: str
@@ -150,7 +156,7 @@ def train_model(
     log = run.log if rank == 0 else None
     if log is not None:
         log.begin(model, recipe, device=device, precision=precision, workers=world_size, row_len=row_len, at=first_step)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), usage()
     waited = 0.0
 
     step = first_step
@@ -206,13 +212,22 @@ def train_model(
                 if log is not None:
                     log.back(step)
             log_event("skipped", batch=number, reason=reason, goes_on_at=step)
+            if rank == 0:
+                metrics.TRAIN_SKIPPED.add()
             continue
         losses.append(loss_of_batch)
         rate = learning_rate(recipe, step)
         update(optimizer, rate=rate)
         done = step + 1
         if log is not None:
-            log.step(done, loss=loss_of_batch, norm=norm, rate=rate)
+            log.step(
+                done,
+                loss=loss_of_batch,
+                norm=norm,
+                rate=rate,
+                waited_s=waited,
+                stalled_s=run.checkpoints.stalled_s,
+            )
         if done % run.checkpoint_every_steps == 0 or done == recipe.max_steps or _is_validated(run, done):
             if log is not None:
                 log.keep()
@@ -224,6 +239,7 @@ def train_model(
     # Saving comes before all that is done with the weights.
     run.checkpoints.wait()
     seconds = time.perf_counter() - started
+    used, threads = usage() - before, torch.get_num_threads()
     best_step = run.holdout.best(step) if run.holdout is not None else step
     if best_step != step:
         run.checkpoints.load(best_step, model)
@@ -238,6 +254,8 @@ def train_model(
         tokens_per_s=tokens / seconds if tokens else 0.0,
         data_wait_share=waited / seconds if tokens else 0.0,
         checkpoint_stall_share=run.checkpoints.stalled_s / seconds if tokens else 0.0,
+        cpu_share=used.cpu_s / seconds / threads if tokens else 0.0,
+        starved_share=used.starved_s / seconds / threads if tokens else 0.0,
         final_loss=float(np.mean(list(losses)[-last_tenth:])),
         precision="fp8" if recipe.precision == "fp8" else precision,
         micro_batch_rows=micro_batch_rows,

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
+from aifactory.observe import metrics
 from aifactory.observe.events import log_event
 from aifactory.records.storage import Storage
 from aifactory.train.flops import Peak, flops_per_token, peak, utilisation
@@ -72,6 +73,8 @@ class RunLog:
         self._ended: float | None = None
         self._peak: Peak | None = None
         self._flops = 0.0
+        self._waits = self._measured = (0.0, 0.0)
+        """For data and for checkpoints, seconds since this start: now, and as the meters have it."""
 
     # ── called by the loop ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -106,6 +109,7 @@ class RunLog:
             parameters=_flat(recipe.model_dump(mode="json")),
         )
         self._listeners = [_Listener("progress", self._tell, end=self._tell_the_end, warn=self._warn)]
+        self._listeners.append(_Listener("metrics", self._measure, warn=self._warn))
         for tracker in self._trackers:
             self._listeners.append(
                 _Listener(
@@ -118,11 +122,15 @@ class RunLog:
             )
         self._started, self._taken = time.perf_counter(), 0
 
-    def step(self, done: int, *, loss: float, norm: float, rate: float) -> None:
+    def step(
+        self, done: int, *, loss: float, norm: float, rate: float, waited_s: float = 0.0, stalled_s: float = 0.0
+    ) -> None:
         """The step was taken with which `done` are.
 
         loss   nats per token; norm   of the gradient, before it was clipped; rate   learning rate
+        waited_s, stalled_s   how long steps of this start have waited for data and for checkpoints by now, seconds
         """
+        self._waits = (waited_s, stalled_s)
         self._losses.append(loss)
         self._taken += 1
         values = {"loss": loss, "gradient_norm": norm, "learning_rate": rate, "tokens_per_s": self.tokens_per_s}
@@ -211,6 +219,20 @@ class RunLog:
         if now - self._drawn_at >= _DRAW_EVERY_S:
             self._drawn_at = now
             self._draw()
+
+    def _measure(self, entries: Sequence[Entry]) -> None:
+        """Count steps in the meters of this process; it runs in a thread of its own."""
+        last, waits = entries[-1][1], self._waits
+        metrics.TRAIN_STEPS.add(len(entries))
+        metrics.TRAIN_TOKENS.add(len(entries) * self._tokens_per_step)
+        metrics.TRAIN_LOSS.set(last["loss"])
+        metrics.TRAIN_NORM.set(last["gradient_norm"])
+        metrics.TRAIN_RATE.set(last["tokens_per_s"])
+        if "mfu" in last:
+            metrics.TRAIN_MFU.set(last["mfu"])
+        for metric, now, before in zip((metrics.TRAIN_WAIT, metrics.TRAIN_STALL), waits, self._measured, strict=True):
+            metric.add(max(0.0, now - before))
+        self._measured = waits
 
     def _tell_the_end(self, is_finished: bool) -> None:
         if self._told:

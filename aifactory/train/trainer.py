@@ -119,10 +119,15 @@ def _number(runtime: Runtime) -> str:
 def _worker(config: dict[str, Any]) -> None:
     import ray.train
 
+    from aifactory.cluster import metrics_port
     from aifactory.train.worker import work
 
+    metrics_port.export(config["task"].factory)
     context = ray.train.get_context()
-    work(config["task"], rank=context.get_world_rank(), world_size=context.get_world_size())
+    try:
+        work(config["task"], rank=context.get_world_rank(), world_size=context.get_world_size())
+    finally:
+        metrics_port.flush()
 
 
 def _validate(task: Work, step: int) -> None:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from aifactory.bottleneck import MEASURED
 from aifactory.cluster.tasks import RunTasks, run_here
 from aifactory.config import Train
+from aifactory.observe import tracing
 from aifactory.observe.energy import measured
 from aifactory.observe.events import log_event
 from aifactory.records.artifacts import Artifact, Model, Record, Scorecard, digest_of
@@ -21,6 +23,7 @@ from aifactory.records.journal import Cycle
 from aifactory.records.storage import StoredFile
 from aifactory.workshop.cards import write_card
 from aifactory.workshop.execution import execution_of
+from aifactory.workshop.measuring import StageTasks, count, making
 
 Noun = TypeVar("Noun", bound=Artifact)
 Folder = tuple[str, ...]
@@ -100,10 +103,15 @@ class Bench:
         share   of the node's energy, where as much again runs beside it
         train   the recipe by which it runs, where the configuration's is not that
         """
-        artifact = self.find(identity)
+        artifact, measured_by = self.find(identity), None
         if artifact is None:
+            tasks = StageTasks(event, self.config)
             watts = self.config.runtime.watts_per_cpu
-            with measured(num_cpus=num_cpus, watts_per_cpu=watts, share=share) as energy:
+            with (
+                tracing.span("make", kind=identity.noun.kind),
+                making(event),
+                measured(num_cpus=num_cpus, watts_per_cpu=watts, share=share) as energy,
+            ):
                 made = write(self.folder(identity))
             artifact = self.books.artifacts.publish(
                 identity.noun,
@@ -123,14 +131,16 @@ class Bench:
                     created_at=self.books.journal.clock(),
                 ),
             )
-        self._enter(cycle, event, artifact)
+            count(event, artifact, energy, self.config.runtime.site)
+            measured_by = tasks.measured(artifact, energy.seconds)
+        self._enter(cycle, event, artifact, measured_by)
         return artifact
 
     def show(self, model: Model, scorecard: Scorecard | None = None) -> None:
         """Write what a person reads of a model, beside it and in no digest."""
         write_card(self.books, model, scorecard)
 
-    def _enter(self, cycle: Cycle, event: str, artifact: Artifact) -> None:
+    def _enter(self, cycle: Cycle, event: str, artifact: Artifact, measured_by: Mapping[str, Any] | None) -> None:
         """Published but not entered, or in the index and not in the journal: the process was killed between the two. Both
         heal here."""
         self.books.lineage.add(artifact)
@@ -141,7 +151,8 @@ class Bench:
             cycle=cycle.trigger,
             attempt=cycle.attempt,
             subject=artifact.id,
-            detail=_plain(artifact.figures),
+            # What it waited for is no figure of the artifact: the same one, made again, waits for something else.
+            detail=_plain(artifact.figures) | ({} if measured_by is None else {MEASURED: measured_by}),
             seconds=artifact.record.seconds,
             joules=artifact.record.joules,
             joules_source=artifact.record.joules_source,

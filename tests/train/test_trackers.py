@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from aifactory.observe import metrics
 from aifactory.records.storage import Storage
 from aifactory.train import run_log as run_log_module
 from aifactory.train import worker
@@ -302,3 +303,23 @@ def test_events_reach_a_storage_that_is_no_local_path(runs, tmp_path):
     board.end(True)
 
     assert events(tmp_path / "away" / "runs" / "a" / "tensorboard") == {"train/loss": [(1, 2.0)]}
+
+
+def test_the_meters_of_the_process_have_the_steps_and_the_tokens_of_a_run(runs, monkeypatch):
+    for metric in metrics.meters.metrics.values():
+        monkeypatch.setattr(metric, "_series", {})
+    task = runs.work("metered")
+    runs.run(task)
+    figures = runs.figures(task)
+
+    def value(metric):
+        ((_, series),) = metric.series()
+        return series.value
+
+    assert value(metrics.TRAIN_STEPS) == figures["steps"] == 10
+    assert value(metrics.TRAIN_TOKENS) == figures["tokens"]
+    assert value(metrics.TRAIN_LOSS) == told(runs, task)["loss"]
+    assert value(metrics.TRAIN_WAIT) == pytest.approx(
+        figures["data_wait_share"] * figures["seconds"], rel=0.5, abs=0.01
+    )
+    assert 0 < figures["cpu_share"] <= 2 and figures["starved_share"] >= 0
