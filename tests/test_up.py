@@ -53,6 +53,7 @@ class UpFactory:
             "storage": str(folder / "storage"),
             "endpoint": endpoint,
             "head": {"folder": str(self.head_folder), "cpus": 4},
+            "page": {"port": 0},
         }
         self.config_file = folder / "config.yaml"
         self.config_file.write_text(yaml.safe_dump(values), encoding="utf-8")

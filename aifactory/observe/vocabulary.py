@@ -45,6 +45,7 @@ EVENTS = {
     "retired": "a release has seen what was erased",
     # ── serving ──
     "served": "the endpoint answers",
+    "page_served": "the factory's page answers",
     "loaded": "a replica has loaded a release on trial",
     "swapped": "a replica serves another release",
     "load_failed": "a replica could not load a release",

@@ -2,7 +2,7 @@
 
     supervisor ─┬─ head        gcs, raylet, monitor, log_monitor, client, dashboard: started again here, see `cluster/head.py`
                 ├─ attendant   has the release served and the evaluation actor live in the cluster; started again here
-                ├─ page        if the configuration has one; started again here
+                ├─ page        the factory's page; started again here
                 └─ watches     controller, proxy, fronts, replicas, evaluator: Ray and Serve start them again; and the endpoint itself
 
 It is connected to nothing, so nothing takes it along; it holds nothing, so it may be killed: what runs goes on, and the next `up`
@@ -58,7 +58,7 @@ class Supervisor:
         self.head = head_of(self._books)
         # A cluster that somebody else looks after is joined, and no head is started.
         self._joined = os.environ.get("RAY_ADDRESS")
-        self._programs = [self._attendant(), *extra_programs(self._config)]
+        self._programs = [self._attendant(), self._page()]
         self._backoffs: dict[str, Backoff] = {}
         self._stopping = threading.Event()
         self._watch = PartWatch(self._wanted())
@@ -213,7 +213,13 @@ class Supervisor:
         command = [sys.executable, "-m", "aifactory.supervisor.attendant", "attend"]
         return Program("attendant", command, first_line=self._config.model_dump_json(), hear=self._hear)
 
+    def _page(self) -> Program:
+        command = [sys.executable, "-m", "aifactory.page.attended"]
+        return Program("page", command, first_line=self._config.model_dump_json(), hear=self._hear)
+
     def _hear(self, said: Mapping[str, Any]) -> None:
+        if "page" in said:
+            log_event("page_served", url=said["page"])
         if "url" in said:
             self._url = str(said["url"])
         if "problem" in said:
@@ -278,12 +284,6 @@ class Supervisor:
 def head_of(books: Books) -> Head:
     """The factory's own head, whether it runs or not."""
     return Head(books.config.runtime.head, factory=books.config.name, root=books.storage.root)
-
-
-def extra_programs(config: Config) -> list[Program]:
-    """Programs beside the attendant that the configuration asks for."""
-    del config
-    return []
 
 
 def read_up(folder: Path) -> Mapping[str, Any]:
