@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import re
 import shlex
@@ -73,11 +74,14 @@ def commands() -> list[tuple[str, str]]:
 def test_every_command_that_is_shown_is_one(page: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for word in shlex.split(line, comments=True) if word != "…"]
     words = words[: words.index(">")] if ">" in words else words
-    parser = command_parser()
-    verbs = next(action for action in parser._actions if action.dest == "verb")
-    assert verbs.choices is not None
-    assert words[1] in verbs.choices, line
-    known = {option for action in verbs.choices[words[1]]._actions for option in action.option_strings}  # type: ignore[index]
+    parser, known = command_parser(), set[str]()
+    for word in words[1:]:
+        nested = next((each for each in parser._actions if isinstance(each, argparse._SubParsersAction)), None)
+        if nested is None:
+            break
+        assert word in nested.choices, line
+        parser = nested.choices[word]
+        known |= {option for action in parser._actions for option in action.option_strings}
     used = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
     assert used <= known, line
 
