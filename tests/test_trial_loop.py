@@ -53,13 +53,15 @@ def test_a_trial_by_the_command(config_file: str, capsys: pytest.CaptureFixture[
     assert run("withdraw", config_file, "--reason", "it swears", "--quarantine")["number"] == 2
 
     assert main(["status", config_file]) == 0
-    assert "small-r2 is in quarantine: it swears" in capsys.readouterr().out
+    assert "small-r2 is in quarantine it swears" in " ".join(capsys.readouterr().out.split())
     assert main(["canary", "2", config_file, "--share", "0.1"]) == 1
     assert "--despite-quarantine" in capsys.readouterr().err
     assert main(["canary", "2", config_file, "--share", "0.1", "--despite-quarantine"]) == 0
     assert "release" in capsys.readouterr().out
     assert main(["status", config_file]) == 0
-    assert "On trial: small-r2, canary, 10.0% of the keys" in capsys.readouterr().out
+    assert "small-r2 is on trial beside small-r1: canary, 10.0% of the keys." in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert run("promote", config_file, "--trial", "--reason", "it does not")["number"] == 2
     assert run("status", config_file)["production"] == "small-r2"
     assert run("rollback", config_file, "--quarantine")["number"] == 1

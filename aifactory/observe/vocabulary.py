@@ -45,6 +45,7 @@ EVENTS = {
     "retired": "a release has seen what was erased",
     # ── serving ──
     "served": "the endpoint answers",
+    "acted": "somebody acted on the factory's page",
     "page_served": "the factory's page answers",
     "loaded": "a replica has loaded a release on trial",
     "swapped": "a replica serves another release",

@@ -274,9 +274,8 @@ def _headline(current: CycleLine | None, live: Sequence[Run], standing: Standing
         }[("train" if any(run.state == "running" for run in live) else current.stage) or "promote"]
         return f"Cycle {current.number} {doing}."
     if standing.trial is not None:
-        return (
-            f"{standing.trial.name} is on trial beside {standing.production.name if standing.production else 'none'}."
-        )
+        trial, beside = standing.trial, standing.production.name if standing.production else "none"
+        return f"{trial.name} is on trial beside {beside}: {trial.kind}, {trial.share:.1%} of the {trial.by}s."
     if standing.production is None:
         return "No release yet: run a first cycle."
     if seen.requests:

@@ -245,8 +245,10 @@ class CompletionBody(GenerationBody):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts, of which there is at least one. Raises BadRequestError if they are too many."""
+        """The prompts, of which there is at least one. Raises BadRequestError if they, or their answers, are too many."""
         prompts, most = _listed(self.prompt), MAX_ANSWERS // (self.n or 1)
+        if most == 0:
+            raise BadRequestError(f"Expected n of at most {MAX_ANSWERS}, found {self.n}.", field="n")
         if len(prompts) > most:
             raise BadRequestError(
                 f"Expected at most {most} prompts with n of {self.n or 1} in a request, found {len(prompts)}.",

@@ -124,7 +124,7 @@ def test_the_rooms_import_without_ray_pydantic_and_sqlalchemy():
         "    if module.name != 'triton_kernels': importlib.import_module(f'aifactory.engine.{module.name}')\n"
         "for name in ('tokenizer', 'chat', 'documents'): importlib.import_module(f'aifactory.text.{name}')\n"
         "others = {name.split('.')[1] for name in sys.modules if name.startswith('aifactory.')}\n"
-        "assert others == {'engine', 'text', 'errors'}, others\n"
+        "assert others == {'engine', 'text', 'observe', 'errors'}, others\n"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
