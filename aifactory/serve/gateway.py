@@ -55,7 +55,7 @@ from aifactory.serve.guards import Guards, Mask
 from aifactory.serve.limiting import Limiter
 from aifactory.serve.openapi import Operation, describe, page
 from aifactory.serve.releases import Releases, Served
-from aifactory.serve.retrain_routes import RETRAIN, RETRAINS, RetrainBody, RetrainRoutes
+from aifactory.serve.retrain_routes import ACCEPTED, RETRAIN, RETRAINS, RetrainBody, RetrainRoutes
 from aifactory.serve.trials import Outcomes, Shadows
 from aifactory.serve.wire import (
     ALWAYS,
@@ -332,6 +332,7 @@ class Gateway:
                 query=_QUERIES.get((method, path)),
                 summary=(handler.__doc__ or "").strip(),
                 scope=None if path in _OPEN else _SCOPES.get(path, "infer"),
+                status=ACCEPTED if (method, path) == ("POST", RETRAINS) else 200,
             )
             for (method, path), handler in self._routes.items()
         ]

@@ -44,6 +44,8 @@ class Operation:
     query: type[ClosedBody] | None = None
     scope: str | None = None
     """What an API key must be good for; None: anybody may ask it."""
+    status: int = 200
+    """Of what it is answered with."""
 
 
 def describe(operations: Iterable[Operation], *, title: str, needs_key: bool = False) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def _operation(operation: Operation, *, needs_key: bool) -> dict[str, Any]:
         "summary": operation.summary,
         "operationId": f"{operation.method.lower()}{operation.path.replace('/', '_').replace('{', '').replace('}', '')}",
         "responses": {
-            "200": {"description": "The answer."},
+            str(operation.status): {"description": "The answer."},
             "4XX": {"description": "What is wrong with the request."} | error,
             "5XX": {"description": "What is wrong with the server."} | error,
         },

@@ -19,6 +19,7 @@ from aifactory.serve.wire import ClosedBody, StatusError, json_response, parse, 
 
 RETRAINS = "/v1/retrains"
 RETRAIN = "/v1/retrains/{retrain}"
+ACCEPTED = 202
 Handler = Callable[[Request], Awaitable[Response]]
 
 
