@@ -347,6 +347,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def up_by(values: dict[str, Any], file: Path) -> subprocess.CompletedProcess[str]:
+    """The command with this configuration, to its end."""
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    command = [sys.executable, "-m", "aifactory", "up", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+
+
 def test_up_without_a_release_says_what_to_do_and_starts_nothing(tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "name": "none",
@@ -356,16 +363,8 @@ def test_up_without_a_release_says_what_to_do_and_starts_nothing(tmp_path: Path)
             "head": {"folder": str(Path(tempfile.gettempdir()) / f"up-{uuid.uuid4().hex[:8]}")},
         },
     }
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(values), encoding="utf-8")
 
-    done = subprocess.run(
-        [sys.executable, "-m", "aifactory", "up", str(file)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=ENVIRONMENT,
-    )
+    done = up_by(values, tmp_path / "config.yaml")
 
     assert done.returncode == 1
     assert "run a cycle first" in done.stderr
@@ -379,16 +378,8 @@ def test_a_folder_that_is_too_long_for_rays_sockets_is_refused_before_anything_s
         "ingest": {"sources": [{"name": "docs", "kind": "text", "path": "/data/docs"}]},
         "runtime": {"storage": str(tmp_path), "head": {"folder": str(long)}},
     }
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(values), encoding="utf-8")
 
-    done = subprocess.run(
-        [sys.executable, "-m", "aifactory", "up", str(file)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=ENVIRONMENT,
-    )
+    done = up_by(values, tmp_path / "config.yaml")
 
     assert done.returncode == 2
     assert "runtime.head.folder" in done.stderr

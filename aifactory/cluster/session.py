@@ -14,8 +14,8 @@ from aifactory.observe.events import log_event
 
 # Read by Ray, torch and OpenMP when they start; a user's own setting stays.
 ENVIRONMENT = {
-    # A local ray.init() would turn token mode on by itself and write to the home folder (Ray 2.60). Our own cluster is on
-    # loopback and ends with us.
+    # A local ray.init() would turn token mode on by itself and write to the home folder (Ray 2.60). Our own cluster ends with
+    # us, but it listens on the machine's address too: Ray puts that in the place of 127.0.0.1. See README, Limits.
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     # OpenMP's workers would spin between products and starve one another on a shared machine.
