@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from aifactory.cluster.session import app_name
+from aifactory.cluster.session import SERVING, app_name
 from aifactory.config import Config
 from aifactory.errors import ConfigError
 
@@ -237,6 +237,7 @@ def _pod(config: Config, name: str, values: Values, *, cpus: float, gpus: float,
                 "valueFrom": {"secretKeyRef": {"name": values.secret, "key": "state_url"}},
             },
             {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+            *({"name": variable, "value": value} for variable, value in SERVING.items()),
         ],
         "volumeMounts": mounts,
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
 
 from aifactory.errors import PlacementError
@@ -14,9 +15,6 @@ from aifactory.observe.events import log_event
 
 # Read by Ray, torch and OpenMP when they start; a user's own setting stays.
 ENVIRONMENT = {
-    # A local ray.init() would turn token mode on by itself and write to the home folder (Ray 2.60). Our own cluster ends with
-    # us, but it listens on the machine's address too: Ray puts that in the place of 127.0.0.1. See README, Limits.
-    "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     # OpenMP's workers would spin between products and starve one another on a shared machine.
     "GOMP_SPINCOUNT": "0",
@@ -29,6 +27,18 @@ ENVIRONMENT = {
     # A process that asks whether a node is about to be taken away: ours is not.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+# Read by Serve's controller and its proxies when they start: in the controller's environment, or in that of a cluster's pods.
+SERVING = {
+    # What a proxy says of answers that nobody ends.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "aifactory.serve.proxy.middlewares",
+    # A proxy is started anew when three looks in a row have found it dead; every 10 s in Ray 2.60, while nobody listens.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+}
+_made: dict[str, str] = {}
+"""What guards the cluster that this process has started. Ray puts the machine's address in the place of 127.0.0.1 (2.60), and
+whoever speaks to its ports can run code."""
+# Where Ray looks for a token before it looks into the home folder.
+_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # Read by Ray Train in the driver, whatever cluster it is connected to.
 _TRAINING = {
     # A dead worker is seen so soon; 2 s in Ray 2.60.
@@ -74,8 +84,9 @@ def connect(factory: str) -> bool:
             raise PlacementError(f"expected a Ray cluster at RAY_ADDRESS={address}, found none: {error}") from error
         log_event("connected", cluster=address or "this job's")
         return False
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT | _authentication()).items():
         os.environ.setdefault(name, value)
+    _reread_authentication()
     log_event("starting", cluster="a Ray of its own on this machine")
     ray.init(
         address="local",
@@ -86,6 +97,27 @@ def connect(factory: str) -> bool:
         _node_ip_address="127.0.0.1",
     )
     return True
+
+
+def _authentication() -> dict[str, str]:
+    """How a cluster of our own is guarded where the user says nothing of it: by a token that its processes inherit.
+
+    A local ray.init() would write one into the home folder (Ray 2.60), where other clusters would take it for theirs.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        _made["RAY_AUTH_MODE"] = "token"
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if mode.lower() == "token" and not any(os.environ.get(name) for name in _TOKENS):
+        _made["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    return _made
+
+
+def _reread_authentication() -> None:
+    """Ray reads how it authenticates once, when it is imported, and its token at the first use (2.60)."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def join(factory: str) -> None:
@@ -104,9 +136,15 @@ def join(factory: str) -> None:
 
 
 def disconnect() -> None:
-    """Leave the cluster; one that was started here ends."""
+    """Leave the cluster; one that was started here ends, and what opened it is good for nothing more."""
     if "ray" in sys.modules:
         import ray
 
         if ray.is_initialized():
             ray.shutdown()
+    for name, value in _made.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    if _made:
+        _made.clear()
+        _reread_authentication()

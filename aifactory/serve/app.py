@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifactory.cluster import metrics_port
-from aifactory.cluster.session import app_name
+from aifactory.cluster.session import SERVING, app_name
 from aifactory.config import Config
 from aifactory.config.runtime import Endpoint as EndpointOptions
 from aifactory.errors import ConfigError, PlacementError, StateError
@@ -31,16 +31,10 @@ from aifactory.records.books import Books
 from aifactory.serve import haproxy
 from aifactory.serve.loopback import is_loopback
 from aifactory.serve.progress import Call, Part
-from aifactory.serve.proxy import CALLBACK
 
 if TYPE_CHECKING:
     from aifactory.serve.guards import Mask
 
-_CONTROLLER = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,
-    # A proxy is started anew when three looks in a row have found it dead; every 10 s in Ray 2.60, while nobody listens.
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-}
 _REPLICA = "replica"
 _FRONT = "front"
 _ROOM_TO_REFUSE = 64
@@ -319,7 +313,7 @@ def _environment(wanted: EndpointOptions) -> dict[str, str]:
             "pip install 'ray[serve]' on Linux brings the one and aifactory the other, or leave ingress at auto"
         )
     ingress = {} if found is None else haproxy.environment(*found, folder=haproxy.new_folder())
-    return {**_CONTROLLER, **ingress}
+    return {**SERVING, **ingress}
 
 
 def stop(factory: str, *, drain_timeout_s: float = 30.0) -> None:

@@ -22,8 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aifactory.serve.wire import error_body, event
 
-CALLBACK = "aifactory.serve.proxy.middlewares"
-"""What Serve's proxies are told to import, by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
 LOST = "replica_lost"
 """The code of the error."""
 _OURS = "aifactory-"
@@ -33,7 +31,7 @@ _SERVES_OWN = {408: "timeout_error", 429: "rate_limit_error", 503: "server_error
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve puts around its proxy."""
+    """What Serve puts around its proxy, which is told to call this by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
     return [Middleware(Proxied)]
 
 

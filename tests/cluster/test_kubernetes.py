@@ -15,6 +15,7 @@ import yaml
 from kuberay_schema import SCHEMAS
 
 from aifactory.cluster.kubernetes import CONFIG_NAME, STATE_VARIABLE, Values, kubernetes_name, manifests
+from aifactory.cluster.session import SERVING
 from aifactory.config import Config
 from aifactory.errors import ConfigError
 
@@ -99,6 +100,10 @@ def test_pods_ask_for_what_the_configuration_says() -> None:
     head = found["RayCluster"]["spec"]["headGroupSpec"]
     assert head["rayStartParams"]["num-cpus"] == "0"
     assert "nvidia.com/gpu" not in head["template"]["spec"]["containers"][0]["resources"]["limits"]
+    # Serve's controller and its proxies read how they are to work when they start.
+    for pod in (found["RayService"]["spec"]["rayClusterConfig"]["headGroupSpec"], serving):
+        variables = {each["name"]: each.get("value") for each in pod["template"]["spec"]["containers"][0]["env"]}
+        assert SERVING.items() <= variables.items()
     serve = yaml.safe_load(found["RayService"]["spec"]["serveConfigV2"])
     assert serve["http_options"]["port"] == 8100
     assert found["RayJob"]["spec"]["clusterSelector"] == {"ray.io/cluster": found["RayCluster"]["metadata"]["name"]}
