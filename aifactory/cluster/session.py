@@ -114,7 +114,7 @@ def _authentication() -> dict[str, str]:
 
 def _reread_authentication() -> None:
     """Ray reads how it authenticates once, when it is imported, and its token at the first use (2.60)."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
