@@ -1,13 +1,15 @@
 """CompiledForward: the forward of a packed model, by the kernels, over the same cache as the model's own forward.
 
-Law      a token's logits depend, to the bit, on its own text alone: not on the batch, nor on how the prompt was cut into chunks,
-         nor on the number of threads.
+Law      a token's logits depend, to the bit, on its own text alone, and on where its prompt ended: not on the batch, nor on how the
+         prompt was cut into chunks, nor on the number of threads. Without tiles (`tiles.py`) on its text alone: a token that was
+         generated then has the keys that it would have had in a prompt.
 Shapes   as in kernels.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -82,10 +84,18 @@ class CompiledForward:
 
     tokens_together = 64
     """By then a weight that is read is used often enough."""
+    least_tiled = 48
+    """A prompt of fewer tokens is read without tiles: with few vectors weights are cut longer than they are multiplied."""
 
-    def __init__(self, model: PreTrainedModel, weights: PackedWeights, cache: SlotCache, team: ThreadTeam) -> None:
-        """Compile, or load what was compiled before; the cache must be allocated."""
+    def __init__(
+        self, model: PreTrainedModel, weights: PackedWeights, cache: SlotCache, team: ThreadTeam, *, with_tiles: bool
+    ) -> None:
+        """Compile, or load what was compiled before; the cache must be allocated.
+
+        with_tiles   whether prompts may be read by the processor's matrix unit, where it has one
+        """
         from aifactory.engine.kernels import MOST_QUERIES, SYNC_SIZE, forward
+        from aifactory.engine.tiles import can_use_tiles, num_left, num_right
 
         self._forward = forward
         self._team = team
@@ -126,6 +136,13 @@ class CompiledForward:
         self._buffers = (*no_rows, _zeros(team.num_threads, MOST_QUERIES, num_positions))
         self._vocab_size = model.lm_head.out_features
         self._num_logits = PANEL * len(self._head[0])
+        longest = max(columns for _, _, columns in self._shapes)
+        self.has_tiles = with_tiles and can_use_tiles()
+        self._num_left = partial(num_left, length=longest)
+        self._left = torch.empty(0, dtype=torch.int16).numpy()
+        self._rights = torch.empty(
+            team.num_threads, num_right(longest) if self.has_tiles else 0, dtype=torch.int16
+        ).numpy()
 
     def set_adapters(self, adapters: Sequence[Adapter]) -> None:
         """Make these known. From any thread; a step that runs goes on with those that it knew.
@@ -139,12 +156,16 @@ class CompiledForward:
         rows_B = np.arange(len(ids_B1))
         return self._run(ids_B1[:, 0], rows_B, positions_B.numpy(), rows_B, adapters)
 
-    def prefill(self, ids_1Q: Tensor, row: int, begin: int, *, last_only: bool, adapter: str | None = None) -> Tensor:
-        """Logits (1 or Q, V) after the last or after each of Q tokens, which are written into one row from `begin` on."""
+    def prefill(
+        self, ids_1Q: Tensor, row: int, begin: int, *, length: int, last_only: bool, adapter: str | None = None
+    ) -> Tensor:
+        """Logits (1 or Q, V) after the last or after each of Q tokens, which are written into one row from `begin` on; the
+        whole prompt has `length`."""
         num_tokens = ids_1Q.shape[1]
         last_O = np.arange(num_tokens - 1 if last_only else 0, num_tokens)
         places = np.arange(begin, begin + num_tokens)
-        return self._run(ids_1Q[0], np.full(num_tokens, row), places, last_O, [adapter] * num_tokens)
+        rows_Q, adapters = np.full(num_tokens, row), [adapter] * num_tokens
+        return self._run(ids_1Q[0], rows_Q, places, last_O, adapters, is_tiled=self._is_tiled(length))
 
     def read(self, chunks: Sequence[PromptChunk]) -> Tensor:
         """As `PromptReader.read`."""
@@ -155,14 +176,24 @@ class CompiledForward:
         positions_Q = np.concatenate(
             [np.arange(chunk.begin, chunk.begin + length) for chunk, length in zip(chunks, lengths, strict=True)]
         )
-        return self._run(ids_Q, rows_Q, positions_Q, np.cumsum(lengths) - 1, [None] * len(ids_Q))
+        is_tiled = self._is_tiled(chunks[0].length)
+        return self._run(ids_Q, rows_Q, positions_Q, np.cumsum(lengths) - 1, [None] * len(ids_Q), is_tiled=is_tiled)
 
-    def hidden(self, ids_1Q: Tensor, row: int, begin: int, *, adapter: str | None = None) -> Tensor:
+    def reads_alike(self, length: int, other: int) -> bool:
+        """As `PromptReader.reads_alike`: both by tiles, or neither."""
+        return self._is_tiled(length) == self._is_tiled(other)
+
+    def _is_tiled(self, length: int) -> bool:
+        # By the whole prompt: how it was cut into chunks must not tell.
+        return self.has_tiles and length >= self.least_tiled
+
+    def hidden(self, ids_1Q: Tensor, row: int, begin: int, *, length: int, adapter: str | None = None) -> Tensor:
         """As `prefill`, but the hidden states (Q, H) after the last norm."""
         num_tokens = ids_1Q.shape[1]
         each_Q = np.arange(num_tokens)
         rows_Q, adapters = np.full(num_tokens, row), [adapter] * num_tokens
-        return self._run(ids_1Q[0], rows_Q, begin + each_Q, each_Q, adapters, with_logits=False)
+        is_tiled = self._is_tiled(length)
+        return self._run(ids_1Q[0], rows_Q, begin + each_Q, each_Q, adapters, is_tiled=is_tiled, with_logits=False)
 
     def _run(
         self,
@@ -172,11 +203,14 @@ class CompiledForward:
         last_O: _Places,
         adapters: Sequence[str | None],
         *,
+        is_tiled: bool = False,
         with_logits: bool = True,
     ) -> Tensor:
         x_BH = self._embed(ids_B).contiguous()
         low_ranks = self._low_ranks
         self._make_room(len(x_BH), 3 * low_ranks.rank)
+        if is_tiled and len(self._left) < self._num_left(len(x_BH)):
+            self._left = torch.empty(self._num_left(len(x_BH)), dtype=torch.int16).numpy()
         adapter_B = np.full(len(x_BH), -1)
         for place, name in enumerate(adapters):
             if name is not None:
@@ -203,6 +237,9 @@ class CompiledForward:
             self._head,
             self._rotary,
             self._buffers,
+            is_tiled,
+            self._left,
+            self._rights,
             hidden_OH.numpy(),
             logits_OV.numpy(),
         )

@@ -84,8 +84,10 @@ class TorchEngine:
                         others waits, and on a CPU rows give their memory back. None: num_slots times context_length.
         prefix_tokens   tokens of former prompts and answers that are kept for those that begin alike, 0 for none.
                         None: a quarter of cache_tokens.
-        batch_invariant whether an answer must have the same bits whatever else is in the batch. With the kernels it has them
-                        anyway, at no cost. Without, each row is then computed by itself, and no beginning is reused: a
+        batch_invariant whether an answer must have the same bits whatever else is in the batch, and was before. With the
+                        kernels it has them anyway, but for what tiles do to prompts: a beginning that a former answer left
+                        may then differ in last bits from one that was read. With the option prompts are read without
+                        tiles, which takes a quarter longer. Without kernels, each row is then computed by itself, and no beginning is reused: a
                         step of B rows takes as long as B steps of one.
         adapters        folders of low-rank adapters in peft's form, by the names that requests choose them by
         compiled        whether the engine's own kernels compute the model: on a CPU all of it (`why_not_packed` says which
@@ -152,9 +154,12 @@ class TorchEngine:
                 prompts: PromptReader | None = None
                 is_fused = False
                 if self._team is not None and packed is not None:
-                    forward = prompts = CompiledForward(model, packed, cache, self._team)
+                    forward = prompts = CompiledForward(
+                        model, packed, cache, self._team, with_tiles=not batch_invariant
+                    )
                     check(compiled=forward)
                     check(prompts=prompts)
+                    check(prompts=prompts, as_long=True)
                 if with_steps:
                     is_fused = compiled is not False and model.device.type == "cuda" and why_not_fused(model) is None
                     decode, prompts = _fused(model, cache) if is_fused else _unfused(model, cache)

@@ -49,6 +49,10 @@ class FusedPrompts:
         self._graphs_of_device = Graphs(self._device)
         self._graphs: dict[int, tuple[Tensor, Tensor, Callable[[], None], Sequence[Tensor]]] = {}
 
+    def reads_alike(self, length: int, other: int) -> bool:
+        """As `PromptReader.reads_alike`: all are read alike."""
+        return True
+
     def read(self, chunks: Sequence[PromptChunk]) -> Tensor:
         """As `PromptReader.read`."""
         lengths = [len(chunk.ids) for chunk in chunks]

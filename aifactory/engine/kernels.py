@@ -12,8 +12,10 @@ Weights  float32; bfloat16, read as int16; int8 with a scale for each row of the
          that nothing is summed across lanes, and a panel stays in the cache while many vectors pass by.
 Source   products of panels: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3).
 
-Import this module where it is needed: numba takes its time. It is one file because numba keeps what it compiled until the file of a
-function changes: were the tiles elsewhere, a change of theirs would go unnoticed.
+Tiles    prompts go through the processor's matrix unit where there is one (`tiles.py`), decode steps never: so a token's bits depend on
+         whether it was read or written, too.
+
+Import this module where it is needed: numba takes its time.
 
 Legend   B tokens of a step, O of them with logits, L layers, H hidden, N rows and K columns of a matrix, P panels of PANEL rows, D head dim, A heads, G heads_kv, I inner
          width of the MLP, V vocabulary, S slots and T positions of the cache, X adapters.
@@ -28,6 +30,9 @@ import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+from aifactory.engine.compilation import kernel
+from aifactory.engine.tiles import cut_row, multiply_tiles
 
 LANES = 8
 """Widths that are dot products must be multiples of it."""
@@ -363,7 +368,7 @@ _SPINS = 2_000
 """About 10 µs; a barrier between threads that all run takes less than one."""
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _wait_for_all(sync: Any, num_threads: int) -> None:
     """A barrier: sync[0] counts who is there, sync[8] how often all were, sync[16] what was taken of the work since (on cache lines
     of their own)."""
@@ -391,20 +396,20 @@ SYNC_SIZE = 24
 _PANELS_AT_ONCE = 32
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _padded(size: int) -> int:
     """The rows of so many in whole panels."""
     return (size + PANEL - 1) // PANEL * PANEL
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _part(size: int, thread: int, num_threads: int) -> tuple[int, int]:
     """The rows of a matrix that are a thread's: whole panels."""
     panels = size // PANEL
     return PANEL * (panels * thread // num_threads), PANEL * (panels * (thread + 1) // num_threads)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _next_part(sync: Any, num_panels: int, num_threads: int) -> tuple[int, int]:
     """The panels of a matrix that whoever asks takes next, until the next barrier: on a machine that others use too a thread that was
     held up takes less. None where all are taken."""
@@ -413,24 +418,43 @@ def _next_part(sync: Any, num_panels: int, num_threads: int) -> tuple[int, int]:
     return begin, min(num_panels, begin + step)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _next_of(sync: Any) -> int:
     """The number of the next piece of work, likewise."""
     return _fetch_add(sync, 16, 1)
+
+
+@kernel
+def _product_of(
+    w_PK: Any,
+    x_BK: Any,
+    y_BN: Any,
+    num_rows: int,
+    begin: int,
+    end: int,
+    is_tiled: bool,
+    left: Any,
+    right: Any,
+) -> None:
+    """As `_product`; where `is_tiled`, of the vectors that are in `left`."""
+    if is_tiled:
+        multiply_tiles(w_PK, left, right, y_BN, num_rows, begin, end)
+    else:
+        _product(w_PK, x_BK, y_BN, num_rows, begin, end)
 
 
 _BLOCK = 96
 """So many vectors stay in a processor's own cache while a matrix passes by."""
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _product(w_PK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
     """The columns of y = x @ w.T that the panels [begin, end) give, for the first `num_rows` rows, without scales."""
     for first in range(0, num_rows, _BLOCK):
         _product_block(w_PK, x_BK[first:], y_BN[first:], min(_BLOCK, num_rows - first), begin, end)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _product_block(w_PK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
     length = w_PK.shape[1]
     size = length * PANEL
@@ -456,7 +480,7 @@ def _product_block(w_PK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, e
         p += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _together(num_left: int) -> int:
     """How many vectors go together, of those that are left: six, and the last ones in halves, since few use a processor badly."""
     if num_left >= 2 * _MOST:
@@ -464,7 +488,7 @@ def _together(num_left: int) -> int:
     return (num_left + 1) // 2 if num_left > _MOST else num_left
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _scale(y_BN: Any, scale_N: Any, bias_N: Any, num_rows: int, begin: int, end: int) -> None:
     """y * scale + bias; either is left out where its array is empty."""
     for b in range(num_rows):
@@ -476,7 +500,7 @@ def _scale(y_BN: Any, scale_N: Any, bias_N: Any, num_rows: int, begin: int, end:
                 y_BN[b, n] += bias_N[n]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def product(
     thread: int, num_threads: int, sync: Any, w_PK: Any, scale_N: Any, bias_N: Any, x_BK: Any, y_BN: Any
 ) -> None:
@@ -490,14 +514,14 @@ def product(
     _wait_for_all(sync, num_threads)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _add(x_BH: Any, added_BH: Any, num_rows: int, begin: int, end: int) -> None:
     for b in range(num_rows):
         for h in range(begin, min(end, x_BH.shape[1])):
             x_BH[b, h] += added_BH[b, h]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _gate(inner_BI: Any, num_rows: int, num_inner: int, begin: int, end: int) -> None:
     """silu(gate) * up in place of gate, for columns [begin, end); up stands `num_inner` columns on."""
     exponential = np.empty(end - begin + LANES, np.float32)
@@ -510,7 +534,7 @@ def _gate(inner_BI: Any, num_rows: int, num_inner: int, begin: int, end: int) ->
             inner_BI[b, i] = silu * inner_BI[b, num_inner + i]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _reduce(thread: int, num_threads: int, a_XLPK: Any, layer: int, x_BK: Any, adapter_B: Any, t_BP: Any) -> None:
     """t = A x of the tokens that have an adapter: P is parts times rank, whole blocks of eight."""
     for b in range(thread, len(adapter_B), num_threads):
@@ -520,7 +544,7 @@ def _reduce(thread: int, num_threads: int, a_XLPK: Any, layer: int, x_BK: Any, a
                 _tile_8(a_PK, p * a_PK.shape[1], x_BK[b], a_PK.shape[1], t_BP[b, p:])
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _expand(
     b_XLNR: Any, layer: int, t_BP: Any, adapter_B: Any, y_BN: Any, begin: int, end: int, second: Any, third: Any
 ) -> None:
@@ -539,7 +563,7 @@ def _expand(
 # ── the step ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _normalise(x_H: Any, weight_H: Any, epsilon: float, y_H: Any) -> None:
     """RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467); y may be x, and must not hold less."""
     width = len(weight_H)
@@ -550,7 +574,7 @@ def _normalise(x_H: Any, weight_H: Any, epsilon: float, y_H: Any) -> None:
         y_H[h] = weight_H[h] * (x_H[h] * factor)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _rotate(x_D: Any, cos_D: Any, sin_D: Any) -> None:
     """Rotary positions, halves against each other, as Hugging Face lays them out (Su et al. 2021, arXiv:2104.09864)."""
     half = len(x_D) // 2
@@ -560,7 +584,7 @@ def _rotate(x_D: Any, cos_D: Any, sin_D: Any) -> None:
         x_D[half + d] = high * cos_D[half + d] + low * sin_D[half + d]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _attend(
     q_QD: Any, keys_PD: Any, values_TD: Any, length: int, growth: int, scaling: float, scores_QT: Any, out_QD: Any
 ) -> None:
@@ -597,7 +621,7 @@ def _attend(
             out_QD[q, i] /= total
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def forward(
     thread: int,
     num_threads: int,
@@ -619,6 +643,9 @@ def forward(
     head: Any,
     rotary: Any,
     buffers: Any,
+    is_tiled: bool,
+    left: Any,
+    rights: Any,
     hidden_OH: Any,
     logits_OV: Any,
 ) -> None:
@@ -642,6 +669,8 @@ def forward(
     rotary      cosines and sines (T, D)
     buffers     of at least B rows: (B, 3 * rank), (B, H), that of queries, keys and values, (B, A D), (B, H), that of gate and up, as
                 many columns as their panels have rows; of each thread (_MOST, T)
+    is_tiled    whether matrices, but for the head, are multiplied by tiles
+    left        room for the tiles of B vectors of the longest kind; rights (threads, room for a thread's tiles of weights)
     logits_OV   likewise
     """
     num_heads, num_heads_kv, width, num_positions, has_head_norms, epsilon, scaling = shape
@@ -658,17 +687,20 @@ def forward(
     group = num_heads // num_heads_kv
     row_size = num_heads_kv * num_positions * width
     cos_TD, sin_TD = rotary
+    right = rights[thread]
     # Tokens of a prompt go together, those of a step have keys of their own.
     per_piece = _MOST if num_rows > 1 and row_B[0] == row_B[1] else 1
     num_pieces = (num_rows + per_piece - 1) // per_piece
     for layer in range(num_layers):
         for b in range(thread, num_rows, num_threads):
             _normalise(x_BH[b], norm_attention[layer], epsilon, normed[b])
+            if is_tiled:
+                cut_row(normed[b], b, left)
         _wait_for_all(sync, num_threads)
 
         begin, end = _next_part(sync, w_qkv.shape[1], num_threads)
         while begin < end:
-            _product(w_qkv[layer], normed, qkv, num_rows, begin, end)
+            _product_of(w_qkv[layer], normed, qkv, num_rows, begin, end, is_tiled, left, right)
             _scale(qkv, s_qkv[layer], b_qkv[layer], num_rows, PANEL * begin, PANEL * end)
             begin, end = _next_part(sync, w_qkv.shape[1], num_threads)
         if has_adapters:
@@ -737,9 +769,14 @@ def forward(
             piece = _next_of(sync)
         _wait_for_all(sync, num_threads)
 
+        if is_tiled:
+            for b in range(thread, num_rows, num_threads):
+                cut_row(attended[b], b, left)
+            _wait_for_all(sync, num_threads)
+
         begin, end = _next_part(sync, w_out.shape[1], num_threads)
         while begin < end:
-            _product(w_out[layer], attended, added, num_rows, begin, end)
+            _product_of(w_out[layer], attended, added, num_rows, begin, end, is_tiled, left, right)
             _scale(added, s_out[layer], b_out[layer], num_rows, PANEL * begin, PANEL * end)
             if not has_adapters:
                 _add(x_BH, added, num_rows, PANEL * begin, PANEL * end)
@@ -754,13 +791,15 @@ def forward(
 
         for b in range(thread, num_rows, num_threads):
             _normalise(x_BH[b], norm_mlp[layer], epsilon, normed[b])
+            if is_tiled:
+                cut_row(normed[b], b, left)
         _wait_for_all(sync, num_threads)
 
         # The same rows of gate and up, so that their product needs no barrier.
         begin, end = _next_part(sync, num_inner // PANEL, num_threads)
         while begin < end:
             for start in (0, num_inner // PANEL):
-                _product(w_up[layer], normed, inner, num_rows, start + begin, start + end)
+                _product_of(w_up[layer], normed, inner, num_rows, start + begin, start + end, is_tiled, left, right)
                 _scale(inner, s_up[layer], b_up[layer], num_rows, PANEL * (start + begin), PANEL * (start + end))
             if not has_adapters:
                 _gate(inner, num_rows, num_inner, PANEL * begin, PANEL * end)
@@ -774,9 +813,14 @@ def forward(
             _gate(inner, num_rows, num_inner, begin, end)
         _wait_for_all(sync, num_threads)
 
+        if is_tiled:
+            for b in range(thread, num_rows, num_threads):
+                cut_row(inner[b, : w_down.shape[2]], b, left)
+            _wait_for_all(sync, num_threads)
+
         begin, end = _next_part(sync, w_down.shape[1], num_threads)
         while begin < end:
-            _product(w_down[layer], inner, added, num_rows, begin, end)
+            _product_of(w_down[layer], inner, added, num_rows, begin, end, is_tiled, left, right)
             _scale(added, s_down[layer], b_down[layer], num_rows, PANEL * begin, PANEL * end)
             if not has_adapters:
                 _add(x_BH, added, num_rows, PANEL * begin, PANEL * end)

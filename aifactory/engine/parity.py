@@ -65,12 +65,14 @@ def check_cached_forward(
     compiled: CompiledForward | None = None,
     steps: DecodeSteps | None = None,
     prompts: PromptReader | None = None,
+    as_long: bool = False,
 ) -> None:
     """Prefill two short rows in chunks, decode one token of both at once, compare with two plain forwards.
 
     compiled   what computes in place of the model's own forward
     steps      what decodes in its place
     prompts    what reads prompts in its place, and here the last token too
+    as_long    whether it is told that they are as long as can be
     Also allocates the cache, so that memory that isn't there is missed now and not at the first request.
 
     Raises  ParityError, if this architecture does with a cache what SlotCache doesn't know of.
@@ -78,22 +80,24 @@ def check_cached_forward(
     device = model.device
     rows = _texts(min(2, cache.num_slots), vocab_size, context_length)
     lengths = [len(row_ids) - 1 for row_ids in rows]
+    told_length = context_length if as_long else max(len(row_ids) for row_ids in rows)
     for row, length in enumerate(lengths):
         for begin in range(0, length, 3):
             end = min(begin + 3, length)
             positions, mask = cache.plan_prefill(row, begin, end)
             ids = torch.tensor([rows[row][begin:end]], device=device)
             if prompts is not None:
-                prompts.read([PromptChunk(rows[row][begin:end], row, begin)])
+                prompts.read([PromptChunk(rows[row][begin:end], row, begin, told_length)])
             elif compiled is None:
                 _logits(model, ids, position_ids=positions, attention_mask=mask, past_key_values=cache)
             else:
-                compiled.prefill(ids, row, begin, last_only=True)
+                compiled.prefill(ids, row, begin, length=told_length, last_only=True)
         cache.open_row(row, length)
     positions_B = torch.tensor(lengths, device=device)
     last_ids = torch.tensor([[row_ids[-1]] for row_ids in rows], device=device)
     if prompts is not None:
-        cached_BV = prompts.read([PromptChunk(ids[-1:], row, len(ids) - 1) for row, ids in enumerate(rows)])
+        chunks = [PromptChunk(ids[-1:], row, len(ids) - 1, told_length) for row, ids in enumerate(rows)]
+        cached_BV = prompts.read(chunks)
     elif steps is not None:
         steps.feed(last_ids[:, 0], positions_B)
         cached_BV = steps.step(1 + max(lengths))

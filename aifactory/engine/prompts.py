@@ -21,6 +21,8 @@ class PromptChunk:
     ids: Sequence[int]
     row: int
     begin: int
+    length: int
+    """Tokens of the whole prompt, by which a reader may choose how it reads it."""
 
 
 class PromptReader(Protocol):
@@ -28,6 +30,10 @@ class PromptReader(Protocol):
 
     tokens_together: int
     """So many tokens in one call take no longer each than more would: whoever could still join begins a call of its own."""
+
+    def reads_alike(self, length: int, other: int) -> bool:
+        """Whether prompts of these lengths may be in one call."""
+        ...
 
     def read(self, chunks: Sequence[PromptChunk]) -> Tensor:
         """Write the chunks' keys and values to their rows; the logits (C, V) after the last token of each."""
@@ -43,6 +49,10 @@ class OwnPrompts:
         self._model = model
         self._cache = cache
         self._last_only = last_only(model)
+
+    def reads_alike(self, length: int, other: int) -> bool:
+        """All are read one by one."""
+        return True
 
     def read(self, chunks: Sequence[PromptChunk]) -> Tensor:
         """As `PromptReader.read`."""

@@ -242,7 +242,11 @@ class Scheduler:
     def _may_join(self, slot: _Slot, chunks: Sequence[tuple[_Slot, int, int]]) -> bool:
         assert self._prompts is not None
         num_tokens = sum(end - begin for _, begin, end in chunks)
-        return num_tokens < self._prompts.tokens_together and self._shares_forward(slot)
+        return (
+            num_tokens < self._prompts.tokens_together
+            and self._shares_forward(slot)
+            and self._prompts.reads_alike(len(slot.answer.read_ids), len(chunks[0][0].answer.read_ids))
+        )
 
     def _shares_forward(self, slot: _Slot) -> bool:
         answer = slot.answer
@@ -270,7 +274,10 @@ class Scheduler:
         assert self._prompts is not None
         self._hooks.use([])
         logits_CV = self._prompts.read(
-            [PromptChunk(slot.answer.read_ids[begin:end], slot.row, begin) for slot, begin, end in chunks]
+            [
+                PromptChunk(slot.answer.read_ids[begin:end], slot.row, begin, len(slot.answer.read_ids))
+                for slot, begin, end in chunks
+            ]
         )
         firsts: list[tuple[int, TokenScore | None] | None] = [None] * len(chunks)
         telling = [
@@ -338,14 +345,18 @@ class Scheduler:
         """Logits (Q, V) after the tokens [begin, end) of a prompt; of the last at least."""
         if self._compiled is not None:
             self._cache.touch(end)
-            return self._compiled.prefill(ids_1Q, slot.row, begin, last_only=last_only, adapter=slot.adapter)
+            length = len(slot.answer.read_ids)
+            return self._compiled.prefill(
+                ids_1Q, slot.row, begin, length=length, last_only=last_only, adapter=slot.adapter
+            )
         positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
         return self._forward([slot], ids_1Q, positions_1Q, mask_11QL, last_only=last_only)[0]
 
     def _pool(self, slot: _Slot, ids_1Q: Tensor, begin: int, end: int) -> None:
         if self._compiled is not None:
             self._cache.touch(end)
-            hidden_QH = self._compiled.hidden(ids_1Q, slot.row, begin, adapter=slot.adapter)
+            length = len(slot.answer.read_ids)
+            hidden_QH = self._compiled.hidden(ids_1Q, slot.row, begin, length=length, adapter=slot.adapter)
         else:
             positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
             self._hooks.use([self._adapter_of(slot)])

@@ -30,7 +30,7 @@ def bits_of(engine, prompts, make_request, collected, **wanted):
     ]
 
 
-@pytest.mark.parametrize(("compiled", "invariant"), [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(("compiled", "invariant"), [(True, False), (True, True), (False, True), (False, False)])
 def test_the_same_bits_alone_and_in_a_crowd(wide_model, tokenizer, start, make_request, collected, compiled, invariant):
     rng = random.Random(1)
     lengths = [1, 9, 16, 33, 64, 70, 31, 100]

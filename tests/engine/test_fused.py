@@ -125,13 +125,13 @@ def test_prompts_read_together_are_each_read_by_itself(model, lengths):
     read = FusedPrompts(FusedLayers(model, num_positions=cache.num_positions), cache).read
     order = sorted(range(len(prompts)), key=lambda row: -row)
 
-    logits_CV = read([PromptChunk(prompts[row][begins[row] :], row, begins[row]) for row in order])
+    logits_CV = read([PromptChunk(prompts[row][begins[row] :], row, begins[row], len(prompts[row])) for row in order])
     for row, logits_V in zip(order, logits_CV, strict=True):
         exact_V = exact_logits(model, prompts[row])
         assert float((logits_V.float() - exact_V).norm() / exact_V.norm()) < 1e-4, (row, len(prompts[row]))
 
     # What they wrote is read by the next ones, and rows that were not theirs are as they were.
-    logits_CV = read([PromptChunk([7], row, len(prompts[row])) for row in order])
+    logits_CV = read([PromptChunk([7], row, len(prompts[row]), len(prompts[row]) + 1) for row in order])
     for row, logits_V in zip(order, logits_CV, strict=True):
         exact_V = exact_logits(model, [*prompts[row], 7])
         assert float((logits_V.float() - exact_V).norm() / exact_V.norm()) < 1e-4, (row, len(prompts[row]))
