@@ -17,7 +17,9 @@ def free_orphans() -> int:
     job, nobody = ray.get_runtime_context().get_job_id(), ray.ActorID.nil().binary()
     orphans = [
         group
-        for group in map(PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table())
+        for group in map(
+            PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table()
+        )
         if group.state != PlacementGroupTableData.REMOVED
         and group.creator_job_id.hex() == job
         and group.creator_actor_id != nobody

@@ -9,6 +9,7 @@ Raises   TrainingError.
 from __future__ import annotations
 
 import json
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -57,11 +58,11 @@ def train_on_ray(
 
 def _fit(task: Work, name: str, runtime: Runtime) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from aifactory.cluster.jobs import job_server
-    from aifactory.train.room import NoRoomError
+    from aifactory.cluster.process_group import ProcessGroup
 
     use_gpu = runtime.gpus_per_worker > 0
     resources = {"CPU": runtime.cpus_per_worker}
@@ -72,6 +73,8 @@ def _fit(task: Work, name: str, runtime: Runtime) -> None:
         """What would happen again is not tried again: an error of this callback ends the run."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            from aifactory.train.room import NoRoomError
+
             for cause in _causes(worker_exceptions):
                 if not isinstance(cause, NoRoomError):
                     raise cause
@@ -81,7 +84,7 @@ def _fit(task: Work, name: str, runtime: Runtime) -> None:
     # there is no dashboard it frees nothing, and is waited for at the end for 12 seconds (see `_freeing_orphans`).
     left_out = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if job_server() is None else set())
 
-    class Trainer(TorchTrainer):  # type: ignore[misc]
+    class Trainer(DataParallelTrainer):  # type: ignore[misc]
         """Starts no process that has nothing to do."""
 
         def _create_default_callbacks(self) -> list[Any]:
@@ -89,8 +92,9 @@ def _fit(task: Work, name: str, runtime: Runtime) -> None:
 
     trainer = Trainer(
         _worker,
-        train_loop_config={"task": task},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        # Packed, so that whoever controls the workers does not load what belongs to it, torch among it.
+        train_loop_config={"task": pickle.dumps(task)},
+        backend_config=ProcessGroup(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=runtime.workers,
             elastic_resize_monitor_interval_s=_RESIZE_S,
@@ -133,10 +137,11 @@ def _worker(config: dict[str, Any]) -> None:
     from aifactory.cluster import metrics_port
     from aifactory.train.worker import work
 
-    metrics_port.export(config["task"].factory)
+    task: Work = pickle.loads(config["task"])
+    metrics_port.export(task.factory)
     context = ray.train.get_context()
     try:
-        work(config["task"], rank=context.get_world_rank(), world_size=context.get_world_size())
+        work(task, rank=context.get_world_rank(), world_size=context.get_world_size())
     finally:
         metrics_port.flush()
 
