@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -125,19 +125,23 @@ def threads_here(*, concurrency: int, threads_each: int) -> RunTasks:
         import torch
 
         threads_before, before = torch.get_num_threads(), usage()
-        begun: list[None] = []
+        seconds: list[float] = []
 
         def call(item: tuple[Any, ...]) -> Result:
-            begun.append(None)
             torch.set_num_threads(threads_each)
-            return function(*item)
+            begun = time.perf_counter()
+            try:
+                return function(*item)
+            finally:
+                seconds.append(time.perf_counter() - begun)
 
         try:
             return run_threads([partial(call, item) for item in items], at_once=concurrency)
         finally:
             torch.set_num_threads(threads_before)
-            # What a process has used can't be told apart by its threads, so they are counted together.
-            ledger.add(Spent(tasks=len(begun), used=usage() - before))
+            # The CPU time of one process: what each thread had of it is not told apart.
+            used = replace(usage() - before, seconds=sum(seconds))
+            ledger.add(Spent(tasks=len(seconds), used=used))
 
     return run
 

@@ -86,8 +86,9 @@ class Bench:
     def run_with_models(self, *models: Artifact | None) -> RunTasks:
         """How to run tasks that load models: what small ones are asked is answered here, before other processes would have imported
         what they need."""
-        size = sum(file.num_bytes for model in models if model is not None for file in model.record.files)
-        return small_models_here(self.config.runtime) if size <= self.config.runtime.inline_bytes else self.run_tasks()
+        sizes = [sum(file.num_bytes for file in model.record.files) for model in models if model is not None]
+        is_small = max(sizes, default=0) <= self.config.runtime.inline_bytes
+        return small_models_here(self.config.runtime) if is_small else self.run_tasks()
 
     def find(self, identity: Identity[Noun]) -> Noun | None:
         """The product with this identity, if it is there."""

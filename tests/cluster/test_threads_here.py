@@ -10,7 +10,7 @@ import torch
 from here_loops import TINY, here, tiny_config
 from small_models import write_small_model
 
-from aifactory.cluster.tasks import run_here, threads_here
+from aifactory.cluster.tasks import ledger, run_here, threads_here
 from aifactory.engine.load import load_model
 from aifactory.records.artifacts import Model, Record
 from aifactory.records.storage import StoredFile
@@ -27,10 +27,11 @@ def test_results_come_in_order_and_so_many_run_at_once_with_so_many_threads_each
         seen.append(torch.get_num_threads())
         return number * number
 
-    run = threads_here(concurrency=2, threads_each=1)
+    run, spent = threads_here(concurrency=2, threads_each=1), ledger.spent
 
     assert run(square, [(number,) for number in range(6)]) == [0, 1, 4, 9, 16, 25]
     assert seen == [1] * 6
+    assert (ledger.spent - spent).tasks == 6, "what it took is in the books as of tasks elsewhere"
     assert torch.get_num_threads() == before
     assert run(square, []) == run_here(square, [])
 
@@ -72,7 +73,7 @@ def test_small_models_are_asked_here_and_larger_ones_where_there_is_room(tmp_pat
             told = {"kind": "model", "fingerprint": "", "digest": "", "code_version": 1, "recipe": {}, "inputs": []}
             return Model(record=Record(**told, files=files, figures={}), uri="")
 
-        bench.run_with_models(model(limit // 2), None, model(limit // 2))
+        bench.run_with_models(model(limit), None, model(limit))
         assert asked == []
-        bench.run_with_models(model(limit), model(1))
+        bench.run_with_models(model(limit + 1), model(1))
         assert asked == ["cluster"]
