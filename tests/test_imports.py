@@ -128,6 +128,15 @@ def test_who_places_workers_waits_for_no_model_code() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_who_controls_the_workers_of_a_run_does_not_wait_for_torch() -> None:
+    code = (
+        "import aifactory.cluster.process_group, aifactory.train.trainer, sys; "
+        "import ray.train.v2._internal.execution.controller.controller; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "False"
+
+
 def test_the_step_and_the_engine_import_without_ray_pydantic_and_sqlalchemy() -> None:
     blocked = ("ray", "pydantic", "sqlalchemy", "alembic")
     names = [

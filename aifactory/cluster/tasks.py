@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from aifactory.errors import TaskError
@@ -114,6 +115,35 @@ def run_threads(calls: Sequence[Callable[[], Result]], *, at_once: int) -> list[
     if errors:
         raise errors[min(errors)]
     return [results[number] for number in range(len(calls))]
+
+
+def threads_here(*, concurrency: int, threads_each: int) -> RunTasks:
+    """Run the items in threads of this process, `concurrency` at once, each with so many of torch's threads as a task would have: what
+    is small has ended before the process of a task has imported what it needs."""
+
+    def run(function: Callable[..., Result], items: Sequence[tuple[Any, ...]]) -> list[Result]:
+        import torch
+
+        threads_before, before = torch.get_num_threads(), usage()
+        seconds: list[float] = []
+
+        def call(item: tuple[Any, ...]) -> Result:
+            torch.set_num_threads(threads_each)
+            begun = time.perf_counter()
+            try:
+                return function(*item)
+            finally:
+                seconds.append(time.perf_counter() - begun)
+
+        try:
+            return run_threads([partial(call, item) for item in items], at_once=concurrency)
+        finally:
+            torch.set_num_threads(threads_before)
+            # The CPU time of one process: what each thread had of it is not told apart.
+            used = replace(usage() - before, seconds=sum(seconds))
+            ledger.add(Spent(tasks=len(seconds), used=used))
+
+    return run
 
 
 def ray_tasks(*, concurrency: int, cpus_per_task: float) -> RunTasks:

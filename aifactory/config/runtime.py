@@ -182,7 +182,8 @@ class Runtime(Section):
     data_tasks: int = Field(default=2, ge=1)
     """Tasks that read, tokenize or score at once. Default: 2."""
     inline_bytes: int = Field(default=8_000_000, ge=0)
-    """Data up to so many bytes is worked on in the driver's own process, without a cluster. Default: 8,000,000."""
+    """Data up to so many bytes is worked on in the driver's own process, without a cluster; a model whose files hold no more is proven
+    and scored there. Default: 8,000,000."""
     micro_batch_rows: int = Field(default=8, ge=1)
     """Rows of one forward pass on one worker. Default: 8."""
     checkpoint_every_steps: int = Field(default=100, ge=1)

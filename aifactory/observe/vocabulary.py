@@ -30,6 +30,7 @@ EVENTS = {
     "execution": "a step is computed otherwise than was asked for",
     "halved": "a micro-batch did not fit into memory",
     "skipped": "a batch was left out",
+    "freed": "the place of workers whose cycle was killed was given back",
     "not_validated": "a checkpoint was not measured on held-out rows",
     # ── releases and trials ──
     "on_trial": "a release of a cycle went on trial",

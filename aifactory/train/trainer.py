@@ -9,8 +9,9 @@ Raises   TrainingError.
 from __future__ import annotations
 
 import json
+import pickle
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +27,23 @@ if TYPE_CHECKING:
 CODE_VERSION = 4
 _POLL_S = 0.5
 _POLL_AFAR_S = 5.0
+_ORPHANS_S = 2.0
 _RESIZE_S = 20.0
 """How often Ray Train looks whether a node has come back: as often as it counts what the nodes have (Ray 2.60)."""
 
 
-def train_on_ray(task: Work, *, name: str, runtime: Runtime) -> dict[str, Any]:
-    """Run the workers to the end; return what rank 0 exported. A run that had finished before is not run again."""
+def train_on_ray(
+    task: Work, *, name: str, runtime: Runtime, meanwhile: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """Run the workers to the end; return what rank 0 exported. A run that had finished before is not run again.
+
+    meanwhile   called here once the workers train
+    """
     from aifactory.train.work import exported, holdout_losses
 
     finished = exported(task.storage, task.run_folder)
     if finished is None:
-        with _watch(task, runtime), _validating(task):
+        with _watch(task, runtime, meanwhile), _validating(task), _freeing_orphans():
             _fit(task, name, runtime)
         finished = exported(task.storage, task.run_folder)
     if finished is None:
@@ -51,10 +58,11 @@ def train_on_ray(task: Work, *, name: str, runtime: Runtime) -> dict[str, Any]:
 
 def _fit(task: Work, name: str, runtime: Runtime) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from aifactory.train.room import NoRoomError
+    from aifactory.cluster.jobs import job_server
+    from aifactory.cluster.process_group import ProcessGroup
 
     use_gpu = runtime.gpus_per_worker > 0
     resources = {"CPU": runtime.cpus_per_worker}
@@ -65,21 +73,28 @@ def _fit(task: Work, name: str, runtime: Runtime) -> None:
         """What would happen again is not tried again: an error of this callback ends the run."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            from aifactory.train.room import NoRoomError
+
             for cause in _causes(worker_exceptions):
                 if not isinstance(cause, NoRoomError):
                     raise cause
 
-    class Trainer(TorchTrainer):  # type: ignore[misc]
-        """Starts no process that hands out datasets, since there are none: with every group of workers Ray 2.60 would start
-        one, which imports for as long as a worker does."""
+    # With every group of workers Ray 2.60 would start a process that hands out datasets, of which there are none; it imports for as
+    # long as a worker does. Another one frees the group's place where the controller is killed, if the dashboard tells it so; where
+    # there is no dashboard it frees nothing, and is waited for at the end for 12 seconds (see `_freeing_orphans`).
+    left_out = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if job_server() is None else set())
+
+    class Trainer(DataParallelTrainer):  # type: ignore[misc]
+        """Starts no process that has nothing to do."""
 
         def _create_default_callbacks(self) -> list[Any]:
-            return [c for c in super()._create_default_callbacks() if type(c).__name__ != "DatasetsCallback"]
+            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in left_out]
 
     trainer = Trainer(
         _worker,
-        train_loop_config={"task": task},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        # Packed, so that whoever controls the workers does not load what belongs to it, torch among it.
+        train_loop_config={"task": pickle.dumps(task)},
+        backend_config=ProcessGroup(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=runtime.workers,
             elastic_resize_monitor_interval_s=_RESIZE_S,
@@ -122,10 +137,11 @@ def _worker(config: dict[str, Any]) -> None:
     from aifactory.cluster import metrics_port
     from aifactory.train.worker import work
 
-    metrics_port.export(config["task"].factory)
+    task: Work = pickle.loads(config["task"])
+    metrics_port.export(task.factory)
     context = ray.train.get_context()
     try:
-        work(config["task"], rank=context.get_world_rank(), world_size=context.get_world_size())
+        work(task, rank=context.get_world_rank(), world_size=context.get_world_size())
     finally:
         metrics_port.flush()
 
@@ -141,6 +157,29 @@ def prove(task: Work, tolerance: float) -> dict[str, Any]:
     from aifactory.train.parity import prove_export
 
     return prove_export(task, tolerance)
+
+
+@contextmanager
+def _freeing_orphans() -> Iterator[None]:
+    """Free the place of the workers whose cycle was killed before this one, as soon as its controller has ended."""
+    from aifactory.cluster.reservations import free_orphans
+
+    ended = threading.Event()
+
+    def follow() -> None:
+        while True:
+            if freed := free_orphans():
+                log_event("freed", placement_groups=freed)
+            if ended.wait(_ORPHANS_S):
+                return
+
+    watcher = threading.Thread(target=follow, name="orphans", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 @contextmanager
@@ -181,13 +220,15 @@ def _validating(task: Work) -> Iterator[None]:
 
 
 @contextmanager
-def _watch(task: Work, runtime: Runtime) -> Iterator[None]:
+def _watch(task: Work, runtime: Runtime, meanwhile: Callable[[], None] | None) -> Iterator[None]:
     """Show what rank 0 says of the run, and what the run has used so far."""
     from aifactory.train.run_log import MFU
 
     ended = threading.Event()
     meter = Meter(num_cpus=runtime.most_workers * runtime.cpus_per_worker, watts_per_cpu=runtime.watts_per_cpu)
     before = _told(task)
+
+    begun: list[threading.Thread] = []
 
     def follow() -> None:
         shown_before: dict[str, Any] = {}
@@ -196,6 +237,9 @@ def _watch(task: Work, runtime: Runtime) -> Iterator[None]:
                 told = _told(task)
                 if told is None or told == before:  # what an earlier start has left there
                     continue
+                if meanwhile is not None and not begun:
+                    begun.append(threading.Thread(target=meanwhile, name="meanwhile", daemon=True))
+                    begun[0].start()
                 if not shown_before and "peak_flops_per_s" in told:
                     log_event(
                         "training",
@@ -218,6 +262,8 @@ def _watch(task: Work, runtime: Runtime) -> Iterator[None]:
     finally:
         ended.set()
         watcher.join()
+        for thread in begun:
+            thread.join()
 
 
 def _told(task: Work) -> dict[str, Any] | None:

@@ -81,6 +81,13 @@ class Work:
     """Whether rank 0 validates, between two steps; else somebody does who watches the run's folder."""
 
     @property
+    def base_bytes(self) -> int:
+        """Of the files of the model that training starts from; 0 for one from scratch."""
+        if isinstance(self.base, Stored):
+            return sum(self.storage.size(*self.base.folder, *name.split("/")) or 0 for name in self.base.names)
+        return 0 if self.base is None else sum(path.stat().st_size for path in self.base.rglob("*") if path.is_file())
+
+    @property
     def schedule(self) -> Schedule:
         """Which steps are validated."""
         return Schedule(every_steps=self.validate_every_steps, max_steps=self.recipe.max_steps)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from aifactory.bottleneck import MEASURED
-from aifactory.cluster.tasks import RunTasks, run_here
-from aifactory.config import Train
+from aifactory.cluster.tasks import RunTasks, run_here, threads_here
+from aifactory.config import Runtime, Train
 from aifactory.observe import tracing
 from aifactory.observe.energy import measured
 from aifactory.observe.events import log_event
@@ -60,6 +60,11 @@ class Made:
     figures: Mapping[str, Any]
 
 
+def small_models_here(runtime: Runtime) -> RunTasks:
+    """Runs tasks in this process, with the threads that they would have elsewhere."""
+    return threads_here(concurrency=runtime.data_tasks, threads_each=max(1, int(runtime.cpus_per_worker)))
+
+
 class Bench:
     """Where the products of one factory are made."""
 
@@ -77,6 +82,13 @@ class Bench:
     def run_for(self, num_bytes: int) -> RunTasks:
         """How to run tasks over so much data: what is little is done here, before workers elsewhere would have started."""
         return run_here if num_bytes <= self.config.runtime.inline_bytes else self.run_tasks()
+
+    def run_with_models(self, *models: Artifact | None) -> RunTasks:
+        """How to run tasks that load models: what small ones are asked is answered here, before other processes would have imported
+        what they need."""
+        sizes = [sum(file.num_bytes for file in model.record.files) for model in models if model is not None]
+        is_small = max(sizes, default=0) <= self.config.runtime.inline_bytes
+        return small_models_here(self.config.runtime) if is_small else self.run_tasks()
 
     def find(self, identity: Identity[Noun]) -> Noun | None:
         """The product with this identity, if it is there."""

@@ -15,7 +15,7 @@ from aifactory.observe.events import log_event
 from aifactory.records.artifacts import Model, TokenSet
 from aifactory.records.journal import Cycle
 from aifactory.records.storage import StoredFile
-from aifactory.workshop.bench import Bench, Folder, Made
+from aifactory.workshop.bench import Bench, Folder, Made, small_models_here
 from aifactory.workshop.runs import Run
 from aifactory.workshop.training import Training
 
@@ -30,10 +30,20 @@ def train_and_prove(work: Work, config: Config, run: RunTasks) -> Made:
     """Train on the cluster; then, before there is a record (law 7), a process that never saw the trainer loads what it exported."""
     from aifactory.train.trainer import prove, train_on_ray
 
-    exported = train_on_ray(work, name=work.run_folder[-1], runtime=config.runtime)
-    (parity,) = run(prove, [(work, config.promote.parity_tolerance)])
+    limit = config.runtime.inline_bytes
+    meanwhile = None if work.base_bytes > limit else _import_models
+    exported = train_on_ray(work, name=work.run_folder[-1], runtime=config.runtime, meanwhile=meanwhile)
     files = [StoredFile(**file) for file in exported["files"]]
+    if sum(file.num_bytes for file in files) <= limit:
+        run = small_models_here(config.runtime)
+    (parity,) = run(prove, [(work, config.promote.parity_tolerance)])
     return Made(files=files, figures=exported["figures"] | {"parity": parity})
+
+
+def _import_models() -> None:
+    """Import what the proof and the evaluation of a small model need here."""
+    import aifactory.evaluate.scoring
+    import aifactory.train.parity  # noqa: F401
 
 
 class Models:

@@ -56,7 +56,7 @@ class Scorecards:
                 recipe=config.evaluate,
                 store=books.artifacts,
                 target=target,
-                run=self._bench.run_tasks(),
+                run=self._bench.run_with_models(model, champion, None if best is None else best.model),
                 leave_out=disliked,
                 chat_fallback=config.serve.chat_fallback,
                 check=None if config.evaluate.guards is None else AnswerChecks(books, config.evaluate.guards),
