@@ -61,6 +61,10 @@ class Endpoint(Section):
     bfloat16: faster, the most for few requests at once, each weight rounded to 8 bits of precision; int8: faster still, on a CPU
     alone. A release that then says something else than its trainer, beyond a bound, is not served. auto: float32 on a
     CPU, bfloat16 on a GPU. Default: auto."""
+    batch_invariant: bool = False
+    """Whether the project's own engine gives an answer the same bits whatever else the replica answers or has answered, seeds
+    included. On a CPU with its kernels prompts then take up to a third longer; elsewhere each request is computed by
+    itself, and many at once take as long as one after the other. Default: false."""
     adapters: Mapping[AdapterName, str] = Field(default={}, max_length=64)
     """Low-rank adapters beside the release, by the names that requests give as `model`: the folder of one in peft's form or
     of a model that was exported with its adapter, on every machine of a replica; or a release (`registry:` and its name or
@@ -111,6 +115,8 @@ class Endpoint(Section):
             raise ValueError(
                 f"expected weights beside engine: torch alone, found {self.weights} beside engine: vllm; delete it"
             )
+        if self.batch_invariant and self.engine == "vllm":
+            raise ValueError("expected batch_invariant beside engine: torch alone, found engine: vllm; delete it")
         if self.weights == "int8" and self.gpus_per_replica:
             raise ValueError("expected weights: int8 on a CPU alone, found gpus_per_replica; take bfloat16")
         return self

@@ -82,8 +82,6 @@ class _LowRanks:
 class CompiledForward:
     """Takes the place of `model(...)`: prompts, and steps in which each of the first rows gets one token. A `PromptReader`."""
 
-    tokens_together = 64
-    """By then a weight that is read is used often enough."""
     least_tiled = 48
     """A prompt of fewer tokens is read without tiles: with few vectors weights are cut longer than they are multiplied."""
 
@@ -178,6 +176,10 @@ class CompiledForward:
         )
         is_tiled = self._is_tiled(chunks[0].length)
         return self._run(ids_Q, rows_Q, positions_Q, np.cumsum(lengths) - 1, [None] * len(ids_Q), is_tiled=is_tiled)
+
+    def tokens_together(self, length: int) -> int:
+        """As `PromptReader.tokens_together`: by then a weight that is read, or cut, is used often enough."""
+        return 256 if self._is_tiled(length) else 64
 
     def reads_alike(self, length: int, other: int) -> bool:
         """As `PromptReader.reads_alike`: both by tiles, or neither."""

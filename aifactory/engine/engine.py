@@ -70,13 +70,14 @@ class TorchEngine:
         compiled: bool | None = None,
         weights: WeightKind | None = None,
         graphs: bool | None = None,
+        tiles: bool | None = None,
     ) -> None:
         """Check the model, allocate the cache, start the thread. The model belongs to the engine from here on.
 
         num_slots       requests that decode at once; each has a row of `context_length` in the cache
         max_queued      answers that wait for a slot; one more raises CapacityError
-        prefill_chunk   most prompt tokens between two tokens of the others. None: 256, and 2,048 where the kernels for CUDA
-                        read prompts, which takes them a few milliseconds.
+        prefill_chunk   most prompt tokens between two tokens of the others, while no more wait than decode. None: 256, and
+                        2,048 where the kernels for CUDA read prompts, which takes them a few milliseconds.
         num_threads     torch threads of the worker; None leaves the process's setting. One per CPU of the replica:
                         more of them on a shared machine cost a factor.
         context_length  None: the model's own
@@ -84,11 +85,9 @@ class TorchEngine:
                         others waits, and on a CPU rows give their memory back. None: num_slots times context_length.
         prefix_tokens   tokens of former prompts and answers that are kept for those that begin alike, 0 for none.
                         None: a quarter of cache_tokens.
-        batch_invariant whether an answer must have the same bits whatever else is in the batch, and was before. With the
-                        kernels it has them anyway, but for what tiles do to prompts: a beginning that a former answer left
-                        may then differ in last bits from one that was read. With the option prompts are read without
-                        tiles, which takes a quarter longer. Without kernels, each row is then computed by itself, and no beginning is reused: a
-                        step of B rows takes as long as B steps of one.
+        batch_invariant whether an answer must have the same bits whatever else is in the batch and was before. With the
+                        kernels it costs the tiles. Without, each row is then computed by itself, and no beginning is
+                        reused: a step of B rows takes as long as B steps of one.
         adapters        folders of low-rank adapters in peft's form, by the names that requests choose them by
         compiled        whether the engine's own kernels compute the model: on a CPU all of it (`why_not_packed` says which
                         ones they can), on CUDA decode steps and prompts (`why_not_fused`). Its weights are then laid out anew, in
@@ -96,6 +95,9 @@ class TorchEngine:
         weights         with the kernels on a CPU: what weights are kept and read as. None: as the model has them.
         graphs          whether decode steps are CUDA graphs. None: on CUDA, unless `batch_invariant`. On a CPU there is none, but
                         the same is done in the same memory.
+        tiles           with the kernels on a CPU: whether longer prompts are multiplied by the processor's matrix unit, as exactly
+                        and in less time, but not to the same bits as what is generated: an answer that reuses another's tokens
+                        may then differ in last bits. None: where there is one, unless `batch_invariant`.
         Raises          ConfigError, ParityError if this engine can't serve the architecture; TokenizerMismatchError.
         """
         for name, value, least in (
@@ -155,7 +157,7 @@ class TorchEngine:
                 is_fused = False
                 if self._team is not None and packed is not None:
                     forward = prompts = CompiledForward(
-                        model, packed, cache, self._team, with_tiles=not batch_invariant
+                        model, packed, cache, self._team, with_tiles=not batch_invariant if tiles is None else tiles
                     )
                     check(compiled=forward)
                     check(prompts=prompts)
@@ -241,6 +243,7 @@ class TorchEngine:
         compiled: bool | None = None,
         weights: WeightKind | None = None,
         graphs: bool | None = None,
+        tiles: bool | None = None,
     ) -> TorchEngine:
         """The engine of a model folder with its tokenizer.
 
@@ -262,6 +265,7 @@ class TorchEngine:
             compiled=compiled,
             weights=weights,
             graphs=graphs,
+            tiles=tiles,
         )
 
     @property

@@ -36,8 +36,6 @@ _MOST_CHUNKS = 16
 class FusedPrompts:
     """A `PromptReader` over the layers of one model."""
 
-    tokens_together = 8192
-
     def __init__(self, layers: FusedLayers, cache: SlotCache) -> None:
         """The cache must be allocated, and have a spare row."""
         self._of = layers
@@ -48,6 +46,10 @@ class FusedPrompts:
         self._block_q = max(1, min(64, _MOST_TILE // layers.width) // self._queries)
         self._graphs_of_device = Graphs(self._device)
         self._graphs: dict[int, tuple[Tensor, Tensor, Callable[[], None], Sequence[Tensor]]] = {}
+
+    def tokens_together(self, length: int) -> int:
+        """As `PromptReader.tokens_together`."""
+        return 8192
 
     def reads_alike(self, length: int, other: int) -> bool:
         """As `PromptReader.reads_alike`: all are read alike."""

@@ -28,8 +28,10 @@ class PromptChunk:
 class PromptReader(Protocol):
     """Reads chunks of different rows."""
 
-    tokens_together: int
-    """So many tokens in one call take no longer each than more would: whoever could still join begins a call of its own."""
+    def tokens_together(self, length: int) -> int:
+        """So many tokens of prompts of this length in one call take no longer each than more would: whoever could still join
+        begins a call of its own."""
+        ...
 
     def reads_alike(self, length: int, other: int) -> bool:
         """Whether prompts of these lengths may be in one call."""
@@ -43,12 +45,14 @@ class PromptReader(Protocol):
 class OwnPrompts:
     """By a Hugging Face model's own forward, one chunk after the other. It must be without adapters meanwhile."""
 
-    tokens_together = 1024
-
     def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
         self._model = model
         self._cache = cache
         self._last_only = last_only(model)
+
+    def tokens_together(self, length: int) -> int:
+        """As `PromptReader.tokens_together`."""
+        return 1024
 
     def reads_alike(self, length: int, other: int) -> bool:
         """All are read one by one."""

@@ -3,7 +3,8 @@
     step():  end what was cancelled ─▶ prefill up to `prefill_chunk` tokens ─▶ one token for every decoding row
 
 A prompt is prefilled in chunks and others decode between them, so a long prompt delays each token of others by at most
-one chunk. A forward that raises ends the requests that were in it, and no others.
+one chunk. Where more requests wait to be read than decode, a step reads so many times more, up to MOST_CHUNKS: those who wait
+lose more by a step of few rows than those few by waiting. A forward that raises ends the requests that were in it, and no others.
 
 Shapes   B rows that decode, Q tokens of a chunk, V vocabulary.
 """
@@ -41,6 +42,8 @@ _DECODE_SECONDS = metrics.ENGINE_STEP_SECONDS.of(phase="decode")
 _PREFILL_TOKENS = metrics.ENGINE_TOKENS.of(phase="prefill")
 _DECODE_TOKENS = metrics.ENGINE_TOKENS.of(phase="decode")
 
+MOST_CHUNKS = 4
+"""Chunks of prompts that others wait for at most, between two of their tokens."""
 _MOST_PROMPT_LOGITS = 2**24
 """64 MB in fp32: a prompt whose tokens are scored is read in chunks of so few tokens."""
 
@@ -149,7 +152,7 @@ class Scheduler:
         self._prefilling.append(_Slot(answer))
 
     def step(self) -> None:
-        """Advance: at most one chunk of prompts, and one token of every decoding request."""
+        """Advance: a chunk of prompts, or more where many wait, and one token of every decoding request."""
         self._end_cancelled()
         began = perf_counter()
         read = self._prefill()
@@ -179,9 +182,11 @@ class Scheduler:
 
     def _prefill(self) -> int:
         """Tokens that were read."""
-        budget = self._prefill_chunk
-        while self._prefilling and budget > 0:
-            chunks = self._next_chunks(budget)
+        read = 0
+        while self._prefilling and (budget := self._budget() - read) > 0:
+            if read:
+                self._end_cancelled()
+            chunks = self._next_chunks(min(budget, self._prefill_chunk))
             if not chunks:
                 break
             began_ns = tracing.now() if any(slot.answer.request.trace is not None for slot, _, _ in chunks) else 0
@@ -193,7 +198,7 @@ class Scheduler:
                     self._fail_prefill(slot, error)
                 continue
             for (slot, begin, end), first in zip(chunks, firsts, strict=True):
-                budget -= end - begin
+                read += end - begin
                 slot.length = end
                 tracing.record(
                     "engine.prefill",
@@ -205,7 +210,11 @@ class Scheduler:
                 )
                 if end == len(slot.answer.read_ids):
                     self._end_prefill(slot, first)
-        return self._prefill_chunk - budget
+        return read
+
+    def _budget(self) -> int:
+        """Tokens of prompts for a step, as it is now: what is read begins to decode."""
+        return self._prefill_chunk * max(1, min(MOST_CHUNKS, len(self._prefilling) // max(1, len(self._decoding))))
 
     def _next_chunks(self, budget: int) -> list[tuple[_Slot, int, int]]:
         """Who reads which tokens [begin, end) of its prompt now: the first in the queue, and with it those that may share its forward.
@@ -241,11 +250,11 @@ class Scheduler:
 
     def _may_join(self, slot: _Slot, chunks: Sequence[tuple[_Slot, int, int]]) -> bool:
         assert self._prompts is not None
-        num_tokens = sum(end - begin for _, begin, end in chunks)
+        length = len(slot.answer.read_ids)
         return (
-            num_tokens < self._prompts.tokens_together
+            sum(end - begin for _, begin, end in chunks) < self._prompts.tokens_together(length)
             and self._shares_forward(slot)
-            and self._prompts.reads_alike(len(slot.answer.read_ids), len(chunks[0][0].answer.read_ids))
+            and self._prompts.reads_alike(length, len(chunks[0][0].answer.read_ids))
         )
 
     def _shares_forward(self, slot: _Slot) -> bool:

@@ -44,6 +44,9 @@ def _load_torch(
         max_queued=endpoint.max_queued,
         device=device,
         num_threads=threads,
+        batch_invariant=endpoint.batch_invariant,
+        # A stream that another replica goes on with is to be the same to the bit: it reads what was generated.
+        tiles=False if endpoint.mode == "resilient" else None,
         weights=None if on_cuda or endpoint.weights == "auto" or endpoint.weights == "float32" else endpoint.weights,
     )
     return engine, tokenizer

@@ -87,6 +87,19 @@ def test_from_any_token_on_an_answer_is_the_same_to_the_bit(model, start, make_r
     check_every_beginning(engine, whole, request_of, collected)
 
 
+def test_an_answer_to_a_long_prompt_is_the_same_to_the_bit_where_it_is_read_as_it_is_written(
+    model, start, make_request, collected
+):
+    engine = start(model, compiled=True, num_slots=8, tiles=False)
+    whole = collected()
+
+    def request_of(name):
+        return make_request(name, PROMPT * 12, max_tokens=20, logprobs=2, **SEEDED)
+
+    engine.submit(request_of("whole"), whole)
+    check_every_beginning(engine, whole.wait(), request_of, collected)
+
+
 def test_a_stop_string_that_the_cut_goes_through_is_found(model, start, make_request, collected):
     engine = start(model, compiled=True, num_slots=8)
     plain, whole = collected(), collected()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from aifactory.config import Config
 from aifactory.config.runtime import Endpoint
 from aifactory.engine.engine import TorchEngine
 from aifactory.engine.protocol import GenerationRequest, Sampling
+from aifactory.engine.tiles import can_use_tiles
 from aifactory.errors import BadRequestError, ConfigError, ParityError
 from aifactory.serve.app import Replica
 from aifactory.serve.engines import load_engine
@@ -50,9 +52,44 @@ def test_the_engine_reads_weights_as_the_configuration_says(exported, weights, r
     assert read / 4 <= share <= read / 4 + (0.1 if weights == "int8" else 0.0)
 
 
+@pytest.mark.parametrize(
+    ("options", "read_alike"),
+    [({"mode": "resilient"}, True), ({"batch_invariant": True}, True), ({}, not can_use_tiles())],
+    ids=str,
+)
+def test_what_was_generated_is_read_to_the_same_bits_where_that_is_asked_for(exported, options, read_alike):
+    prompt = tuple(3 + 7 * place % 250 for place in range(80))
+    scored = Sampling(max_tokens=8, temperature=0.0, logprobs=1)
+
+    def scores_of(begun):
+        engine, _ = load_engine(exported(1), Endpoint(slots=2, **options), tolerance=1e-3)
+        scores, ended = [], threading.Event()
+
+        def take(delta):
+            scores.extend(delta.scores)
+            if delta.finish_reason is not None:
+                ended.set()
+
+        try:
+            request = GenerationRequest(id="a", prompt_ids=prompt, sampling=scored, begun=(begun,) if begun else ())
+            engine.submit(request, take)
+            assert ended.wait(60)
+        finally:
+            engine.close(0.0)
+        return scores
+
+    whole = scores_of(())
+    rest = scores_of(tuple(score.token_id for score in whole[:5]))
+
+    assert [score.token_id for score in rest] == [score.token_id for score in whole[5:]]
+    assert (rest == whole[5:]) == read_alike
+
+
 def test_weights_that_an_engine_or_a_device_does_not_have_are_refused():
     with pytest.raises(ValueError, match="weights beside engine: torch alone, found bfloat16"):
         Endpoint(engine="vllm", weights="bfloat16")
+    with pytest.raises(ValueError, match="batch_invariant beside engine: torch alone"):
+        Endpoint(engine="vllm", batch_invariant=True)
     with pytest.raises(ValueError, match="int8 on a CPU alone"):
         Endpoint(weights="int8", gpus_per_replica=1)
 
