@@ -193,6 +193,7 @@ class Traffic(threading.Thread):
         self.acknowledged: set[str] = set()
         self.answered = 0
         self.failed = 0
+        """Requests without an answer of 200, of both kinds."""
 
     def run(self) -> None:
         while not self._ended.is_set():
@@ -216,6 +217,7 @@ class Traffic(threading.Thread):
                 if said.status_code == 200:
                     self.acknowledged.add(key)
                     return
+            self.failed += 1
             time.sleep(0.2)
 
     def stop(self) -> None:
