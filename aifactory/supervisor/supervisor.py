@@ -148,8 +148,7 @@ class Supervisor:
         """By part the processes that there are; of the endpoint 0, where it answers."""
         seen = {} if self._joined is not None else self.head.seen()
         for program in self._programs:
-            process = program.process
-            seen[program.name] = frozenset([] if process is None else [process.pid])
+            seen[program.name] = _pids(program)
         seen[ENDPOINT] = frozenset([0] if self._url is not None and _answers(self._url) else [])
         return seen
 
@@ -161,8 +160,12 @@ class Supervisor:
             return
         because = f"{', '.join(missing)} died"
         if "raylet" in missing:
+            attendant, page = self._programs
             # A driver does not always notice that its head is gone, and waits for it.
-            self._programs[0].end(patience_s=0.0)
+            attendant.end(patience_s=0.0)
+            # What of the head still runs ends now with it, and is away from now on: all of it is started again.
+            for notice in self._watch.look(clock(), {page.name: _pids(page)}):
+                notices.say(notice)
         try:
             for part in self.head.mend(missing, give_up=self._stopping.is_set):
                 notices.restarted(part, because=because)
@@ -293,6 +296,11 @@ def read_up(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _pids(program: Program) -> frozenset[int]:
+    process = program.process
+    return frozenset([] if process is None else [process.pid])
 
 
 def _answers(url: str) -> bool:
