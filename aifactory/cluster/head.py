@@ -197,8 +197,12 @@ class Head:
 
     def forget(self) -> None:
         """Delete its store, which is worth nothing once it has come down, and its ports; logs stay until it is started again."""
-        shutil.rmtree(self.folder / "gcs", ignore_errors=True)
+        self.forget_store()
         (self.folder / STATE_NAME).unlink(missing_ok=True)
+
+    def forget_store(self) -> None:
+        """Delete its store alone: it is started anew where nodes and drivers look for it, and knows nothing of what was served."""
+        shutil.rmtree(self.folder / "gcs", ignore_errors=True)
 
     # ── what runs in it ───────────────────────────────────────────────────────────────────────────────────────────────
 
