@@ -6,8 +6,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -18,11 +19,36 @@ from aifactory.errors import PlacementError
 GPUS = 8
 CONFIG = "name: gang\ningest: {sources: [{name: docs, kind: text, path: /data/docs}]}\n"
 _LONGEST_S = 120.0
+_TRIES = 4
+Made = TypeVar("Made")
+
+
+def patiently(make: Callable[[], Made]) -> Made:
+    """What Ray starts. It gives a node 30 s to register, and a node its agents 15, which are too few on a busy machine: then again."""
+    for tries_left in reversed(range(_TRIES)):
+        before = {child.pid for child in psutil.Process().children()}
+        try:
+            return make()
+        except Exception as error:  # Ray raises no narrower one
+            if not tries_left:
+                raise
+            print(f"started again: {error}", file=sys.stderr)
+            # What is left of this try must not register late, beside the next one.
+            for child in psutil.Process().children():
+                if child.pid not in before:
+                    child.kill()
+                    child.wait()
+    raise AssertionError("the last try returns or raises")
 
 
 def config_of(least: int, most: int) -> Config:
     overrides = [f"runtime.workers=[{least},{most}]", "runtime.gpus_per_worker=1", "runtime.cpus_per_worker=0.5"]
-    overrides += ["runtime.endpoint.replicas=2", "runtime.endpoint.gpus_per_replica=1"]
+    # Every number of workers that may be left must be able to share the batch.
+    overrides += [
+        f"train.global_batch_rows={most}",
+        "runtime.endpoint.replicas=2",
+        "runtime.endpoint.gpus_per_replica=1",
+    ]
     return Config.from_text(CONFIG, origin="gang", overrides=overrides)
 
 
@@ -53,15 +79,15 @@ def main(nodes: int, report: Path) -> None:
     from ray.util.placement_group import placement_group_table, remove_placement_group
 
     before = psutil.virtual_memory().available
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    head = {"num_cpus": 0, "include_dashboard": False}
+    cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
     racks: dict[str, list[Any]] = {"a": [], "b": []}
     for number in range(nodes):
         rack = "ab"[number % 2]
-        node = cluster.add_node(
-            num_cpus=8, num_gpus=GPUS, resources={f"rack-{rack}": 1}, object_store_memory=100_000_000
-        )
+        wanted: dict[str, Any] = {"num_cpus": 8, "num_gpus": GPUS, "resources": {f"rack-{rack}": 1}}
+        node = patiently(lambda wanted=wanted: cluster.add_node(**wanted, object_store_memory=100_000_000))  # type: ignore[misc]
         racks[rack].append(node)
-    cluster.wait_for_nodes()
+    cluster.wait_for_nodes(timeout=_LONGEST_S)
     ray.init(address=cluster.address, log_to_driver=False)
     found: dict[str, Any] = {"nodes": nodes, "gpus": int(ray.cluster_resources()["GPU"])}
     every = nodes * GPUS
