@@ -29,7 +29,8 @@ def test_a_gang_is_placed_whole_or_refused_before_it_starts_and_half_of_it_outli
 
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads((tmp_path / "report.json").read_text())
-    print(f"{NODES} simulated nodes of 8 fake GPUs took {found['memory_gb']} GB")
+    print(f"{NODES} simulated nodes of 8 fake GPUs and their head take {found['memory_gb']} GB")
+    assert found["memory_gb"] > 0
     assert (found["gpus"], found["gpus_left"]) == (NODES * 8, NODES * 4)
     assert found["all"] == ""
     assert f"{NODES * 8} training workers" in found["all_beside_serving"]
