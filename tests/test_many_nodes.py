@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from many_nodes import patiently
 
 NODES = 8
 """As many as fit beside other work on a machine of 24 GiB; the test prints what they take."""
@@ -28,7 +29,8 @@ def test_a_gang_is_placed_whole_or_refused_before_it_starts_and_half_of_it_outli
 
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads((tmp_path / "report.json").read_text())
-    print(f"{NODES} simulated nodes of 8 fake GPUs took {found['memory_gb']} GB")
+    print(f"{NODES} simulated nodes of 8 fake GPUs and their head take {found['memory_gb']} GB")
+    assert found["memory_gb"] > 0
     assert (found["gpus"], found["gpus_left"]) == (NODES * 8, NODES * 4)
     assert found["all"] == ""
     assert f"{NODES * 8} training workers" in found["all_beside_serving"]
@@ -39,6 +41,27 @@ def test_a_gang_is_placed_whole_or_refused_before_it_starts_and_half_of_it_outli
     assert "no place is left" in found["all_after"]
     assert found["elastic_after"] == ""
     assert found["half_gang"]
+
+
+def test_a_node_that_ray_gives_up_is_started_again_and_the_first_try_is_gone() -> None:
+    tries: list[subprocess.Popen[bytes]] = []
+
+    def start() -> int:
+        tries.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        if len(tries) < 3:
+            raise RuntimeError("The current node timed out during startup.")
+        return len(tries)
+
+    try:
+        assert patiently(start) == 3
+        first, second, third = tries
+        assert first.wait(10) is not None
+        assert second.wait(10) is not None
+        assert third.poll() is None, "what has come up goes on"
+    finally:
+        for each in tries:
+            each.kill()
+            each.wait()
 
 
 def test_64_nodes_of_8_are_planned_with_what_they_take() -> None:

@@ -39,6 +39,7 @@ _START_S = 300.0
 _PATIENCE_S = 5.0
 """How long a process of the head may take to end when it is asked to."""
 _POLL_S = 0.1
+_LOOK_S = 1.0
 _PORTS = (
     "port",
     "ray-client-server-port",
@@ -133,9 +134,15 @@ class Head:
             starting = subprocess.Popen(
                 self._command(), env=self._starting_environment(), stdout=stream, stderr=stream, start_new_session=True
             )
-        deadline = time.monotonic() + _START_S
-        while starting.poll() is None and time.monotonic() < deadline and not give_up():
+        deadline, look_at = time.monotonic() + _START_S, time.monotonic()
+        had_raylet = is_in_vain = False
+        while starting.poll() is None and time.monotonic() < deadline and not is_in_vain and not give_up():
             time.sleep(_POLL_S)
+            if time.monotonic() >= look_at:
+                # A raylet ends itself where its agents are slow, and `ray start` waits on for it without looking.
+                has_raylet = "raylet" in self._found()
+                is_in_vain, had_raylet = had_raylet and not has_raylet, has_raylet
+                look_at = time.monotonic() + _LOOK_S
         ended = starting.poll()
         if ended is None:
             starting.kill()
@@ -145,10 +152,9 @@ class Head:
             self.end(patience_s=0.0)
             if give_up():
                 return
+            why = "its raylet ended before it had registered" if is_in_vain else f"`ray start` ended with {ended}"
             said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-            raise PlacementError(
-                f"expected a Ray head on {self._options.host}, found that `ray start` ended with {ended}: {said}"
-            )
+            raise PlacementError(f"expected a Ray head on {self._options.host}, found that {why}: {said}")
         if ended != 0:
             # Ray 2.60 gives a node 30 s to register, and leaves what it has started. On a busy machine it takes longer.
             log_event("warned", of="Ray's node takes longer to register than `ray start` waits; it is waited for")
@@ -197,8 +203,12 @@ class Head:
 
     def forget(self) -> None:
         """Delete its store, which is worth nothing once it has come down, and its ports; logs stay until it is started again."""
-        shutil.rmtree(self.folder / "gcs", ignore_errors=True)
+        self.forget_store()
         (self.folder / STATE_NAME).unlink(missing_ok=True)
+
+    def forget_store(self) -> None:
+        """Delete its store alone: it is started anew where nodes and drivers look for it, and knows nothing of what was served."""
+        shutil.rmtree(self.folder / "gcs", ignore_errors=True)
 
     # ── what runs in it ───────────────────────────────────────────────────────────────────────────────────────────────
 

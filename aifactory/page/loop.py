@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aifactory.observe.vocabulary import EVENTS
 from aifactory.page.alerts import Alert, alerts
 from aifactory.page.corpora import CorpusLine, corpora
 from aifactory.page.cycles import CycleLine, cycles
@@ -311,6 +312,5 @@ _HAPPENED = {
 
 def _happening(event: Event) -> Happening:
     of: Any = event.subject or event.trigger or ""
-    return Happening(
-        at=event.at, what=_HAPPENED.get(event.event, event.event.replace("_", " ")), of=str(of), by=event.key_id
-    )
+    what = _HAPPENED.get(event.event) or EVENTS.get(event.event, event.event.replace("_", " "))
+    return Happening(at=event.at, what=what, of=str(of), by=event.key_id)

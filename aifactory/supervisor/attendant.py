@@ -17,6 +17,7 @@ import time
 from contextlib import redirect_stdout
 from typing import TextIO
 
+from aifactory.cluster.session import join
 from aifactory.config import Config
 from aifactory.errors import AIFactoryError, PlacementError
 from aifactory.factory import Factory
@@ -48,11 +49,16 @@ def main() -> int:
 def attend(config: Config, told: TextIO) -> int:
     """Until somebody says stop, or goes away."""
     stopping = _asked_to_stop()
+    join(config.name)
     with Factory(config) as factory:
-        url = factory.serve().url
-        factory.improve()
-        tell(told, url=url)
         attention = Attention(factory)
+        # After the head was started again Serve is at what it knew of; to serve it now would start it all a second time.
+        while attention.is_being_healed(time.monotonic()) and not stopping.wait(_LOOK_S):
+            pass
+        if not stopping.is_set():
+            url = factory.serve().url
+            factory.improve()
+            tell(told, url=url)
         while not stopping.wait(_LOOK_S):
             problem = attention.look(time.monotonic())
             if problem is not None:
@@ -69,36 +75,50 @@ class Attention:
         self._unwell_since: float | None = None
         self._backoff = Backoff()
 
+    def is_being_healed(self, now: float) -> bool:
+        """Whether Serve has the application, though not running, and need not be helped yet."""
+        found = self._found(now)
+        return found != "RUNNING" and not self._is_lost(found, now)
+
     def look(self, now: float) -> str | None:
         """What is wrong and was done, if anything is."""
         from aifactory.improve.evaluator import is_there
-        from aifactory.serve.app import status
 
         name = self._factory.config.name
-        found = status(name)
+        found = self._found(now)
         if found == "RUNNING":
-            self._unwell_since = None
             if not is_there(name):
                 log_event("restarting", part="evaluator")
                 self._factory.improve()
                 return "the evaluation actor was gone, and was started again"
             return None
-        if self._unwell_since is None:
-            self._unwell_since = now
-        # Serve heals what it knows of: to serve it again meanwhile would take away the replicas that still answer.
-        is_lost = found is None or found == "DEPLOY_FAILED" or now - self._unwell_since > _PATIENCE_S
-        if not is_lost or self._backoff.wait_s(now) > 0:
+        if not self._is_lost(found, now) or self._backoff.wait_s(now) > 0:
             return None
         self._backoff.started(now)
         log_event("restarting", part="endpoint", found=str(found))
         self._factory.serve()
         return f"the endpoint was {found or 'not there'}, and was served again"
 
+    def _found(self, now: float) -> str | None:
+        """Serve's word for how the application is."""
+        from aifactory.serve.app import status
+
+        found = status(self._factory.config.name)
+        if found == "RUNNING":
+            self._unwell_since = None
+        elif self._unwell_since is None:
+            self._unwell_since = now
+        return found
+
+    def _is_lost(self, found: str | None, now: float) -> bool:
+        """Of one that does not run. Serve heals what it knows of: to serve it again meanwhile would take away what still answers."""
+        assert self._unwell_since is not None
+        return found is None or found == "DEPLOY_FAILED" or now - self._unwell_since > _PATIENCE_S
+
 
 def end(config: Config, told: TextIO) -> int:
     """End what is attended in this cluster, whoever has started it; says whether there was anything."""
     from aifactory.cluster.jobs import stop_jobs
-    from aifactory.cluster.session import join
     from aifactory.improve.evaluator import is_there
     from aifactory.serve.app import status
 

@@ -21,9 +21,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from aifactory import __version__
 from aifactory.cluster.head import STORE_TRIES, Head
 from aifactory.cluster.processes import own
 from aifactory.config import Config
@@ -65,6 +67,10 @@ class Supervisor:
         self._url: str | None = None
         self._was_ready = False
         self._notices: Notices | None = None
+        self._configured = sha256(f"{__version__} {self._config.model_dump_json()}".encode()).hexdigest()
+        """What would be served, by version and configuration."""
+        self._served: str | None = None
+        """The same of what is served, or was by a head that died."""
 
     # ── the whole of it ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -110,15 +116,30 @@ class Supervisor:
 
     def _begin(self, notices: Notices) -> None:
         folder = self.head.folder
+        self._served = read_up(folder).get("served")
         left = end_recorded(folder / UP_NAME, patience_s=_PATIENCE_S)
         adopted = False
         if self._joined is None:
             adopted = self.head.adopt()
             if not adopted:
                 log_event("starting", part="head", folder=folder)
+                self._renew_store()
                 self._start_head()
+            elif self._served not in (None, self._configured):
+                log_event(
+                    "warned",
+                    of="what runs was started with another configuration or version, and goes on with that; to take the "
+                    "new one bring it down (aifactory down CONFIG) and up again",
+                )
         notices.audit("up", {"head": self._joined or self.head.address, "took_over": adopted, "ended": left})
         self._note()
+
+    def _renew_store(self) -> None:
+        """Before a head is started on its store: Serve would start again what that knows, be it what is wanted no more."""
+        if self._served not in (None, self._configured):
+            log_event("warned", of="the configuration or version is a new one; the head is started on a new store")
+            self.head.forget_store()
+        self._served = self._configured
 
     def _start_head(self) -> None:
         """Start it, on the store of one that has died with all else; one that a store keeps from starting does so without."""
@@ -148,8 +169,7 @@ class Supervisor:
         """By part the processes that there are; of the endpoint 0, where it answers."""
         seen = {} if self._joined is not None else self.head.seen()
         for program in self._programs:
-            process = program.process
-            seen[program.name] = frozenset([] if process is None else [process.pid])
+            seen[program.name] = _pids(program)
         seen[ENDPOINT] = frozenset([0] if self._url is not None and _answers(self._url) else [])
         return seen
 
@@ -161,8 +181,13 @@ class Supervisor:
             return
         because = f"{', '.join(missing)} died"
         if "raylet" in missing:
+            attendant, page = self._programs
             # A driver does not always notice that its head is gone, and waits for it.
-            self._programs[0].end(patience_s=0.0)
+            attendant.end(patience_s=0.0)
+            # What of the head still runs ends now with it, and is away from now on: all of it is started again.
+            for notice in self._watch.look(clock(), {page.name: _pids(page)}):
+                notices.say(notice)
+            self._renew_store()
         try:
             for part in self.head.mend(missing, give_up=self._stopping.is_set):
                 notices.restarted(part, because=because)
@@ -260,6 +285,7 @@ class Supervisor:
         assert me is not None
         noted = {
             "supervisor": [me.pid, me.identity],
+            "served": self._served or self._configured,
             "programs": {name: [one.pid, one.identity] for name, one in processes.items() if one is not None},
         }
         partial = self.head.folder / f".{UP_NAME}"
@@ -293,6 +319,11 @@ def read_up(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _pids(program: Program) -> frozenset[int]:
+    process = program.process
+    return frozenset([] if process is None else [process.pid])
 
 
 def _answers(url: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -114,6 +115,21 @@ def test_only_what_is_alive_is_taken_over_and_only_that_is_ended(folder: Path) -
     finally:
         sleeping.kill()
         sleeping.wait()
+
+
+def test_a_start_whose_raylet_has_ended_is_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "gcs").mkdir()  # its logs are of this life, and stay
+    raylet = folder / "ray" / "raylet"
+    raylet.parent.mkdir()
+    raylet.symlink_to(shutil.which("sleep") or "/bin/sleep")
+    head = head_in(folder)
+    code = f"import subprocess, time; subprocess.run([{str(raylet)!r}, '3']); time.sleep(600)"
+    monkeypatch.setattr(head, "_command", lambda: [sys.executable, "-c", code])
+
+    with pytest.raises(PlacementError, match="its raylet ended before it had registered"):
+        head.start()
+
+    assert head.missing() == ["raylet"]
 
 
 def test_a_start_that_fails_says_why_and_a_store_that_keeps_it_from_starting_is_deleted_in_the_end(

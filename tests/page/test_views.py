@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from aifactory.energy_ledger import read_energy
 from aifactory.improve.evaluation import observe
+from aifactory.observe.vocabulary import EVENTS
 from aifactory.page.server import VIEWS
 from aifactory.records.limits import Limits
 from aifactory.records.tables import audit
@@ -120,6 +121,15 @@ def test_the_loop_says_what_each_part_does_now(made: MadeBooks, page: TestClient
     text = seen(page, "/").text
     assert "Cycle 5 trains." in text
     assert "step 12 of 40" in text
+
+
+def test_what_happened_is_told_in_words_and_never_by_the_name_of_an_event(made: MadeBooks, page: TestClient) -> None:
+    for event in ("rehearsed", "part_lost", "trial_decided"):
+        made.books.journal.write(event, subject="a part")
+
+    told = [each["what"] for each in page.get("/data/loop").json()["happenings"][:3]]
+
+    assert told == [EVENTS["trial_decided"], EVENTS["part_lost"], EVENTS["rehearsed"]]
 
 
 def test_a_run_is_seen_as_it_goes_on_and_silent_when_its_log_stops(made: MadeBooks, page: TestClient) -> None:

@@ -97,8 +97,10 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     factory = FakeFactory()
     attention = Attention(factory)  # type: ignore[arg-type]
 
-    def once(now: float, status: str | None, *, evaluator: bool = True) -> list[str]:
+    def once(now: float, status: str | None, *, evaluator: bool = True, begins: bool = False) -> list[str]:
         monkeypatch.setattr("aifactory.serve.app.status", lambda _: status)
+        if begins:
+            return ["wait"] if attention.is_being_healed(now) else []
         monkeypatch.setattr("aifactory.improve.evaluator.is_there", lambda _: evaluator)
         factory.asked.clear()
         attention.look(now)
@@ -117,6 +119,18 @@ def test_what_serve_heals_by_itself_is_waited_for_and_then_served_again(look: Ca
     assert look(10, "UNHEALTHY") == []
     assert look(10 + _PATIENCE_S - 1, "DEPLOYING") == []
     assert look(10 + _PATIENCE_S + 1, "DEPLOYING") == ["serve"]
+
+
+def test_an_attendant_that_begins_waits_for_what_serve_has_and_not_for_what_it_has_given_up(
+    look: Callable[..., list[str]],
+) -> None:
+    assert look(0, None, begins=True) == []
+    assert look(1, "RUNNING", begins=True) == []
+    assert look(2, "DEPLOYING", begins=True) == ["wait"]
+    assert look(2 + _PATIENCE_S + 1, "UNHEALTHY", begins=True) == []
+    assert look(300, "RUNNING", begins=True) == []
+    assert look(301, "DEPLOY_FAILED", begins=True) == []
+    assert look(302, "UNHEALTHY", begins=True) == ["wait"]
 
 
 def test_what_serve_has_given_up_or_knows_nothing_of_is_served_again_ever_more_rarely(
