@@ -11,6 +11,7 @@ import pytest
 import torch
 from conformance import Collected, held_until
 
+from aifactory.engine.scheduler import MOST_CHUNKS
 from aifactory.errors import CapacityError
 
 PROMPT_LENGTHS = [1, 3, 40, 17, 16, 5, 64, 33, 2, 90]
@@ -173,6 +174,42 @@ def test_nan_logits_end_their_own_request_only(model, start, make_request, colle
         engine.submit(make_request(f"h{index}", [5 + index], max_tokens=12, temperature=0.0), heir)
     for index, heir in enumerate(heirs):
         assert heir.wait().ids == generate(model, [5 + index], 12)
+
+
+def test_many_that_wait_are_read_before_a_few_go_on_and_a_few_keep_none_waiting_long(model, start, make_request):
+    engine = start(model, num_slots=42, prefill_chunk=16, prefix_tokens=0)
+    happened, ended, others_are_there = [], threading.Event(), threading.Event()
+
+    def tell(name):
+        def on_delta(delta):
+            happened.append((name, len(delta.token_ids)))
+            if name == "first":
+                others_are_there.wait(60)
+                if delta.finish_reason is not None:
+                    ended.set()
+
+        return on_delta
+
+    engine.submit(
+        make_request("first", [7] * 16, max_tokens=40, temperature=0.0, logit_bias={0: -100.0}), tell("first")
+    )
+    for index in range(40):
+        engine.submit(make_request(f"r{index}", [index + 1] * 16, max_tokens=1, temperature=0.0), tell(f"r{index}"))
+    others_are_there.set()
+    assert ended.wait(60)
+
+    # How many were read between two tokens of the first one, as long as others waited.
+    between, count = [], 0
+    for name, _ in happened[1:]:
+        if name == "first":
+            between.append(count)
+            count = 0
+        else:
+            count += 1
+    assert sum(between) == 40
+    # They end with their first token, so that one decodes and all others wait; one chunk is a prompt.
+    assert max(between) == MOST_CHUNKS
+    assert between.count(MOST_CHUNKS) >= 8
 
 
 def test_close_drains_what_is_in_flight(model, start, make_request, collected):
