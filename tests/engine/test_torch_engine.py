@@ -178,38 +178,28 @@ def test_nan_logits_end_their_own_request_only(model, start, make_request, colle
 
 def test_many_that_wait_are_read_before_a_few_go_on_and_a_few_keep_none_waiting_long(model, start, make_request):
     engine = start(model, num_slots=42, prefill_chunk=16, prefix_tokens=0)
-    happened, ended, others_are_there = [], threading.Event(), threading.Event()
+    happened, ended = [], threading.Event()
 
     def tell(name):
         def on_delta(delta):
-            happened.append((name, len(delta.token_ids)))
-            if name == "first":
-                others_are_there.wait(60)
-                if delta.finish_reason is not None:
-                    ended.set()
+            happened.append(name)
+            if name == "first" and delta.finish_reason is not None:
+                ended.set()
 
         return on_delta
 
-    engine.submit(
-        make_request("first", [7] * 16, max_tokens=40, temperature=0.0, logit_bias={0: -100.0}), tell("first")
-    )
-    for index in range(40):
-        engine.submit(make_request(f"r{index}", [index + 1] * 16, max_tokens=1, temperature=0.0), tell(f"r{index}"))
-    others_are_there.set()
+    with engine._changed:  # all at once
+        engine.submit(make_request("first", [7] * 16, max_tokens=40, temperature=0.0), tell("first"))
+        for index in range(40):
+            engine.submit(make_request(f"r{index}", [index + 1] * 16, max_tokens=1, temperature=0.0), tell("other"))
     assert ended.wait(60)
 
-    # How many were read between two tokens of the first one, as long as others waited.
-    between, count = [], 0
-    for name, _ in happened[1:]:
-        if name == "first":
-            between.append(count)
-            count = 0
-        else:
-            count += 1
+    # How many were read between two tokens of the first one; they end with theirs, so one decodes and all others wait.
+    between = [len(others) for others in "".join("f" if name == "first" else "o" for name in happened).split("f")]
     assert sum(between) == 40
-    # They end with their first token, so that one decodes and all others wait; one chunk is a prompt.
-    assert max(between) == MOST_CHUNKS
-    assert between.count(MOST_CHUNKS) >= 8
+    # A chunk is a prompt. What is told of a token may be held back for the next one.
+    assert 2 * MOST_CHUNKS >= max(between) >= MOST_CHUNKS
+    assert sum(count >= MOST_CHUNKS for count in between) >= 4
 
 
 def test_close_drains_what_is_in_flight(model, start, make_request, collected):
