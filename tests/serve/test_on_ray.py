@@ -181,8 +181,9 @@ def test_at_the_end_what_has_begun_is_answered_and_what_comes_is_told_why_it_is_
             ended.append(("".join(chunk.choices[0].text for chunk in chunks), told.is_set()))
         return ended
 
-    with ThreadPoolExecutor(31) as pool:
-        asked = [pool.submit(ask_on, number % 2 == 0) for number in range(30)]
+    # No more than one replica has room for: how they are shared out among two is Serve's affair.
+    with ThreadPoolExecutor(21) as pool:
+        asked = [pool.submit(ask_on, number % 2 == 0) for number in range(20)]
         time.sleep(2)
         pool.submit(stop, "alpha", drain_timeout_s=60.0).result()
         answers = [each for one in asked for each in one.result()]
