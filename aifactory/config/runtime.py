@@ -63,8 +63,8 @@ class Endpoint(Section):
     CPU, bfloat16 on a GPU. Default: auto."""
     batch_invariant: bool = False
     """Whether the project's own engine gives an answer the same bits whatever else the replica answers or has answered, seeds
-    included. On a CPU with its kernels prompts then take up to a third longer; elsewhere each request is computed by
-    itself, and many at once take as long as one after the other. Default: false."""
+    included. On a CPU with its kernels float32 does anyway, and prompts with other `weights` then take up to twice as long;
+    elsewhere each request is computed by itself, and many at once take as long as one after the other. Default: false."""
     adapters: Mapping[AdapterName, str] = Field(default={}, max_length=64)
     """Low-rank adapters beside the release, by the names that requests give as `model`: the folder of one in peft's form or
     of a model that was exported with its adapter, on every machine of a replica; or a release (`registry:` and its name or

@@ -86,8 +86,9 @@ class TorchEngine:
         prefix_tokens   tokens of former prompts and answers that are kept for those that begin alike, 0 for none.
                         None: a quarter of cache_tokens.
         batch_invariant whether an answer must have the same bits whatever else is in the batch and was before. With the
-                        kernels it costs the tiles. Without, each row is then computed by itself, and no beginning is
-                        reused: a step of B rows takes as long as B steps of one.
+                        kernels and weights in float32 it has them anyway; with fewer bits it costs the tiles. Without
+                        kernels each row is then computed by itself, and no beginning is reused: a step of B rows takes as
+                        long as B steps of one.
         adapters        folders of low-rank adapters in peft's form, by the names that requests choose them by
         compiled        whether the engine's own kernels compute the model: on a CPU all of it (`why_not_packed` says which
                         ones they can), on CUDA decode steps and prompts (`why_not_fused`). Its weights are then laid out anew, in
@@ -95,9 +96,10 @@ class TorchEngine:
         weights         with the kernels on a CPU: what weights are kept and read as. None: as the model has them.
         graphs          whether decode steps are CUDA graphs. None: on CUDA, unless `batch_invariant`. On a CPU there is none, but
                         the same is done in the same memory.
-        tiles           with the kernels on a CPU: whether longer prompts are multiplied by the processor's matrix unit, as exactly
-                        and in less time, but not to the same bits as what is generated: an answer that reuses another's tokens
-                        may then differ in last bits. None: where there is one, unless `batch_invariant`.
+        tiles           with the kernels on a CPU: whether longer prompts are multiplied by the processor's matrix unit, where it
+                        has one: as exactly, but not to the same bits as what is generated, so that an answer that reuses
+                        another's tokens may differ in last bits. None: with weights of fewer bits than float32, of which
+                        there are half the products, unless `batch_invariant`.
         Raises          ConfigError, ParityError if this engine can't serve the architecture; TokenizerMismatchError.
         """
         for name, value, least in (
@@ -157,11 +159,16 @@ class TorchEngine:
                 is_fused = False
                 if self._team is not None and packed is not None:
                     forward = prompts = CompiledForward(
-                        model, packed, cache, self._team, with_tiles=not batch_invariant if tiles is None else tiles
+                        model,
+                        packed,
+                        cache,
+                        self._team,
+                        with_tiles=tiles if tiles is not None else kind != "float32" and not batch_invariant,
                     )
                     check(compiled=forward)
                     check(prompts=prompts)
-                    check(prompts=prompts, as_long=True)
+                    if forward.has_tiles:
+                        check(prompts=prompts, as_long=True)
                 if with_steps:
                     is_fused = compiled is not False and model.device.type == "cuda" and why_not_fused(model) is None
                     decode, prompts = _fused(model, cache) if is_fused else _unfused(model, cache)

@@ -12,8 +12,8 @@ Weights  float32; bfloat16, read as int16; int8 with a scale for each row of the
          that nothing is summed across lanes, and a panel stays in the cache while many vectors pass by.
 Source   products of panels: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3).
 
-Tiles    prompts go through the processor's matrix unit where there is one (`tiles.py`), decode steps never: so a token's bits depend on
-         whether it was read or written, too.
+Tiles    prompts may go through the processor's matrix unit (`tiles.py`), decode steps never: a token's bits then depend on whether it was
+         read or written, too.
 
 Import this module where it is needed: numba takes its time.
 

@@ -54,7 +54,12 @@ def test_the_engine_reads_weights_as_the_configuration_says(exported, weights, r
 
 @pytest.mark.parametrize(
     ("options", "read_alike"),
-    [({"mode": "resilient"}, True), ({"batch_invariant": True}, True), ({}, not can_use_tiles())],
+    [
+        ({}, True),
+        ({"weights": "int8", "mode": "resilient"}, True),
+        ({"weights": "int8", "batch_invariant": True}, True),
+        ({"weights": "int8"}, not can_use_tiles()),
+    ],
     ids=str,
 )
 def test_what_was_generated_is_read_to_the_same_bits_where_that_is_asked_for(exported, options, read_alike):
