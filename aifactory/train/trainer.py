@@ -160,26 +160,32 @@ def prove(task: Work, tolerance: float) -> dict[str, Any]:
 
 
 @contextmanager
+def _beside(name: str, follow: Callable[[threading.Event], None]) -> Iterator[None]:
+    """A thread that follows the run, and is waited for; it is told when the run has ended."""
+    ended = threading.Event()
+    thread = threading.Thread(target=follow, args=(ended,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
 def _freeing_orphans() -> Iterator[None]:
     """Free the place of the workers whose cycle was killed before this one, as soon as its controller has ended."""
     from aifactory.cluster.reservations import free_orphans
 
-    ended = threading.Event()
-
-    def follow() -> None:
+    def follow(ended: threading.Event) -> None:
         while True:
             if freed := free_orphans():
                 log_event("freed", placement_groups=freed)
             if ended.wait(_ORPHANS_S):
                 return
 
-    watcher = threading.Thread(target=follow, name="orphans", daemon=True)
-    watcher.start()
-    try:
+    with _beside("orphans", follow):
         yield
-    finally:
-        ended.set()
-        watcher.join()
 
 
 @contextmanager
@@ -192,10 +198,9 @@ def _validating(task: Work) -> Iterator[None]:
     if task.held_out is None:
         yield
         return
-    ended = threading.Event()
     remote = ray.remote(num_cpus=0, max_retries=3)(_validate)
 
-    def follow() -> None:
+    def follow(ended: threading.Event) -> None:
         while not ended.wait(_POLL_S):
             validate_due()
 
@@ -209,13 +214,8 @@ def _validating(task: Work) -> Iterator[None]:
                 log_event("not_validated", step=step, reason=str(error).splitlines()[-1])
                 return
 
-    validator = threading.Thread(target=follow, name="validation", daemon=True)
-    validator.start()
-    try:
+    with _beside("validation", follow):
         yield
-    finally:
-        ended.set()
-        validator.join()
     validate_due()
 
 
@@ -224,13 +224,12 @@ def _watch(task: Work, runtime: Runtime, meanwhile: Callable[[], None] | None) -
     """Show what rank 0 says of the run, and what the run has used so far."""
     from aifactory.train.run_log import MFU
 
-    ended = threading.Event()
     meter = Meter(num_cpus=runtime.most_workers * runtime.cpus_per_worker, watts_per_cpu=runtime.watts_per_cpu)
     before = _told(task)
 
     begun: list[threading.Thread] = []
 
-    def follow() -> None:
+    def follow(ended: threading.Event) -> None:
         shown_before: dict[str, Any] = {}
         with progress("train", total=task.recipe.max_steps) as shown:
             while not ended.wait(_POLL_S if task.storage.is_local else _POLL_AFAR_S):
@@ -255,13 +254,10 @@ def _watch(task: Work, runtime: Runtime, meanwhile: Callable[[], None] | None) -
                 figures = {name: told[name] for name in ("loss", "tokens_per_s", "mfu") if name in told}
                 shown.update(told["step"], **figures, energy=f"{energy.joules:,.0f} J ({energy.source})")
 
-    watcher = threading.Thread(target=follow, name="train-progress", daemon=True)
-    watcher.start()
     try:
-        yield
+        with _beside("train-progress", follow):
+            yield
     finally:
-        ended.set()
-        watcher.join()
         for thread in begun:
             thread.join()
 
