@@ -24,10 +24,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from aifactory.engine import tiles
 from aifactory.engine.cache import SlotCache
 from aifactory.engine.compiled import CompiledForward
-from aifactory.engine.kernels import PANEL, SYNC_SIZE, product
 from aifactory.engine.packed import pack_model
 from aifactory.engine.parity import check_cached_forward
+from aifactory.engine.products import product
 from aifactory.engine.team import ThreadTeam
+from aifactory.engine.vectors import PANEL
+from aifactory.engine.worksharing import SYNC_SIZE
 
 SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
 QUICK_SIZES = {**SIZES, "num_hidden_layers": 2}

@@ -92,8 +92,10 @@ class CompiledForward:
 
         with_tiles   whether prompts may be read by the processor's matrix unit, where it has one
         """
-        from aifactory.engine.kernels import MOST_QUERIES, SYNC_SIZE, forward
+        from aifactory.engine.kernels import forward
         from aifactory.engine.tiles import can_use_tiles, num_left, num_right
+        from aifactory.engine.vectors import MOST_VECTORS
+        from aifactory.engine.worksharing import SYNC_SIZE
 
         self._forward = forward
         self._team = team
@@ -131,7 +133,7 @@ class CompiledForward:
         }
         self._low_ranks = _LowRanks([], self._shapes, self._num_rows)
         no_rows = (_zeros(0, width) for width in (0, *self._widths))
-        self._buffers = (*no_rows, _zeros(team.num_threads, MOST_QUERIES, num_positions))
+        self._buffers = (*no_rows, _zeros(team.num_threads, MOST_VECTORS, num_positions))
         self._vocab_size = model.lm_head.out_features
         self._num_logits = PANEL * len(self._head[0])
         longest = max(columns for _, _, columns in self._shapes)

@@ -84,7 +84,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, matrix: PackedMatrix, out_features: int, team: ThreadTeam) -> None:
         super().__init__()
-        from aifactory.engine.kernels import SYNC_SIZE, product
+        from aifactory.engine.products import product
+        from aifactory.engine.worksharing import SYNC_SIZE
 
         self._product = product
         self._arrays = matrix.arrays()

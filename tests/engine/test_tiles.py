@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from aifactory.engine import tiles
-from aifactory.engine.kernels import PANEL, product
+from aifactory.engine.products import product
+from aifactory.engine.vectors import PANEL
 
 pytestmark = pytest.mark.skipif(
     not tiles.can_use_tiles(), reason="this processor has no tiles, or they are not to be had"

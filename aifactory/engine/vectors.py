@@ -1,0 +1,331 @@
+"""Vectors: what kernels have the vector units of a processor do, in LLVM's words.
+
+Order    element k of a sum of products is added by ascending k; of a dot product in lane k % WIDTH, of a softmax in lane k % LANES, and
+         the lanes by a fixed tree: bits depend on what is computed and on the processor, not on how many are computed together.
+Weights  float32; bfloat16, read as int16; int8. All sums are in float32. Sixteen rows of a matrix are a panel, in which column stands
+         beside column: a vector's element is multiplied with all of them at once, so that nothing is summed across lanes, and a
+         panel stays in the cache while many vectors pass by.
+Source   products of panels: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+LANES = 8
+"""Widths that are dot products must be multiples of it."""
+_IS_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+WIDTH = 16 if _IS_WIDE else LANES
+"""Lanes of a dot product: as many as the processor's registers have."""
+
+PANEL = 16
+"""Rows of a panel."""
+
+_F32 = ir.FloatType()
+_VEC = ir.VectorType(_F32, LANES)
+_I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
+_VEC_I32 = ir.VectorType(_I32, LANES)
+
+
+def _splat(value: float) -> ir.Constant:
+    return ir.Constant(_VEC, [ir.Constant(_F32, float(np.float32(value)))] * LANES)
+
+
+def _splat_int(value: int) -> ir.Constant:
+    return ir.Constant(_VEC_I32, [ir.Constant(_I32, value)] * LANES)
+
+
+def _call(builder: Any, name: str, kind: Any, *args: Any) -> Any:
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [a.type for a in args]), name)
+    return builder.call(function, args)
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return _call(builder, f"llvm.fmuladd.v{c.type.count}f32", c.type, a, b, c)
+
+
+def _load(builder: Any, data: Any, at: Any, number: int) -> Any:
+    """So many elements from `at` on, as WIDTH of float32: those that are wanting are 0. `data` points to float32, to bfloat16 as
+    i16, or to i8."""
+    element, whole, integers = data.type.pointee, ir.VectorType(_F32, number), ir.VectorType(_I32, number)
+    address = builder.bitcast(builder.gep(data, [at]), ir.VectorType(element, number).as_pointer())
+    values = builder.load(address, align=1)
+    if element != _F32 and element.width == 16:
+        shift = ir.Constant(integers, [ir.Constant(_I32, 16)] * number)
+        values = builder.bitcast(builder.shl(builder.zext(values, integers), shift), whole)
+    elif element != _F32:
+        values = builder.sitofp(builder.sext(values, integers), whole)
+    if number == WIDTH:
+        return values
+    places = ir.Constant(ir.VectorType(_I32, WIDTH), list(range(WIDTH)))
+    return builder.shuffle_vector(values, ir.Constant(whole, None), places)
+
+
+_LINE = 64
+"""Bytes that a processor reads at once."""
+
+
+def _size(data: Any) -> int:
+    element = data.type.pointee
+    return 4 if element == _F32 else int(element.width) // 8
+
+
+def _prefetch(builder: Any, data: Any, at: Any) -> None:
+    address = builder.bitcast(builder.gep(data, [at]), ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    # To read, to all levels, data.
+    builder.call(function, [address, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+
+
+def _join_lanes(builder: Any, vectors: list[Any], join: Any) -> Any:
+    """Of each vector the first half of its lanes with the second, until there is one; all of them in one vector, which is one lane
+    wide where there is one. As many as a power of two, at most as many as lanes."""
+    lanes = vectors[0].type.count
+    width, together = lanes, 1
+    while width > 1:
+        # Two vectors go on as one, so that they share the work; the last one is joined with itself.
+        pairs = zip(vectors[::2], vectors[1::2], strict=True) if len(vectors) > 1 else [(vectors[0], vectors[0])]
+        starts = [lanes * vector + width * part for vector in range(min(2, len(vectors))) for part in range(together)]
+        halves = [[start + half + i for start in starts for i in range(width // 2)] for half in (0, width // 2)]
+        low, high = (ir.Constant(ir.VectorType(_I32, len(half)), half) for half in halves)
+        together *= min(2, len(vectors))
+        vectors = [
+            join(builder.shuffle_vector(one, other, low), builder.shuffle_vector(one, other, high))
+            for one, other in pairs
+        ]
+        width, lanes = width // 2, len(halves[0])
+    return vectors[0]
+
+
+def _tile(num_rows: int) -> Any:
+    """The dot products of so many rows of a matrix with one vector: `tile(w, at, x, length, y)`.
+
+    w, at   an array of float32, and where in it the first row begins; the rows lie `length` apart
+    x, y    float32 arrays that begin with the vector, and with where the results go
+    """
+
+    @intrinsic
+    def tile(typing: Any, w: Any, at: Any, x: Any, length: Any, y: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            data = [context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 4)]
+            at_value, length_value = args[1], args[3]
+            zero = ir.Constant(ir.VectorType(_F32, WIDTH), None)
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(num_rows)]
+            starts = [builder.add(at_value, builder.mul(length_value, ir.Constant(_I64, r))) for r in range(num_rows)]
+
+            def add(k: Any, number: int) -> None:
+                vector = _load(builder, data[1], k, number)
+                for start, total in zip(starts, sums, strict=True):
+                    row = _load(builder, data[0], builder.add(start, k), number)
+                    builder.store(_multiply_add(builder, row, vector, builder.load(total)), total)
+
+            step = ir.Constant(_I64, WIDTH)
+            whole = builder.mul(builder.udiv(length_value, step), step)
+            with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), whole, step, intp=_I64) as (k, _):
+                add(k, WIDTH)
+            if WIDTH > LANES:
+                with builder.if_then(builder.icmp_unsigned("<", whole, length_value)):
+                    add(whole, LANES)
+            joined = _join_lanes(builder, [builder.load(total) for total in sums], builder.fadd)
+            builder.store(joined, builder.bitcast(data[2], joined.type.as_pointer()), align=1)
+            return context.get_dummy_value()
+
+        i = types.int64
+        return types.void(w, i, x, i, y), generate
+
+    return tile
+
+
+dot_rows_8 = _tile(8)
+dot_row = _tile(1)
+
+_UNROLLED = 4
+_AHEAD = 4096
+"""Bytes. Asked to find out by itself what is read next, a processor falls behind."""
+
+
+def _panels(num_panels: int, most: int, *, ahead: bool = False, beside: bool = False) -> Any:
+    """The products of so many panels with up to `most` vectors: `panels(w, at, w_step, x, x_step, count, length, y, y_step)`.
+
+    w, at      an array of weights, and where in it the first panel begins
+    w_step     how far apart the panels lie, each of whose columns follow one another; or where they lie one `beside` the other, how
+               far apart their columns
+    x, x_step  a float32 array that begins with `count` vectors, and how far apart they lie; y, y_step likewise the results
+    length     elements of a vector
+    ahead      whether to ask for what comes next of each panel
+    """
+    kind = ir.VectorType(_F32, WIDTH)
+    everywhere = ir.Constant(ir.VectorType(_I32, WIDTH), [0] * WIDTH)
+
+    def constant(value: int) -> ir.Constant:
+        return ir.Constant(_I64, value)
+
+    def multiply(
+        builder: Any, data: Any, at: Any, w_step: Any, x_step: Any, num_columns: int, length: Any, y_step: Any
+    ) -> None:
+        between, column_step = (constant(PANEL), w_step) if beside else (w_step, constant(PANEL))
+        panels = [builder.add(at, builder.mul(between, constant(p))) for p in range(num_panels)]
+        starts = [builder.add(panel, constant(first)) for panel in panels for first in range(0, PANEL, WIDTH)]
+        columns = [builder.gep(data[1], [builder.mul(x_step, constant(c))]) for c in range(num_columns)]
+        zero = ir.Constant(kind, None)
+        sums = [[cgutils.alloca_once_value(builder, zero) for _ in starts] for _ in columns]
+
+        def add(k: Any) -> None:
+            place = builder.mul(k, column_step)
+            weights = [_load(builder, data[0], builder.add(start, place), WIDTH) for start in starts]
+            for column, totals in zip(columns, sums, strict=True):
+                element = builder.load(builder.gep(column, [k]))
+                one = builder.insert_element(ir.Constant(kind, ir.Undefined), element, ir.Constant(_I32, 0))
+                vector = builder.shuffle_vector(one, one, everywhere)
+                for weight, total in zip(weights, totals, strict=True):
+                    builder.store(_multiply_add(builder, weight, vector, builder.load(total)), total)
+
+        begin = constant(0)
+        for together in (_UNROLLED, 1):
+            step = constant(together)
+            end = builder.mul(builder.udiv(length, step), step)
+            with cgutils.for_range_slice(builder, begin, end, step, intp=_I64) as (first, _):
+                for u in range(together):
+                    add(builder.add(first, constant(u)))
+                size = _size(data[0])
+                for line in range(0, together * PANEL if ahead and together > 1 else 0, _LINE // size):
+                    for panel in panels:
+                        place = builder.add(panel, builder.mul(first, column_step))
+                        _prefetch(builder, data[0], builder.add(place, constant(line + _AHEAD // size)))
+            begin = end
+        for c, totals in enumerate(sums):
+            for part, total in enumerate(totals):
+                place = builder.add(builder.mul(y_step, constant(c)), constant(WIDTH * part))
+                address = builder.bitcast(builder.gep(data[2], [place]), kind.as_pointer())
+                builder.store(builder.load(total), address, align=1)
+
+    @intrinsic
+    def panels(
+        typing: Any, w: Any, at: Any, w_step: Any, x: Any, x_step: Any, count: Any, length: Any, y: Any, y_step: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            data = [context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3, 7)]
+            # For each number of vectors code of its own, so that all sums are in registers.
+            for num_columns in range(1, most + 1):
+                with builder.if_then(builder.icmp_unsigned("==", args[5], constant(num_columns))):
+                    multiply(builder, data, args[1], args[2], args[4], num_columns, args[6], args[8])
+            return context.get_dummy_value()
+
+        i = types.int64
+        return types.void(w, i, i, x, i, i, i, y, i), generate
+
+    return panels
+
+
+# Sums, weights and an element of a vector fill 32 registers of a wide processor, 16 of another.
+MOST_VECTORS = 6
+"""Vectors that a panel is multiplied with at once."""
+PANELS_OF_ONE, PANELS_OF_MANY = (8, 4) if _IS_WIDE else (4, 1)
+panels_of_one = _panels(PANELS_OF_ONE, 1, ahead=True)
+panels_of_many = _panels(PANELS_OF_MANY, MOST_VECTORS)
+panel_of_many = _panels(1, MOST_VECTORS)
+panels_beside = _panels(PANELS_OF_MANY, MOST_VECTORS, beside=True)
+panel_beside = _panels(1, MOST_VECTORS, beside=True)
+
+
+@intrinsic
+def exp_in_place(typing: Any, array: Any, length: Any) -> Any:
+    """exp of the first `length` elements, rounded up to LANES, of a float32 array (Cephes' expf, within 2 ulp)."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], ir.Constant(_I64, LANES), intp=_I64) as (
+            k,
+            _,
+        ):
+            address = builder.bitcast(builder.gep(data, [k]), _VEC.as_pointer())
+            given = x = builder.load(address, align=1)
+            for name, limit in (("maxnum", -87.0), ("minnum", 88.0)):
+                x = _call(builder, f"llvm.{name}.v{LANES}f32", _VEC, x, _splat(limit))
+            power = _call(builder, f"llvm.rint.v{LANES}f32", _VEC, builder.fmul(x, _splat(1.44269504088896341)))
+            rest = _multiply_add(builder, power, _splat(-0.693359375), x)
+            rest = _multiply_add(builder, power, _splat(2.12194440e-4), rest)
+            value = _splat(1.9875691500e-4)
+            for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+                value = _multiply_add(builder, value, rest, _splat(coefficient))
+            value = _multiply_add(builder, value, builder.fmul(rest, rest), builder.fadd(rest, _splat(1.0)))
+            exponent = builder.shl(builder.add(builder.fptosi(power, _VEC_I32), _splat_int(127)), _splat_int(23))
+            value = builder.fmul(value, builder.bitcast(exponent, _VEC))
+            # The limits would make a number of what is none.
+            is_nan = builder.fcmp_unordered("uno", given, given)
+            builder.store(builder.select(is_nan, given, value), address, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+def _over_lanes(name: str, start: float) -> Any:
+    """One number of the first `length` elements, rounded up to LANES, of a float32 array: lane by lane, and the lanes by a tree."""
+
+    @intrinsic
+    def over(typing: Any, array: Any, length: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            def joined(a: Any, b: Any) -> Any:
+                return builder.fadd(a, b) if name == "sum" else _call(builder, f"llvm.{name}.{kind(a)}", a.type, a, b)
+
+            def kind(value: Any) -> str:
+                return f"v{value.type.count}f32" if isinstance(value.type, ir.VectorType) else "f32"
+
+            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            total = cgutils.alloca_once_value(builder, _splat(start))
+            step = ir.Constant(_I64, LANES)
+            with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], step, intp=_I64) as (k, _):
+                address = builder.bitcast(builder.gep(data, [k]), _VEC.as_pointer())
+                builder.store(joined(builder.load(total), builder.load(address, align=1)), total)
+            last = _join_lanes(builder, [builder.load(total)], joined)
+            return builder.extract_element(last, ir.Constant(_I32, 0))
+
+        return types.float32(array, types.int64), generate
+
+    return over
+
+
+sum_of = _over_lanes("sum", 0.0)
+largest_of = _over_lanes("maxnum", -np.inf)
+
+
+@intrinsic
+def weigh(typing: Any, share: Any, length: Any, values: Any, d: Any, width: Any, out: Any) -> Any:
+    """out[d : d + LANES] = sum over t of share[t] * values[t, d : d + LANES], by ascending t; rows of `width` numbers."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        shares, rows, result = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 5)
+        )
+        total = cgutils.alloca_once_value(builder, _splat(0.0))
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], ir.Constant(_I64, 1), intp=_I64) as (t, _):
+            one = builder.insert_element(
+                ir.Constant(_VEC, ir.Undefined), builder.load(builder.gep(shares, [t])), ir.Constant(_I32, 0)
+            )
+            weight = builder.shuffle_vector(one, one, _splat_int(0))
+            place = builder.add(builder.mul(t, args[4]), args[3])
+            address = builder.bitcast(builder.gep(rows, [place]), _VEC.as_pointer())
+            builder.store(_multiply_add(builder, weight, builder.load(address, align=1), builder.load(total)), total)
+        address = builder.bitcast(builder.gep(result, [args[3]]), _VEC.as_pointer())
+        builder.store(builder.load(total), address, align=1)
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(share, i, values, i, i, out), generate
+
+
+@intrinsic
+def pointer_to(typing: Any, address: Any) -> Any:
+    """A pointer, of an address that NumPy gave."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
