@@ -422,6 +422,7 @@ def _seconds(text: str) -> float:
 
 def _config(arguments: argparse.Namespace) -> Config:
 
+    from aifactory.cluster.handover import HANDOVER_VARIABLE, handed_over
     from aifactory.cluster.jobs import CONFIG_VARIABLE
     from aifactory.config import Config
 
@@ -435,6 +436,8 @@ def _config(arguments: argparse.Namespace) -> Config:
     if named[0] != "-":
         return Config.from_yaml(named[0], arguments.set)
     text = os.environ.get(CONFIG_VARIABLE)
+    if factory := os.environ.get(HANDOVER_VARIABLE):
+        text = handed_over(factory)
     if text is None:
         raise ConfigError(f"expected a configuration in the environment variable {CONFIG_VARIABLE}, found it unset.")
     return Config.from_text(text, origin=CONFIG_VARIABLE, overrides=arguments.set)

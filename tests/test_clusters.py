@@ -116,6 +116,7 @@ def test_the_loop_closes_as_ray_jobs_and_the_retrain_is_one_of_them(head: str, t
         job = json.loads(response.read())
     assert job["status"] == "SUCCEEDED"
     assert job["runtime_env"]["working_dir"].startswith("gcs://")
+    assert "state_url" not in json.dumps(job)
 
 
 def free_port() -> int:

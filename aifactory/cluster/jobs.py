@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from aifactory.cluster.handover import HANDOVER_VARIABLE, hand_over
 from aifactory.config import Config
 from aifactory.errors import PlacementError
 from aifactory.observe.events import log_event
@@ -39,11 +40,19 @@ def job_server() -> Any | None:
 class JobLauncher:
     """Turns cycles as Ray jobs `<trigger>-a<attempt>`: they outlive the actor that submitted them."""
 
-    def __init__(self, server: Any, config: Config, *, environment: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        server: Any,
+        config: Config,
+        *,
+        environment: Mapping[str, Any],
+        hand_over: Callable[[str, str], None] = hand_over,
+    ) -> None:
         """`environment` is the runtime environment of the job that started us: what it packaged is used again."""
         self._server = server
         self._config = config
         self._environment = _environment_for(config, environment)
+        self._hand_over = hand_over
 
     def is_turning(self, cycle: Cycle) -> bool:
         """The attempt in the journal is raised by the job itself, so the newest may be this one or the next."""
@@ -58,6 +67,7 @@ class JobLauncher:
         if self._status(submission_id) is not None:
             # It was submitted and ended before it could claim the cycle; an id is never used twice.
             self._server.delete_job(submission_id)
+        self._hand_over(self._config.name, self._config.model_dump_json())
         try:
             self._server.submit_job(
                 entrypoint=shlex.join([sys.executable, "-m", "aifactory", "run", "-", "--cycle", cycle.trigger]),
@@ -116,10 +126,10 @@ def job_id(cycle: Cycle, attempt: int) -> str:
 
 
 def _environment_for(config: Config, ours: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration, and what was packaged and set for us."""
+    """Whose configuration it is, and what was packaged and set for us."""
     environment = {name: ours[name] for name in _PASSED_ON if ours.get(name)}
-    variables = {**(ours.get("env_vars") or {}), CONFIG_VARIABLE: config.model_dump_json()}
-    return {**environment, "env_vars": variables}
+    variables = {name: value for name, value in (ours.get("env_vars") or {}).items() if name != CONFIG_VARIABLE}
+    return {**environment, "env_vars": {**variables, HANDOVER_VARIABLE: config.name}}
 
 
 def _dashboard_address() -> str | None:

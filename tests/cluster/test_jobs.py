@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from enum import StrEnum
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aifactory.cluster.handover import HANDOVER_VARIABLE
 from aifactory.cluster.jobs import CONFIG_VARIABLE, JobLauncher, job_id
 from aifactory.config import Config
 from aifactory.errors import PlacementError
@@ -65,6 +65,13 @@ class FakeServer:
         return True
 
 
+class Handed(dict[str, str]):
+    """What jobs of the cluster would find, by factory."""
+
+    def __call__(self, factory: str, config: str) -> None:
+        self[factory] = config
+
+
 def cycle(attempt: int) -> Cycle:
     bound = Bound(kind="drift", sources_digest="")
     return Cycle(trigger="drift-ab", number=2, attempt=attempt, state="running", recipe={}, bound=bound, opened_at=0.0)
@@ -82,7 +89,7 @@ def server() -> FakeServer:
 
 
 def test_a_cycle_is_submitted_under_its_trigger_and_its_next_attempt(config: Config, server: FakeServer) -> None:
-    JobLauncher(server, config, environment={}).turn(cycle(0))
+    JobLauncher(server, config, environment={}, hand_over=Handed()).turn(cycle(0))
 
     assert server.submitted == ["drift-ab-a1"] == [job_id(cycle(0), 1)]
     job = server.jobs["drift-ab-a1"].submitted
@@ -92,12 +99,24 @@ def test_a_cycle_is_submitted_under_its_trigger_and_its_next_attempt(config: Con
     assert "working_dir" not in job["runtime_env"]
 
 
-def test_the_job_reads_the_very_configuration(config: Config, server: FakeServer) -> None:
-    JobLauncher(server, config, environment={}).turn(cycle(0))
+def test_the_job_is_handed_the_very_configuration(config: Config, server: FakeServer) -> None:
+    handed = Handed()
+    JobLauncher(server, config, environment={}, hand_over=handed).turn(cycle(0))
 
-    text = server.jobs["drift-ab-a1"].submitted["runtime_env"]["env_vars"][CONFIG_VARIABLE]
-    assert Config.from_text(text, origin=CONFIG_VARIABLE) == config
-    assert json.loads(text)["train"]["max_steps"] == 7
+    told = server.jobs["drift-ab-a1"].submitted["runtime_env"]["env_vars"]
+    assert Config.from_text(handed[told[HANDOVER_VARIABLE]], origin="handed over") == config
+
+
+def test_what_ray_shows_of_a_job_has_no_password(config: Config, server: FakeServer) -> None:
+    runtime = {"state_url": "postgresql+psycopg://me:hush@db/factory"}
+    config = Config.model_validate({**config.model_dump(), "runtime": runtime})
+    handed = Handed()
+
+    environment = {"env_vars": {CONFIG_VARIABLE: config.model_dump_json()}}
+    JobLauncher(server, config, environment=environment, hand_over=handed).turn(cycle(0))
+
+    assert "hush" in handed["small"]
+    assert "hush" not in repr(server.jobs["drift-ab-a1"].submitted)
 
 
 def test_what_was_packaged_and_set_for_us_is_used_again(config: Config, server: FakeServer) -> None:
@@ -108,17 +127,17 @@ def test_what_was_packaged_and_set_for_us_is_used_again(config: Config, server: 
         "_ray_commit": "abc",
     }
 
-    JobLauncher(server, config, environment=ours).turn(cycle(0))
+    JobLauncher(server, config, environment=ours, hand_over=Handed()).turn(cycle(0))
 
     found = server.jobs["drift-ab-a1"].submitted["runtime_env"]
     assert found.keys() == {"working_dir", "py_modules", "env_vars"}
     assert found["working_dir"] == "gcs://_ray_pkg_1.zip"
     assert found["env_vars"]["AWS_PROFILE"] == "lab"
-    assert found["env_vars"][CONFIG_VARIABLE] != "an older one"
+    assert CONFIG_VARIABLE not in found["env_vars"]
 
 
 def test_a_job_is_active_before_and_after_it_has_claimed_its_attempt(config: Config, server: FakeServer) -> None:
-    launcher = JobLauncher(server, config, environment={})
+    launcher = JobLauncher(server, config, environment={}, hand_over=Handed())
     assert not launcher.is_turning(cycle(0))
     launcher.turn(cycle(0))
 
@@ -126,7 +145,7 @@ def test_a_job_is_active_before_and_after_it_has_claimed_its_attempt(config: Con
     server.jobs["drift-ab-a1"].status = Status.RUNNING
     assert launcher.is_turning(cycle(0))
     assert launcher.is_turning(cycle(1))
-    assert JobLauncher(server, config, environment={}).is_turning(cycle(1))
+    assert JobLauncher(server, config, environment={}, hand_over=Handed()).is_turning(cycle(1))
     server.jobs["drift-ab-a1"].status = Status.FAILED
     assert not launcher.is_turning(cycle(1))
 
@@ -134,7 +153,7 @@ def test_a_job_is_active_before_and_after_it_has_claimed_its_attempt(config: Con
 def test_a_job_that_ended_before_it_claimed_the_cycle_is_replaced_and_one_that_claimed_it_is_followed(
     config: Config, server: FakeServer
 ) -> None:
-    launcher = JobLauncher(server, config, environment={})
+    launcher = JobLauncher(server, config, environment={}, hand_over=Handed())
     launcher.turn(cycle(0))
     server.jobs["drift-ab-a1"].status = Status.FAILED
 
@@ -146,7 +165,7 @@ def test_a_job_that_ended_before_it_claimed_the_cycle_is_replaced_and_one_that_c
 
 
 def test_the_ending_of_a_job_is_told_in_its_own_words(config: Config, server: FakeServer) -> None:
-    launcher = JobLauncher(server, config, environment={})
+    launcher = JobLauncher(server, config, environment={}, hand_over=Handed())
     assert launcher.ending(cycle(0)) == ""
     launcher.turn(cycle(0))
     server.jobs["drift-ab-a1"].status, server.jobs["drift-ab-a1"].message = Status.FAILED, "no such module"
@@ -177,7 +196,7 @@ def test_what_no_agent_can_start_as_a_job_is_turned_as_a_task_and_the_next_as_a_
     config: Config, server: FakeServer
 ) -> None:
     tasks = Tasks()
-    launcher = JobOrTaskLauncher(JobLauncher(server, config, environment={}), tasks)
+    launcher = JobOrTaskLauncher(JobLauncher(server, config, environment={}, hand_over=Handed()), tasks)
     server.has_agent = False
 
     launcher.turn(cycle(0))
@@ -197,11 +216,11 @@ def test_what_no_agent_can_start_as_a_job_is_turned_as_a_task_and_the_next_as_a_
 def test_a_job_that_no_agent_can_start_says_what_to_look_at(config: Config, server: FakeServer) -> None:
     server.has_agent = False
     with pytest.raises(PlacementError, match=r"drift-ab-a1.*No available agent.*dashboard-agent-listen-port"):
-        JobLauncher(server, config, environment={}).turn(cycle(0))
+        JobLauncher(server, config, environment={}, hand_over=Handed()).turn(cycle(0))
 
 
 def test_a_server_in_trouble_is_not_taken_for_one_without_the_job(config: Config, server: FakeServer) -> None:
-    launcher = JobLauncher(server, config, environment={})
+    launcher = JobLauncher(server, config, environment={}, hand_over=Handed())
     launcher.turn(cycle(0))
     server.trouble = "Request failed with status code 500: out of memory."
 
