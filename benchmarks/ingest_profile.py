@@ -1,6 +1,7 @@
 """Where the data plane's time goes: CPU of each stage for a byte of text, in one process that does all of it.
 
-    python benchmarks/ingest_profile.py [--megabytes N] [--rounds N] [--holdout-share X] [--also STEP ...] [--ingest]
+    python benchmarks/ingest_profile.py [--megabytes N] [--rounds N] [--holdout-share X] [--also STEP ...] [--no-quarantine]
+                                        [--ingest]
 
 The work is that of `end to end` in benchmarks/ingest.py. Each of the functions below is timed without those of them that it
 calls; what none of them took is `other`, most of which is there once for a job, whatever its size, as is `_open`. CPU of the
@@ -40,6 +41,8 @@ _STAGES = {
         *("_read_part", "read_piece", "assign_keys", "reject_empty", "apply_steps", "assign_ids", "_ledger_of"),
         *("index_of", "index_bytes", "to_ipc", "from_ipc", "decide_drops", "_write_part", "to_parquet", "_counted"),
     ),
+    "aifactory.ingest.index": ("sketch",),
+    "aifactory.ingest.decisions": ("_quarantined_drops",),
     "aifactory.ingest.unicode": ("repair",),
     "aifactory.ingest.quality": ("gopher_quality", "gopher_repetition", "c4_quality"),
     "aifactory.records.rows": ("_content_keys", "_content_hashes"),
@@ -112,11 +115,18 @@ def _cpu() -> float:
 
 
 def profile(
-    num_bytes: int, rounds: int, *, holdout_share: float, also: Sequence[str], stops_at_corpus: bool
+    num_bytes: int,
+    rounds: int,
+    *,
+    holdout_share: float,
+    also: Sequence[str],
+    is_quarantined: bool,
+    stops_at_corpus: bool,
 ) -> list[dict[str, float]]:
     """CPU of each stage in nanoseconds for a byte, round by round.
 
     also              steps over all rows, by name
+    is_quarantined    whether copies of holdouts in which words were changed are looked for
     stops_at_corpus   without tokenizing
     """
     clock = _Clock()
@@ -146,6 +156,7 @@ def profile(
                         "sources": [{"name": "documents", "kind": "parquet", "path": str(data)}],
                         "steps": [*_RULES, *({"step": step} for step in also)],
                         "holdout_share": holdout_share,
+                        **({} if is_quarantined else {"quarantine_similarity": None}),
                     },
                     "tokenize": {"tokenizer": str(tokenizer), "row_len": 1024},
                     "runtime": {"storage": storage},
@@ -169,6 +180,7 @@ def main() -> None:
     )
     parser.add_argument("--holdout-share", type=float, default=1e-9, metavar="X", help="share of the rows held out")
     parser.add_argument("--also", nargs="+", default=[], choices=_OVER_ALL, metavar="STEP", help="steps over all rows")
+    parser.add_argument("--no-quarantine", action="store_true", help="look for exact copies of holdouts alone")
     parser.add_argument("--ingest", action="store_true", help="make the corpus, no tokens")
     arguments = parser.parse_args()
     rounds = profile(
@@ -176,6 +188,7 @@ def main() -> None:
         arguments.rounds,
         holdout_share=arguments.holdout_share,
         also=arguments.also,
+        is_quarantined=not arguments.no_quarantine,
         stops_at_corpus=arguments.ingest,
     )
     medians = {

@@ -55,7 +55,7 @@ def planted(row: Row, form: str, chance: random.Random) -> Row:
     return Row(prompt=said(chance, 10), text=f"{said(chance, 30)} {row.text} {said(chance, 30)}")
 
 
-def config_of(folder: Path, steps: Sequence[dict[str, Any]] = QUARANTINE) -> Config:
+def config_of(folder: Path, steps: Sequence[dict[str, Any]] = QUARANTINE, *, quarantine: float | None = 0.4) -> Config:
     file = folder / "rows" / "rows.jsonl"
     if not file.exists():
         file.parent.mkdir(parents=True)
@@ -71,7 +71,12 @@ def config_of(folder: Path, steps: Sequence[dict[str, Any]] = QUARANTINE) -> Con
     return Config.model_validate(
         {
             "name": "small",
-            "ingest": {"sources": [source], "holdout_share": 0.3, "steps": list(steps)},
+            "ingest": {
+                "sources": [source],
+                "holdout_share": 0.3,
+                "steps": list(steps),
+                "quarantine_similarity": quarantine,
+            },
             "tokenize": {"vocab_size": 400, "row_len": 256},
             "model": {"architecture": {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "context_length": 256}},
             "train": {"max_steps": 2, "global_batch_rows": 4, "warmup_steps": 0},
@@ -136,13 +141,13 @@ def rows_of(factory: Factory, tokens: TokenSet) -> set[str]:
 def without_quarantine(folder: Path, copy: Path, trigger: str, batch: FeedbackBatch, drop: str) -> Corpus:
     """The control: the same batch in a copy of the factory in which nothing is compared with what is held out.
 
-    drop    steps: exact copies are still found; all: nothing earlier is known at all
+    drop    steps: near copies are still found; near: exact ones are; all: nothing earlier is known at all
     """
     shutil.copytree(folder, copy)
-    with here(config_of(copy, steps=())) as factory:
+    with here(config_of(copy, steps=(), quarantine=0.4 if drop == "steps" else None)) as factory:
         cycle = factory.books.journal.cycle(trigger)
         assert cycle is not None
-        if drop == "steps":
+        if drop != "all":
             return corpus_of_cycle(factory, cycle, batch)
         return factory._corpora.of_batch(replace(cycle, bound=replace(cycle.bound, holdouts=())), batch, [])
 
@@ -195,7 +200,12 @@ def test_a_correction_that_is_a_row_held_out_or_nearly_one_trains_neither_now_no
     # The control: it is the quarantine that keeps them out.
     without_steps = without_quarantine(folder, tmp_path / "without-steps", cycle.trigger, batch, "steps")
     found = train_texts(tmp_path / "without-steps", without_steps)
-    assert not found & {row.text for row in leaks["exact"]}, "exact copies are found without any step"
+    for form in ("exact", "near"):
+        assert not found & {row.text for row in leaks[form]}, f"{form} copies are found without any step"
+    assert len(found & {row.text for row in leaks["quoted"]}) >= len(kept_back) / 2
+    without_near = without_quarantine(folder, tmp_path / "without-near", cycle.trigger, batch, "near")
+    found = train_texts(tmp_path / "without-near", without_near)
+    assert not found & {row.text for row in leaks["exact"]}, "exact copies are found in any case"
     for form in ("near", "quoted"):
         assert len(found & {row.text for row in leaks[form]}) >= len(kept_back) / 2, form
     without_all = without_quarantine(folder, tmp_path / "without-all", cycle.trigger, batch, "all")

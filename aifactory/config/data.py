@@ -40,6 +40,10 @@ class Ingest(Section):
     holdout_strata: tuple[HoldoutStratum, ...] = ()
     """Rows of which another share is held out, so that what is rare is judged too; the first that fits a row counts. A row
     changes its side only where the share of its stratum is changed. Default: none."""
+    quarantine_similarity: float | None = Field(default=0.4, gt=0, le=1)
+    """Least estimated Jaccard similarity of a row's runs of 32 bytes with those of one row that is held out, in this cycle or an
+    earlier one, at which it does not train: a copy in which a few words were changed. `near_duplicates` among the steps
+    looks more closely, and takes its place. null: exact copies alone. Default: 0.4."""
 
     @model_validator(mode="after")
     def _unique_names(self) -> Ingest:
@@ -77,6 +81,11 @@ class Ingest(Section):
     def near_duplicates(self) -> NearDuplicatesStep | None:
         """The step that looks for near-duplicates, if there is one."""
         return next((step for step in self.steps if isinstance(step, NearDuplicatesStep)), None)
+
+    @property
+    def quarantine(self) -> float | None:
+        """How like a row that is held out another may be at most; None where a step sees to it, or nobody does."""
+        return None if self.near_duplicates is not None else self.quarantine_similarity
 
     @property
     def decontaminate(self) -> DecontaminateStep | None:

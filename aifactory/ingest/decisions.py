@@ -1,7 +1,7 @@
 """Decisions over all rows at once: which of them are feedback that is not believed, duplicates, or would leak a holdout.
 
-What is not believed first. Exact duplicates next; of the rows that survive, those that nearly equal another one; of those, the ones that train and
-hold passages of a holdout. Each sees only rows that are still there, so a row is dropped for one that stays.
+What is not believed first. Exact duplicates next; of the rows that survive, those that nearly equal another one, or at least one that is held
+out; of those, the ones that train and hold passages of a holdout. Each sees only rows that are still there, so a row is dropped for one that stays.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from aifactory.cluster.tasks import RunTasks
 from aifactory.config import DecontaminateStep, NearDuplicatesStep
 from aifactory.ingest.duplicates import Drops, exact_drops, likeness
-from aifactory.ingest.index import EMPTY, Index, joined
+from aifactory.ingest.index import EMPTY, Index, held_out, joined
 from aifactory.ingest.leaks import leaked_drops
 from aifactory.records.artifacts import Corpus
 from aifactory.records.parts import Part
@@ -48,15 +48,18 @@ def decide_drops(
     *,
     near: NearDuplicatesStep | None,
     decontaminate: DecontaminateStep | None,
+    quarantine: float | None,
     storage: Storage,
     run: RunTasks,
     distrusted: Drops | None = None,
 ) -> list[Drops]:
     """What each part loses.
 
+    quarantine   how like one that is held out a row that trains may not be, by their sketches
     distrusted   rows that are gone already, with places among all rows
     """
-    rows = joined(indexes)
+    # Sketches are as large as all else together, and are looked at part by part.
+    rows = joined([replace(index, sketches=None) for index in indexes])
     drops = exact_drops(rows, earlier.ancestors, earlier.holdouts)
     if distrusted is not None and len(distrusted.places_D):
         stays = np.ones(len(rows), bool)
@@ -65,6 +68,8 @@ def decide_drops(
         drops = _merged(distrusted, replace(others, places_D=np.flatnonzero(stays)[others.places_D]))
     if near is not None and len(rows):
         drops = _merged(drops, _near_drops(rows, drops, earlier.ancestors, earlier.holdouts, near))
+    if quarantine is not None and len(rows):
+        drops = _merged(drops, _quarantined_drops(rows, indexes, drops, earlier, quarantine))
     if decontaminate is not None and len(rows):
         stays = np.ones(len(rows), bool)
         stays[drops.places_D] = False
@@ -103,6 +108,37 @@ def _near_drops(rows: Index, exact: Drops, ancestors: Index, holdouts: Index, ne
     dropped = np.flatnonzero(rules != "")
     return Drops(
         places_D=dropped, rules=rules[dropped].tolist(), scores_D=scores[dropped], details=likeness(like_N2[dropped])
+    )
+
+
+def _quarantined_drops(rows: Index, indexes: Sequence[Index], gone: Drops, earlier: Earlier, least: float) -> Drops:
+    """Of the rows that are still there and would train those that are nearly held out, here or in an earlier corpus."""
+    from aifactory.ingest.sketches import Sketches
+
+    stays = np.ones(len(rows), bool)
+    stays[gone.places_D] = False
+    masks = np.split(stays, np.cumsum([len(index) for index in indexes])[:-1])
+    held = [held_out(earlier.ancestors), earlier.holdouts]
+    held += [index.take(mask & index.is_holdout_N) for index, mask in zip(indexes, masks, strict=True)]
+    known = Sketches.joined([index.sketches for index in held if index.sketches is not None])
+    ids_H2 = np.concatenate([index.ids_N2 for index in held])
+    places, scores, likes = [], [], []
+    start = 0
+    for index, mask in zip(indexes, masks, strict=True):
+        assert index.sketches is not None, "a corpus whose rows are in quarantine has sketches"
+        training = np.flatnonzero(mask & ~index.is_holdout_N)
+        like_N, similarity_N = index.sketches.take(mask & ~index.is_holdout_N).most_like(known)
+        near = similarity_N >= least
+        places.append(start + training[near])
+        scores.append(similarity_N[near])
+        likes.append(ids_H2[like_N[near]])
+        start += len(index)
+    found = np.concatenate(places)
+    return Drops(
+        places_D=found,
+        rules=[NEAR_LEAK] * len(found),
+        scores_D=np.concatenate(scores),
+        details=likeness(np.concatenate(likes)),
     )
 
 

@@ -3,7 +3,7 @@
 Reads    the pieces of the sources: files, parts of files, rows of a database, a sealed feedback batch
 Writes   corpus/<fp>/train-*.parquet, holdout-*.parquet   the rows that are kept (CORPUS_SCHEMA), by side
          corpus/<fp>/rejected-*.parquet                   the ledger (LEDGER_SCHEMA)
-         corpus/<fp>/index-*.arrow                        ids, contents and signatures of the kept rows (see `index`)
+         corpus/<fp>/index-*.arrow                        ids, contents and sketches of the kept rows (see `index`)
          corpus/<fp>/README.md                            the dataset card
          corpus/<fp>/report.html                          the same for a person who has a minute, with pictures
 Law      rows_in == rows_kept + rows_rejected + rows_erased: what somebody asked to forget comes in and goes no further,
@@ -38,7 +38,7 @@ from aifactory.ingest.card import dataset_card
 from aifactory.ingest.decisions import Earlier, decide_drops
 from aifactory.ingest.duplicates import Drops
 from aifactory.ingest.feedback_rows import Trusting, trust_drops
-from aifactory.ingest.index import INDEX_FILE, Index, index_bytes, index_of, read_index, sign, signature_recipe
+from aifactory.ingest.index import INDEX_FILE, Index, index_bytes, index_of, read_index, signature_recipe
 from aifactory.ingest.labels import summed
 from aifactory.ingest.listing import Piece
 from aifactory.ingest.model_scores import StepModel
@@ -58,7 +58,7 @@ from aifactory.records.rows import (
 )
 from aifactory.records.storage import Content, Storage, StoredFile
 
-CODE_VERSION = 5
+CODE_VERSION = 6
 _SIDES = ("train", "holdout")
 _EXAMPLES = 3
 _EXAMPLE_CHARS = 400
@@ -86,6 +86,8 @@ class Work:
     """What of the steps bears identity."""
     near_duplicates: NearDuplicatesStep | None
     decontaminate: DecontaminateStep | None
+    quarantine: float | None
+    """How like one that is held out a row that trains may not be; None where rows have no sketches to tell it by."""
     holdout_share: float
     holdout_strata: Sequence[HoldoutStratum]
     restored: Mapping[str, frozenset[str]]
@@ -111,6 +113,7 @@ class Work:
             recipes=step_recipes(recipe.row_steps, models or {}),
             near_duplicates=recipe.near_duplicates,
             decontaminate=recipe.decontaminate,
+            quarantine=recipe.quarantine,
             holdout_share=recipe.holdout_share,
             holdout_strata=recipe.holdout_strata,
             restored=restored or {},
@@ -128,6 +131,7 @@ class Work:
         recipe = {
             "steps": self.recipes,
             "signature": None if self.near_duplicates is None else signature_recipe(self.near_duplicates),
+            "sketched": self.quarantine is not None,
             "holdout_share": self.holdout_share,
             "holdout_strata": [stratum.model_dump(mode="json") for stratum in self.holdout_strata],
             "restored": {rule: sorted(keys) for rule, keys in sorted(self.restored.items())},
@@ -166,6 +170,7 @@ def ingest_pieces(
         earlier,
         near=work.near_duplicates,
         decontaminate=work.decontaminate,
+        quarantine=work.quarantine,
         storage=work.storage,
         run=run,
         distrusted=distrusted,
@@ -273,7 +278,7 @@ def _write_part(identity: str, work: Work, part: Part, drops: Drops) -> None:
     border = tables[0].num_rows
     kept = [_staying(tables[0], stays[:border]), _staying(tables[1], stays[border:])]
     rejected = pa.concat_tables([*known, dropped])
-    _publish(work, identity, kept, rejected, index.take(stays), _counted(kept, rejected, work.steps))
+    _publish(work, identity, kept, rejected, index.take(stays).to_keep(), _counted(kept, rejected, work.steps))
 
 
 def _staying(rows: pa.Table, stays: npt.NDArray[np.bool_]) -> pa.Table:
@@ -303,7 +308,7 @@ def _publish(
     files: dict[str, Content] = {f"{name}.{ending}": to_bytes(rows) for name, rows in named if rows.num_rows}
     if index is None:
         rows = pa.concat_tables(sides)
-        index = index_of(rows, None if work.near_duplicates is None else sign(rows, work.near_duplicates))
+        index = index_of(rows, near=work.near_duplicates, has_sketches=work.quarantine is not None)
     files[INDEX_FILE] = index_bytes(index)
     PartStore(work.storage).publish(identity, files, figures, to_be_taken=is_last, hashed=is_last)
 
@@ -415,6 +420,7 @@ def _sum_up(pieces: Sequence[Piece], work: Work, parts: Sequence[Part], whole: S
         ],
         "corpus_steps": [step.step for step in (work.near_duplicates, work.decontaminate) if step is not None],
         "signature": None if work.near_duplicates is None else signature_recipe(work.near_duplicates),
+        "quarantine": work.quarantine,
         "pieces": len(pieces),
         "source_files": sum(piece.num_files for piece in pieces),
     }

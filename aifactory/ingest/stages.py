@@ -61,10 +61,14 @@ def stages(figures: Mapping[str, Any]) -> list[Stage]:
         # Of a step that comes twice the ledger has one name, so the rules stand at the first.
         mine = [rule for rule, owner in owners.items() if owner == name and name not in names[:at]]
         add(name, step_words(name), _rules(figures, mine), step.get("rows_rejected", 0), step=name, figures=step)
+    is_quarantined = figures.get("quarantine") is not None
+    near = ("near_duplicates", step_words("near_duplicates"))
+    if is_quarantined:
+        near = ("quarantine", "Rejects rows that would train and nearly equal one that is held out.")
     decisions = (
         ("trust", "Feedback that is not believed.", TRUST_RULES, "trust" in figures),
         ("exact duplicates", "Contents that are there already.", EXACT_RULES, True),
-        ("near_duplicates", step_words("near_duplicates"), NEAR_RULES, "near_duplicates" in figures["corpus_steps"]),
+        (*near, NEAR_RULES, is_quarantined or "near_duplicates" in figures["corpus_steps"]),
         ("decontaminate", step_words("decontaminate"), LEAK_RULES, "decontaminate" in figures["corpus_steps"]),
     )
     for name, words, known, is_done in decisions:

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from aifactory.config import Columns, FeedbackSource, Ingest, NearDuplicatesStep, ParquetSource, Source
+from aifactory.config import Columns, FeedbackSource, Ingest, ParquetSource, Source
 from aifactory.errors import StorageError
 from aifactory.ingest.databases import keys_of_log
 from aifactory.ingest.decisions import Earlier
 from aifactory.ingest.feedback_rows import Trusting
-from aifactory.ingest.index import Index, held_out, joined, read_index, sign, signature_recipe
+from aifactory.ingest.index import Index, held_out, joined, read_index, sign, signature_recipe, sketch
 from aifactory.ingest.listing import Piece, list_pieces
 from aifactory.ingest.pipeline import CODE_VERSION, Work, ingest_pieces
 from aifactory.ingest.steps import step_recipes
@@ -89,6 +89,7 @@ class Corpora:
         plain = {
             "steps": step_recipes(recipe.steps, models),
             "holdout_share": recipe.holdout_share,
+            "quarantine": recipe.quarantine,
             "holdout_strata": [stratum.model_dump(mode="json") for stratum in recipe.holdout_strata],
         }
         restored: Sequence[tuple[str, str]] = ()
@@ -110,10 +111,9 @@ class Corpora:
         ]
 
         def write(target: Folder) -> Made:
-            near = recipe.near_duplicates
             earlier = Earlier(
-                ancestors=joined([_index_of(storage, corpus, near) for corpus in ancestors]),
-                holdouts=joined([held_out(_index_of(storage, corpus, near)) for corpus in elsewhere]),
+                ancestors=joined([_index_of(storage, corpus, recipe) for corpus in ancestors]),
+                holdouts=joined([held_out(_index_of(storage, corpus, recipe)) for corpus in elsewhere]),
                 corpora=[*ancestors, *elsewhere],
             )
             ingested = ingest_pieces(
@@ -192,16 +192,23 @@ def _is_said(source: Source) -> TypeGuard[FeedbackSource]:
     return isinstance(source, FeedbackSource) and source.of != "completions"
 
 
-def _index_of(storage: Storage, corpus: Corpus, near: NearDuplicatesStep | None) -> Index:
-    """The index of all rows of a corpus, signed as the step asks."""
-    recipe = None if near is None else signature_recipe(near)
+def _index_of(storage: Storage, corpus: Corpus, recipe: Ingest) -> Index:
+    """The index of all rows of a corpus, with what rows of this recipe are compared by."""
+    near, quarantine = recipe.near_duplicates, recipe.quarantine
+    signed = None if near is None else signature_recipe(near)
     indexes = []
     for name in index_names(corpus):
         data = storage.read_bytes(corpus.kind, corpus.fingerprint[:16], name)
         if data is None:
             raise StorageError(f"expected {corpus.uri}/{name}, found no such file; ingest again from another root.")
         index = read_index(data)
-        if near is not None and corpus.figures["signature"] != recipe:
+        if near is None:
+            index = replace(index, signatures_NP=None)
+        elif corpus.figures["signature"] != signed:
             index = replace(index, signatures_NP=sign(read_part(storage, corpus, name), near))
-        indexes.append(index if near is not None else replace(index, signatures_NP=None))
+        if quarantine is None:
+            index = replace(index, sketches=None)
+        elif index.sketches is None:
+            index = replace(index, sketches=sketch(read_part(storage, corpus, name)))
+        indexes.append(index)
     return joined(indexes)

@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from corpus_rows import corpus_table
@@ -15,8 +16,9 @@ from aifactory.cluster.tasks import run_here
 from aifactory.config import NearDuplicatesStep
 from aifactory.ingest import listing
 from aifactory.ingest.decisions import Earlier
-from aifactory.ingest.index import held_out, index_of, sign
+from aifactory.ingest.index import held_out, index_bytes, index_of, read_index
 from aifactory.ingest.leaks import LEAK
+from aifactory.ingest.sketches import Sketches
 from aifactory.records.artifacts import Corpus, Record, digest_of
 from aifactory.records.rows import CORPUS_SCHEMA
 from aifactory.records.storage import StoredFile
@@ -83,8 +85,8 @@ def earlier_holdouts(made):
     return Earlier(holdouts=held_out(made.index), corpora=[corpus_of(made)])
 
 
-def recipe_of(*steps):
-    return {"holdout_share": SHARE, "steps": list(steps)}
+def recipe_of(*steps, quarantine=None):
+    return {"holdout_share": SHARE, "steps": list(steps), "quarantine_similarity": quarantine}
 
 
 @pytest.fixture
@@ -97,9 +99,9 @@ def each_file_is_a_part(monkeypatch):
 def cycle(each_file_is_a_part, write_files, ingest):
     """Ingests rows, in three files."""
 
-    def turn(rows, folder, *steps, **options):
+    def turn(rows, folder, *steps, quarantine=None, **options):
         root = write_files(files_of(rows), folder=folder)
-        return ingest(root, "jsonl", recipe=recipe_of(*steps), **options)
+        return ingest(root, "jsonl", recipe=recipe_of(*steps, quarantine=quarantine), **options)
 
     return turn
 
@@ -296,7 +298,7 @@ def test_no_copy_of_what_an_earlier_cycle_held_out_trains(cycle):
 def signed(made):
     """A corpus with the signatures that the step asks for, as the workshop sees to it."""
     table = pa.Table.from_pylist(made.kept, schema=CORPUS_SCHEMA)
-    made.index = index_of(table, sign(table, NearDuplicatesStep(step="near_duplicates")))
+    made.index = index_of(table, near=NearDuplicatesStep(step="near_duplicates"))
     return made
 
 
@@ -443,3 +445,75 @@ def test_leaks_do_not_depend_on_the_files_in_which_rows_lie(each_file_is_a_part,
     ]
     assert len(found[0]) == 6
     assert found[0] == found[1] == found[2]
+
+
+# ── where no step looks for them ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_any_step_a_near_copy_of_what_is_held_out_here_does_not_train(cycle):
+    rng = random.Random(4)
+    held = text_rows(rng, 5, "holdout", length=50)
+    rows = text_rows(rng, 20, "train", length=50) + held
+    leaks = [on_side("train", lambda row=row: {"text": replaced(rng, row["text"], 2)}) for row in held]
+
+    made = cycle(rows + leaks, "one", quarantine=0.4)
+
+    assert made.figures["rejected_by_rule"] == {"near_holdout_leak": 5}
+    for row, leak in zip(held, leaks, strict=True):
+        line = line_of(made, leak)
+        assert line["detail"] == f"like {id_of(made, row)}"
+        assert 0.4 <= line["score"] <= 1
+    assert {row["text"] for row in made.kept} == {row["text"] for row in rows}
+
+    # The control.
+    assert not cycle(rows + leaks, "two").ledger
+
+
+@pytest.mark.parametrize("is_ancestor", [True, False])
+def test_without_any_step_a_near_copy_of_what_an_earlier_cycle_held_out_does_not_train(cycle, is_ancestor):
+    rng = random.Random(5)
+    before = cycle(text_rows(rng, 10, "train") + text_rows(rng, 6, "holdout"), "before", target=FIRST, quarantine=0.4)
+    held = [row for row in before.kept if row["side"] == "holdout"]
+    leaks = [on_side("train", lambda row=row: {"text": replaced(rng, row["text"], 3)}) for row in held]
+    news = text_rows(rng, 10, "train")
+    ancestor = Earlier(ancestors=before.index, corpora=[corpus_of(before)])
+    earlier = ancestor if is_ancestor else earlier_holdouts(before)
+
+    made = cycle(news + leaks, "now", target=SECOND, earlier=earlier, quarantine=0.4)
+
+    assert made.figures["rejected_by_rule"] == {"near_holdout_leak": 6}
+    for row, leak in zip(held, leaks, strict=True):
+        assert line_of(made, leak)["detail"] == f"like {row['id']}"
+    assert {row["text"] for row in made.kept} == {row["text"] for row in news}
+
+
+def test_short_rows_of_one_form_all_train(cycle):
+    rng = random.Random(6)
+    rows = [{"text": f"what is the weather in {place} today please"} for place in words(rng, 80)]
+
+    made = cycle(rows, "one", quarantine=0.4)
+
+    assert len(made.kept) == 80
+
+
+def test_a_corpus_without_rows_to_compare_is_no_trouble(cycle):
+    rng = random.Random(7)
+    rows = [{"text": word} for word in words(rng, 30)]
+
+    made = cycle(rows, "one", quarantine=0.4)
+
+    assert len(made.kept) == 30
+
+
+def test_a_corpus_keeps_the_sketches_of_what_it_holds_out_alone(cycle):
+    rng = random.Random(8)
+    rows = [*text_rows(rng, 8, "train"), {"text": "short"}, *text_rows(rng, 2, "holdout")]
+
+    made = cycle(rows, "one", quarantine=0.4)
+
+    again = read_index(index_bytes(made.index))
+    held = Sketches.of(pa.array(sorted(made.texts("holdout"))))
+    assert len(again.sketches) == len(made.kept)
+    assert sorted(again.sketches.hash_M) == sorted(held.hash_M)
+    assert {int(count) for count in np.diff(again.sketches.end_N1)} == {0, 32}
+    assert (np.diff(again.sketches.end_N1) > 0).tolist() == again.is_holdout_N.tolist()
