@@ -30,6 +30,8 @@ from aifactory.records.journal import Cycle
 _POLL_S = 0.25
 _START_S = 300.0
 _END_S = 60.0
+_LEFT_S = 5.0
+"""For what a killed command had started: Ray's agents alone stay longer, for a minute, and hold nothing that the next one needs."""
 KINDS = {
     "evaluation actor": "ray::Evaluator",
     "replica": "ray::ServeReplica",
@@ -127,7 +129,7 @@ class Unattended:
 
     def _end_left_behind(self) -> None:
         """Ray's processes end when the one that started them does; a supervisor waits for that, and then ends the rest."""
-        _until(lambda: not any(_line_of(pid) for pid in self._left_behind), _END_S)
+        _until(lambda: not any(_line_of(pid) for pid in self._left_behind), _LEFT_S)
         for pid in self._left_behind:
             if "ray" in _line_of(pid):
                 with suppress(ProcessLookupError):

@@ -312,6 +312,8 @@ class End:
 
 
 _OF_ATTEMPTS = ("attempt_failed", "tick_failed", "swapped", "load_failed", "unscored")
+# What a replica writes every so often, and so the more the longer it all took.
+_OF_TIME = ("metered",)
 
 
 def end_of(books: Books) -> End:
@@ -326,7 +328,9 @@ def end_of(books: Books) -> End:
         releases=[(r.number, r.trigger, r.model, r.scorecard) for r in books.registry.releases()],
         digests=digests,
         events=Counter(
-            (event.event, str(event.subject)) for event in events if event.event not in (*_OF_ATTEMPTS, "decided")
+            (event.event, str(event.subject))
+            for event in events
+            if event.event not in (*_OF_ATTEMPTS, *_OF_TIME, "decided")
         ),
         decided=[(e.subject, e.detail["decision"], e.detail.get("awaited")) for e in decided],
         corrections=[(c.feedback, c.completion, c.correction) for c in books.feedback.corrections()],
