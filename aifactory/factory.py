@@ -34,8 +34,8 @@ from aifactory.cluster.session import connect, disconnect
 from aifactory.cluster.tasks import RunTasks, ray_tasks
 from aifactory.config import Config, FeedbackSource, Source, Train
 from aifactory.errors import PlacementError, StateError
+from aifactory.evaluate.evidence import evidence_of, evidence_of_best
 from aifactory.evaluate.gate import Promote, Reject, best_of, judge
-from aifactory.evaluate.pipeline import evidence_of, evidence_of_best
 from aifactory.ingest.listing import Listing, list_pieces
 from aifactory.ingest.readers import read_piece
 from aifactory.observe import metrics, tracing

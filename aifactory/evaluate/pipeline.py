@@ -13,14 +13,11 @@ references: of those it is also scored how many a model would answer to the lett
 
 from __future__ import annotations
 
-import heapq
 import io
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -29,9 +26,12 @@ import pyarrow.parquet as pq
 
 from aifactory.cluster.tasks import RunTasks
 from aifactory.config import AnswerGuards, Evaluate
-from aifactory.errors import EmptyCorpusError, StorageError
+from aifactory.errors import EmptyCorpusError
 from aifactory.evaluate.answering import greedy_answers
-from aifactory.evaluate.gate import BatchIntegrity, Comparison, Evidence, OverBest
+from aifactory.evaluate.comparisons import bits_per_byte, compared, integrity, over_best
+from aifactory.evaluate.evidence import EXAMPLES_FILE
+from aifactory.evaluate.examples import Example, beginning, beginnings, beginnings_after_others, tasks_of
+from aifactory.evaluate.gate import Evidence
 from aifactory.evaluate.guards import GUARDS, GuardFigures, counted
 from aifactory.evaluate.judge import (
     JudgeClient,
@@ -40,22 +40,18 @@ from aifactory.evaluate.judge import (
     Pair,
     agreement,
     judgement,
-    judgement_of,
     read_labelled,
 )
 from aifactory.evaluate.lm_eval import (
     LM_EVAL_FILE,
     lm_eval_figures,
-    lm_eval_of,
     lm_eval_table,
     run_lm_eval,
 )
-from aifactory.evaluate.statistics import Interval, ratio_interval
-from aifactory.records.artifacts import ArtifactStore, Corpus, Model, Scorecard
-from aifactory.records.identity import share_of
+from aifactory.records.artifacts import ArtifactStore, Corpus, Model
 from aifactory.records.rows import read_corpus
 from aifactory.records.storage import Storage, StoredFile
-from aifactory.text.tasks import Task, cut_tasks
+from aifactory.text.tasks import Task
 
 CODE_VERSION = 3
 EXAMPLES_SCHEMA = pa.schema(
@@ -77,33 +73,11 @@ EXAMPLES_SCHEMA = pa.schema(
         ("beginning_mispaired", pa.float64()),
     ]
 )
-EXAMPLES_FILE = "examples.parquet"
 Check = Callable[[Model, Sequence[str]], list[frozenset[str]]]
 """Which guards each of the answers of a model breaks."""
 Scored = tuple[float, bool]
 """Bits of an answer, and whether the model would give just it."""
 _CHUNK_TASKS = 150
-_BEGINNING_BYTES = 32
-"""Measured on the quickstart's target: 0.087 [0.059, 0.122] bits per byte at 32, 0.008 [0.005, 0.012] on whole answers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """One task and where it came from."""
-
-    set: str
-    corpus: str
-    row: str
-    number: int
-    """Which task of its row."""
-    cluster: str
-    task: Task
-    is_reference: bool = True
-    """Whether its answer is the one to its prompt; else both were cut from a text, which might as well go on otherwise."""
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.task.answer.encode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,13 +130,13 @@ def evaluate_model(
     examples = holdout + known + wanted
     chunks = [examples[i : i + _CHUNK_TASKS] for i in range(0, len(examples), _CHUNK_TASKS)]
     # Only people can pair an answer with a prompt that it does not belong to; sources are cut into pairs here.
-    beginnings = [_beginnings(wanted), _beginnings_after_others(wanted)] if wanted else []
+    of_batches = [beginnings(wanted), beginnings_after_others(wanted)] if wanted else []
 
     (parity_error,) = run(_parity, [(store, candidate)])
     jobs = [(store, candidate, [e.task for e in chunk], chat_fallback) for chunk in chunks]
     if champion is not None:
         jobs += [(store, champion, [e.task for e in chunk if e.set != "known"], chat_fallback) for chunk in chunks]
-    jobs += [(store, candidate, tasks, chat_fallback) for tasks in beginnings]
+    jobs += [(store, candidate, tasks, chat_fallback) for tasks in of_batches]
     fixed_chunks = [[e.task for e in chunk if e.set == "holdout"] for chunk in chunks] if best is not None else []
     jobs += [(store, best[1], tasks, chat_fallback) for tasks in fixed_chunks if best is not None]
     scored = run(_score_answers, jobs)
@@ -201,7 +175,7 @@ def evaluate_model(
                 "gzip": gzip,
                 "candidate_exact": is_exact if e.is_reference else None,
                 "champion_exact": by_champion[1] if by_champion is not None and e.is_reference else None,
-                "beginning_bytes": len(_beginning(e.task.answer).encode()),
+                "beginning_bytes": len(beginning(e.task.answer).encode()),
                 "beginning": next(own_beginnings)[0] if e.set == "target" else None,
                 "beginning_mispaired": next(other_beginnings)[0] if e.set == "target" else None,
             }
@@ -220,26 +194,26 @@ def evaluate_model(
         for side, by_example in broken.by_side.items():
             said = [by_example.get(_key(e)) for e in examples]
             table = table.append_column(f"guards_{side}", pa.array(said, pa.string()))
-    comparisons = {name: _compare(table, name, recipe) for name in ("holdout", "known", "target")}
+    comparisons = {name: compared(table, name, recipe) for name in ("holdout", "known", "target")}
     fixed, reference = comparisons["holdout"], comparisons["known"]
     assert fixed is not None
     found = None if judged is None else judged.judgement
-    batches = _integrity(table, new_batches or {}, recipe)
+    batches = integrity(table, new_batches or {}, recipe)
     evidence = Evidence(
         fixed=fixed, target=comparisons["target"], parity_error=parity_error, judge=found, new_batches=batches
     )
     if broken is not None:
         evidence = replace(evidence, guards=broken.figures)
     if best is not None:
-        evidence = replace(evidence, best=_over_best(table, best[0], recipe))
+        evidence = replace(evidence, best=over_best(table, best[0], recipe))
     figures = {
         "holdout": asdict(fixed),
         "known": None if reference is None else asdict(reference),
         "target": None if comparisons["target"] is None else asdict(comparisons["target"]),
         "new_batches": [asdict(batch) for batch in batches],
         "parity_error": parity_error,
-        "gzip_bits_per_byte": _ratio(table, "holdout", "gzip"),
-        "unigram_bits_per_byte": _ratio(table, "holdout", "unigram"),
+        "gzip_bits_per_byte": bits_per_byte(table, "holdout", "gzip"),
+        "unigram_bits_per_byte": bits_per_byte(table, "holdout", "unigram"),
         **({} if found is None else {"judge": found.to_json()}),
         **({} if evidence.best is None else {"best": asdict(evidence.best)}),
         **({} if broken is None else {"guards": [each.to_json() for each in broken.figures]}),
@@ -264,63 +238,6 @@ def evaluate_model(
         storage.write_bytes(json.dumps(figures, indent=1).encode(), *target, "evidence.json"),
     ]
     return Evaluated(files=files, evidence=evidence, figures=figures)
-
-
-def evidence_of(figures: Any) -> Evidence:
-    """The evidence as a scorecard's record keeps it."""
-    fixed = _comparison(figures["holdout"])
-    assert fixed is not None
-    return Evidence(
-        fixed=fixed,
-        target=_comparison(figures["target"]),
-        parity_error=figures["parity_error"],
-        best=_over_best_of(figures.get("best")),
-        judge=judgement_of(figures.get("judge")),
-        lm_eval=lm_eval_of(figures.get("lm_eval", ())),
-        guards=tuple(GuardFigures(**each) for each in figures.get("guards", ())),
-        new_batches=tuple(
-            BatchIntegrity(batch=each["batch"], prompt_gain=Interval(**each["prompt_gain"]))
-            for each in figures.get("new_batches", ())
-        ),
-    )
-
-
-def evidence_of_best(storage: Storage, scorecard: Scorecard, recipe: Evaluate, *, of: int) -> Evidence:
-    """The evidence for a candidate that was chosen of several by these scores: its intervals as wide as that makes them.
-
-    Read from the scores of the examples; no model runs. A choice among k equals finds the luckiest, so each interval holds
-    with 1 - (1 - c) / k (Bonferroni 1936; Dunn 1961, "Multiple Comparisons Among Means", JASA 56): those of all k hold at
-    once with c, and no row need be kept from choosing.
-    """
-    evidence = evidence_of(scorecard.figures)
-    if of == 1:
-        return evidence
-    table = _read_table(storage, scorecard, EXAMPLES_FILE)
-    confidence = 1 - (1 - recipe.confidence) / of
-    # Ten resamples beyond each end, or there is nothing to read the end from.
-    samples = max(recipe.bootstrap_samples, math.ceil(20 / (1 - confidence)))
-    wide = recipe.model_copy(update={"confidence": confidence, "bootstrap_samples": samples})
-    fixed = _compare(table, "holdout", wide)
-    assert fixed is not None
-    target = None if evidence.target is None else _compare(table, "target", wide)
-    over_best = None if evidence.best is None else _over_best(table, evidence.best.release, wide)
-    judged = evidence.judge
-    if judged is not None:
-        rows = table.filter(pa.compute.is_valid(table["judge_forward"])).to_pylist()
-        preference = ratio_interval(
-            [(row["judge_forward"] + row["judge_backward"]) / 2 for row in rows],
-            [1.0] * len(rows),
-            [row["cluster"] for row in rows],
-            confidence=confidence,
-            samples=samples,
-        )
-        judged = replace(judged, preference=preference)
-    tasks = evidence.lm_eval
-    if tasks:
-        by_doc = _read_table(storage, scorecard, LM_EVAL_FILE)
-        versions = {each.task: each.version for each in tasks}
-        tasks = lm_eval_figures(by_doc, versions, margin=tasks[0].margin, confidence=confidence, samples=samples)
-    return replace(evidence, fixed=fixed, target=target, judge=judged, best=over_best, lm_eval=tasks, num_candidates=of)
 
 
 def score_tasks(store: ArtifactStore, model: Model, tasks: Sequence[Task], chat_fallback: str) -> list[float]:
@@ -430,75 +347,6 @@ def _key(example: Example) -> tuple[str, str, int]:
     return example.set, example.row, example.number
 
 
-# ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def tasks_of(
-    corpora: Sequence[Corpus], name: str, side: str, recipe: Evaluate, storage: Storage, leave_out: frozenset[str]
-) -> list[Example]:
-    """At most `max_tasks` tasks of the rows on one side, those with the lowest hash of their ids."""
-    chosen: list[tuple[float, int, Example]] = []  # a heap; the highest hash, negated, comes first
-    order = count()
-    columns = ["id", "cluster", "side", "prompt", "text", "messages", *(["label"] if leave_out else [])]
-    for corpus in corpora:
-        for _, table in read_corpus(storage, corpus, columns=columns):
-            rows = table.filter(pa.compute.equal(table["side"], side))
-            if leave_out:
-                labels = pa.compute.utf8_lower(rows["label"])
-                rows = rows.filter(pa.compute.invert(pa.compute.is_in(labels, pa.array(sorted(leave_out)))))
-            for i, row in enumerate(rows["id"].to_pylist()):
-                hashes = [share_of(f"{row}/{n}", salt=name) for n in range(recipe.max_tasks_per_row)]
-                if len(chosen) == recipe.max_tasks and min(hashes) >= -chosen[0][0]:
-                    continue  # none of its tasks would be among the lowest: it need not be cut
-                prompt, text, messages = (rows[name][i].as_py() for name in ("prompt", "text", "messages"))
-                for number, task in enumerate(_cut(prompt, text, messages, recipe)):
-                    cluster = rows["cluster"][i].as_py()
-                    example = Example(
-                        set=name,
-                        corpus=corpus.id,
-                        row=row,
-                        number=number,
-                        cluster=cluster,
-                        task=task,
-                        is_reference=bool(prompt or messages),
-                    )
-                    heapq.heappush(chosen, (-hashes[number], next(order), example))
-                    if len(chosen) > recipe.max_tasks:
-                        heapq.heappop(chosen)
-    return [example for _, _, example in sorted(chosen, key=lambda entry: (-entry[0], entry[1]))]
-
-
-def _cut(prompt: str, text: str, messages: str, recipe: Evaluate) -> list[Task]:
-    if prompt or messages:
-        return [Task(prompt, text, messages)]
-    return cut_tasks(
-        text,
-        prompt_bytes=recipe.prompt_bytes,
-        answer_bytes=recipe.answer_bytes,
-        max_tasks=recipe.max_tasks_per_row,
-    )
-
-
-def _beginning(answer: str) -> str:
-    """The first bytes of an answer, where its prompt tells the most about it; farther on, chance hides that."""
-    return answer.encode()[:_BEGINNING_BYTES].decode("utf-8", "ignore") or answer[:1]
-
-
-def _beginnings(examples: Sequence[Example]) -> list[Task]:
-    return [replace(example.task, answer=_beginning(example.task.answer)) for example in examples]
-
-
-def _beginnings_after_others(examples: Sequence[Example]) -> list[Task]:
-    """The beginning of each answer after the prompt of a task of another cluster, as far as there is one."""
-    number = len(examples)
-    tasks = []
-    for i, example in enumerate(examples):
-        others = (examples[(i + step) % number] for step in range(1, number))
-        other = next((o for o in others if o.cluster != example.cluster), examples[(i + 1) % number])
-        tasks.append(replace(other.task, answer=_beginning(example.task.answer)))
-    return tasks
-
-
 # ── tasks on the cluster ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -538,114 +386,10 @@ def _baselines(store: ArtifactStore, model: Model, corpus: Corpus, tasks: Sequen
     return [(unigram.bits(task), deflate_bits(task)) for task in tasks]
 
 
-# ── comparisons ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _compare(table: pa.Table, name: str, recipe: Evaluate) -> Comparison | None:
-    rows = table.filter(pa.compute.equal(table["set"], name)).to_pylist()
-    if not rows:
-        return None
-
-    def interval(plus: str, minus: str | None = None, per: str = "bytes") -> Interval | None:
-        if any(row[plus] is None or (minus is not None and row[minus] is None) for row in rows):
-            return None
-        return _ratio_of(
-            rows, lambda row: row[plus] - (row[minus] if minus is not None else 0.0), lambda row: row[per], recipe
-        )
-
-    def share(plus: str, minus: str | None = None) -> Interval | None:
-        """Of the references that are answered to the letter, or how much more of them than by another."""
-        of = [row for row in rows if row[plus] is not None and (minus is None or row[minus] is not None)]
-        return _ratio_of(of, lambda row: float(row[plus]) - float(row[minus] if minus else 0), lambda row: 1.0, recipe)
-
-    candidate = interval("candidate")
-    assert candidate is not None
-    return Comparison(
-        name=name,
-        candidate=candidate,
-        champion=interval("champion"),
-        over_champion=interval("candidate", "champion"),
-        over_unigram=interval("candidate", "unigram"),
-        prompt_gain=interval("beginning_mispaired", "beginning", per="beginning_bytes"),
-        exact=share("candidate_exact"),
-        exact_over_champion=share("candidate_exact", "champion_exact"),
-    )
-
-
-def _over_best(table: pa.Table, release: str, recipe: Evaluate) -> OverBest | None:
-    """The candidate beside the best release so far, by the tasks of the holdout."""
-    rows = table.filter(pa.compute.is_valid(table["best"])).to_pylist()
-    over = _ratio_of(rows, lambda row: row["candidate"] - row["best"], lambda row: row["bytes"], recipe)
-    told = [row for row in rows if row["best_exact"] is not None and row["candidate_exact"] is not None]
-    exact = _ratio_of(
-        told, lambda row: float(row["candidate_exact"]) - float(row["best_exact"]), lambda row: 1.0, recipe
-    )
-    return None if over is None else OverBest(release=release, over=over, exact=exact)
-
-
-def _over_best_of(values: Any) -> OverBest | None:
-    if values is None:
-        return None
-    exact = None if values["exact"] is None else Interval(**values["exact"])
-    return OverBest(release=values["release"], over=Interval(**values["over"]), exact=exact)
-
-
-def _integrity(table: pa.Table, batches: Mapping[str, str], recipe: Evaluate) -> tuple[BatchIntegrity, ...]:
-    """Of each new batch whether its answers belong to their prompts, by the tasks of the target that come from it."""
-    rows = table.filter(pa.compute.equal(table["set"], "target")).to_pylist()
-    found = []
-    for corpus, batch in batches.items():
-        gain = _ratio_of(
-            [row for row in rows if row["corpus"] == corpus],
-            lambda row: row["beginning_mispaired"] - row["beginning"],
-            lambda row: row["beginning_bytes"],
-            recipe,
-        )
-        if gain is not None:
-            found.append(BatchIntegrity(batch=batch, prompt_gain=gain))
-    return tuple(found)
-
-
-def _ratio_of(
-    rows: Sequence[Mapping[str, Any]],
-    top: Callable[[Mapping[str, Any]], float],
-    bottom: Callable[[Mapping[str, Any]], float],
-    recipe: Evaluate,
-) -> Interval | None:
-    if not rows:
-        return None
-    return ratio_interval(
-        [top(row) for row in rows],
-        [bottom(row) for row in rows],
-        [row["cluster"] for row in rows],
-        confidence=recipe.confidence,
-        samples=recipe.bootstrap_samples,
-    )
-
-
-def _comparison(values: Any) -> Comparison | None:
-    if values is None:
-        return None
-    intervals = {k: Interval(**v) if isinstance(v, dict) else v for k, v in values.items() if k != "name"}
-    return Comparison(name=values["name"], **intervals)
-
-
-def _ratio(table: pa.Table, name: str, column: str) -> float:
-    rows = table.filter(pa.compute.equal(table["set"], name))
-    return float(pa.compute.sum(rows[column]).as_py() / pa.compute.sum(rows["bytes"]).as_py())
-
-
 def _parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
-
-
-def _read_table(storage: Storage, scorecard: Scorecard, name: str) -> pa.Table:
-    data = storage.read_bytes(scorecard.kind, scorecard.fingerprint[:16], name)
-    if data is None:
-        raise StorageError(f"expected {scorecard.uri}/{name}, found no such file; evaluate again in another root.")
-    return pq.read_table(pa.BufferReader(data))
 
 
 def _flat(lists: Sequence[Sequence[Scored]]) -> list[Scored]:

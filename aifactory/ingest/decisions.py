@@ -24,6 +24,7 @@ from aifactory.records.storage import Storage
 
 if TYPE_CHECKING:
     from aifactory.ingest.near_duplicates import Settled
+    from aifactory.ingest.sketches import Sketches
 
 
 NEAR, NEAR_SEEN, NEAR_LEAK = "near_duplicate", "near_seen_by_ancestor", "near_holdout_leak"
@@ -120,14 +121,14 @@ def _quarantined_drops(rows: Index, indexes: Sequence[Index], gone: Drops, earli
     masks = np.split(stays, np.cumsum([len(index) for index in indexes])[:-1])
     held = [held_out(earlier.ancestors), earlier.holdouts]
     held += [index.take(mask & index.is_holdout_N) for index, mask in zip(indexes, masks, strict=True)]
-    known = Sketches.joined([index.sketches for index in held if index.sketches is not None])
+    known = Sketches.joined([_sketched(index) for index in held if len(index)])
     ids_H2 = np.concatenate([index.ids_N2 for index in held])
     places, scores, likes = [], [], []
     start = 0
     for index, mask in zip(indexes, masks, strict=True):
-        assert index.sketches is not None, "a corpus whose rows are in quarantine has sketches"
-        training = np.flatnonzero(mask & ~index.is_holdout_N)
-        like_N, similarity_N = index.sketches.take(mask & ~index.is_holdout_N).most_like(known)
+        trains = mask & ~index.is_holdout_N
+        training = np.flatnonzero(trains)
+        like_N, similarity_N = _sketched(index).take(trains).most_like(known)
         near = similarity_N >= least
         places.append(start + training[near])
         scores.append(similarity_N[near])
@@ -140,6 +141,13 @@ def _quarantined_drops(rows: Index, indexes: Sequence[Index], gone: Drops, earli
         scores_D=np.concatenate(scores),
         details=likeness(np.concatenate(likes)),
     )
+
+
+def _sketched(index: Index) -> Sketches:
+    assert index.sketches is not None, (
+        "a corpus whose rows are in quarantine has sketches, and so has what it is compared with"
+    )
+    return index.sketches
 
 
 def _settled(earlier: Index, rows: Index, places: npt.NDArray[np.int64], near: NearDuplicatesStep) -> Settled:

@@ -333,7 +333,7 @@ def _scores(books: Books, first: Scorecard, second: Scorecard) -> list[ScorePair
 
 
 def _examples(books: Books, card: Scorecard) -> list[dict[str, Any]]:
-    from aifactory.evaluate.pipeline import EXAMPLES_FILE
+    from aifactory.evaluate.evidence import EXAMPLES_FILE
 
     data = books.storage.read_bytes(card.kind, card.fingerprint[:16], EXAMPLES_FILE)
     if data is None:
@@ -391,7 +391,7 @@ def _held_out(books: Books, corpora: Sequence[Corpus], limit: int) -> list[_Prom
     """Tasks of rows that are held out, cut as those on which a release is judged."""
     if not limit:
         return []
-    from aifactory.evaluate.pipeline import tasks_of
+    from aifactory.evaluate.examples import tasks_of
 
     recipe = books.config.evaluate.model_copy(update={"max_tasks": limit})
     found = tasks_of(corpora[:1], "holdout", "holdout", recipe, books.storage, frozenset())

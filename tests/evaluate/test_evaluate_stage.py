@@ -12,8 +12,9 @@ from judge_servers import judging
 from aifactory.cluster.tasks import run_here
 from aifactory.config import AnswerGuards, Evaluate, Judge, PromoteGate
 from aifactory.errors import EmptyCorpusError, StorageError
+from aifactory.evaluate.evidence import evidence_of, evidence_of_best
 from aifactory.evaluate.gate import judge
-from aifactory.evaluate.pipeline import evaluate_model, evidence_of, evidence_of_best
+from aifactory.evaluate.pipeline import evaluate_model
 from aifactory.evaluate.scoring import answer_bits, answer_scores, deflate_bits
 from aifactory.evaluate.statistics import ratio_interval
 from aifactory.records.artifacts import Record, Scorecard

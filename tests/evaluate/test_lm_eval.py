@@ -15,9 +15,10 @@ import torch
 from aifactory.cluster.tasks import run_here
 from aifactory.config import Evaluate, LmEval, PromoteGate
 from aifactory.errors import ConfigError, LmEvalError
+from aifactory.evaluate.evidence import evidence_of
 from aifactory.evaluate.gate import Comparison, Evidence, Promote, Reject, judge
 from aifactory.evaluate.lm_eval import TaskScores, lm_eval_figures, lm_eval_of, lm_eval_table, run_lm_eval
-from aifactory.evaluate.pipeline import evaluate_model, evidence_of
+from aifactory.evaluate.pipeline import evaluate_model
 from aifactory.evaluate.statistics import Interval
 
 BINARY = Path(__file__).parents[2] / ".peers" / "lm-eval" / "bin" / "python"
