@@ -17,7 +17,9 @@ import torch
 import uvicorn
 from endpoint_on_ray import Served
 from starlette.applications import Starlette
-from starlette.routing import Mount, Route
+from starlette.requests import Request
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -38,7 +40,6 @@ from aifactory.text.tokenizer import TextTokenizer, load_tokenizer
 
 LINES = ["the quick brown fox jumps over the lazy dog", "a bird in the hand is worth two in the bush"] * 4
 CONTEXT = 160
-METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 CONFIG = """\
 name: alpha
 ingest:
@@ -239,8 +240,14 @@ def answering(
                 task.cancel()
         await gateway.close()
 
-    routes = [Route("/{path:path}", gateway.handle, methods=METHODS)]
-    app = Starlette(routes=[Mount(prefix, routes=routes)] if prefix else routes, lifespan=lifespan)
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await gateway.handle(Request(scope, receive))
+        await response(scope, receive, send)
+
+    app = Starlette(routes=[Mount(prefix, app=answer)] if prefix else [], lifespan=lifespan)
+    if not prefix:
+        # A route would know no path with a line break in it, which Serve hands on as any other.
+        app.router.default = answer
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
     loops: list[asyncio.AbstractEventLoop] = []
 
