@@ -42,8 +42,8 @@ class Ingest(Section):
     changes its side only where the share of its stratum is changed. Default: none."""
     quarantine_similarity: float | None = Field(default=0.4, gt=0, le=1)
     """Least estimated Jaccard similarity of a row's runs of 32 bytes with those of one row that is held out, in this cycle or an
-    earlier one, at which it does not train: a copy in which a few words were changed. `near_duplicates` among the steps
-    looks more closely, and takes its place. null: exact copies alone. Default: 0.4."""
+    earlier one, at which it does not train: a copy in which a few words were changed. Rows of fewer than 128 bytes are not
+    looked at. `near_duplicates` among the steps looks more closely, and takes its place. null: exact copies alone. Default: 0.4."""
 
     @model_validator(mode="after")
     def _unique_names(self) -> Ingest:

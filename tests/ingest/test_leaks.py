@@ -489,7 +489,9 @@ def test_without_any_step_a_near_copy_of_what_an_earlier_cycle_held_out_does_not
 
 def test_short_rows_of_one_form_all_train(cycle):
     rng = random.Random(6)
-    rows = [{"text": f"what is the weather in {place} today please"} for place in words(rng, 80)]
+    rows = [
+        {"text": f"please tell me what the weather is going to be like today in {place}"} for place in words(rng, 80)
+    ]
 
     made = cycle(rows, "one", quarantine=0.4)
 
