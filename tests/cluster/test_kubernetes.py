@@ -77,7 +77,9 @@ def test_the_schema_finds_every_key_that_is_misspelt(kind: str) -> None:
     manifest = by_kind(config_of(GPUS))[kind]
     ways = list(places(manifest))
     assert len(ways) > 10
-    validator = jsonschema.validators.validator_for(SCHEMAS[kind])(SCHEMAS[kind])  # which looks at the schema itself once
+    validator = jsonschema.validators.validator_for(SCHEMAS[kind])(
+        SCHEMAS[kind]
+    )  # which looks at the schema itself once
     for way in ways:
         changed = copy.deepcopy(manifest)
         at = changed
