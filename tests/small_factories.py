@@ -20,7 +20,12 @@ def small_config(folder: Path, *, name: str = "small", **sections: Any) -> dict[
         write_topics(corpus, KNOWN, documents=14)
     values: dict[str, Any] = {
         "name": name,
-        "ingest": {"sources": [{"name": "topics", "kind": "text", "path": str(corpus)}], "holdout_share": 0.2},
+        "ingest": {
+            "sources": [{"name": "topics", "kind": "text", "path": str(corpus)}],
+            "holdout_share": 0.2,
+            # Documents of one topic resemble one another, and all of these few are to train.
+            "quarantine_similarity": None,
+        },
         "tokenize": {"vocab_size": 512, "row_len": 128},
         "model": {"architecture": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "context_length": 512}},
         "train": {"max_steps": 60, "global_batch_rows": 8, "learning_rate": 0.01, "warmup_steps": 5},
