@@ -174,13 +174,6 @@ def _sorted_set(keys: Sequence[npt.NDArray[np.uint64]]) -> npt.NDArray[np.uint64
     return key_K
 
 
-def hashed_runs(texts: pa.Array, num_words: int) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
-    """The hashes of the runs of so many words, for some texts after the other: run_W and end_N1. Those of the i-th of these texts are
-    run_W[end_N1[i] : end_N1[i + 1]]; a shorter text has none."""
-    for run_W, end_N1, _ in _ngrams(texts, num_words, num_words):
-        yield run_W, end_N1
-
-
 def _ngrams(
     texts: pa.Array, ngram_words: int, min_words: int
 ) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:

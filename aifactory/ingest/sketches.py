@@ -11,7 +11,7 @@ Similarity  of two sketches: of the least SIZE hashes of both together the share
             or more.
 Common      a run that more than MOST_ROWS rows of the holdout have among their least is common to all (a licence, a form): it makes
             no row like another.
-Cost        about a nanosecond a byte, and 4 bytes a hash. Sketches are made where a row is read, and none is read again.
+Cost        about 3 ns of CPU a byte (`benchmarks/ingest_profile.py`), and 4 bytes a hash. Sketches are made where a row is read, and none is read again.
 
 Import this module where it is needed: numba takes its time.
 

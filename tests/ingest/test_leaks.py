@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from corpus_rows import corpus_table
+from said_words import replaced, words
 
 from aifactory.cluster.tasks import run_here
 from aifactory.config import NearDuplicatesStep
@@ -27,18 +28,6 @@ SHARE = 0.25
 NEAR = {"step": "near_duplicates"}
 DECONTAMINATE = {"step": "decontaminate"}
 FIRST, SECOND = ("corpus", "1" * 16), ("corpus", "2" * 16)
-
-
-def words(rng, count):
-    return [f"w{rng.randrange(10**6)}" for _ in range(count)]
-
-
-def replaced(rng, text, number):
-    """A text with other words in a few places."""
-    said = text.split()
-    for at in rng.sample(range(len(said)), number):
-        said[at] = f"v{rng.randrange(10**6)}"
-    return " ".join(said)
 
 
 def sides(rows):

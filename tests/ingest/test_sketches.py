@@ -7,21 +7,10 @@ import random
 import numpy as np
 import pyarrow as pa
 import pytest
+from said_words import replaced, words
 
 from aifactory.config import Ingest
 from aifactory.ingest.sketches import _GEAR, MOST_ROWS, RUN, SHORTEST, SIZE, Sketches
-
-
-def words(rng, count):
-    return [f"w{rng.randrange(10**6)}" for _ in range(count)]
-
-
-def replaced(rng, text, number):
-    """A text with other words in a few places."""
-    said = text.split()
-    for at in rng.sample(range(len(said)), number):
-        said[at] = f"v{rng.randrange(10**6)}"
-    return " ".join(said)
 
 
 def hashes(text):

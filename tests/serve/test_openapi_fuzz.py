@@ -74,6 +74,5 @@ def test_very_many_requests_by_the_description_are_answered_by_it(endpoint):
     number = int(os.environ.get("AIFACTORY_FUZZ_REQUESTS") or 50_000)
     statuses = ask_all(endpoint, start=int(os.environ.get("AIFACTORY_FUZZ_SEED") or time.time()), each=number // 100)
 
-    # How many are right is the generator's to say (458 of 8,505 by one seed): enough that not all were refused.
-    assert statuses["200"] > number // 200
+    assert statuses["200"] > number // 100
     assert endpoint.engine.num_unfinished == 0
