@@ -201,13 +201,7 @@ def _find(hash_M, end_N1, held_K, held_end_H1, is_rare_K, posted_K, row_K, filte
             found = hash_M[m]
             if filter_F[_bit(found, len(filter_F) - 1)] == 0:
                 continue
-            low, high = 0, len(posted_K)
-            while low < high:
-                middle = (low + high) >> 1
-                if posted_K[middle] < found:
-                    low = middle + 1
-                else:
-                    high = middle
+            low = np.searchsorted(posted_K, found)
             while low < len(posted_K) and posted_K[low] == found:
                 h = row_K[low]
                 low += 1
