@@ -223,7 +223,7 @@ def test_the_command_says_the_same_in_text_and_json(
     text = document(0, 0)
     expected = factory.trace(text, limit=2)
     config = tmp_path / "config.yaml"
-    config.write_text(json.dumps(factory.config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    config.write_text(json.dumps(factory.config.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
 
     assert main(["trace", str(config), "--text", text, "--limit", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(expected.to_json()))

@@ -122,7 +122,7 @@ def test_the_command_says_the_same_in_text_and_json(
     loop: Factory, copied: Callable[..., Factory], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(loop.config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    config.write_text(yaml.safe_dump(loop.config.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
     expected = loop.diff("1", "2", limit=2, max_tokens=6)
     arguments = ["diff", "1", "2", str(config), "--limit", "2", "--max-tokens", "6"]
 

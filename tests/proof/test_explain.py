@@ -87,7 +87,7 @@ def test_the_command_writes_text_json_and_the_page(
     loop: Factory, story: CycleStory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, page = tmp_path / "config.yaml", tmp_path / "cycle.html"
-    config.write_text(yaml.safe_dump(loop.config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    config.write_text(yaml.safe_dump(loop.config.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
 
     assert main(["explain", "2", str(config), "--json", "--html", str(page)]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(story.to_json()))

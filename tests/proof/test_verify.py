@@ -275,7 +275,7 @@ def test_the_command_rebuilds_on_the_cluster_and_its_status_says_whether_it_is_e
 ) -> None:
     config = tiny_config(tmp_path)
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
     with Factory(config) as factory:
         factory.run()
         model = made_of(factory, 1)["model"]
