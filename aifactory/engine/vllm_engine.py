@@ -130,6 +130,7 @@ class VllmEngine:
         self._unfinished: dict[str, list[_Running]] = {}
         self._num_unfinished = 0
         self._closing = False
+        self._failure: str | None = None
         # Of the loop's thread.
         self._llm: Any = None
         self._lora: dict[str, Any] = {}
@@ -181,8 +182,9 @@ class VllmEngine:
         """Why it will never answer again though nobody closed it; None while it serves."""
         llm = self._llm
         if not self._closing and llm is not None and llm.errored:
-            return "vLLM's process has ended"
-        return None
+            # Kept: whoever is answered while the replica is already being put away is told of it too.
+            self._failure = "vLLM's process has ended"
+        return self._failure
 
     @property
     def adapters(self) -> frozenset[str]:

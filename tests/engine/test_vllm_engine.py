@@ -118,6 +118,8 @@ def test_when_vllms_process_is_killed_all_answers_end_with_an_error_and_the_engi
         submit(engine, Collected(), [1], max_tokens=1)
     assert engine.num_unfinished == 0
     engine.close(5.0)
+    # Whoever is told only now is told the same.
+    assert engine.failure is not None
     # Nobody of them is left.
     wait_until(lambda: not any(process.is_running() and process.status() != "zombie" for process in own))
 
