@@ -28,7 +28,7 @@ Who      endpoint        this project, `Factory.serve` on a Ray of its own, by H
          plain           the model's own forward by torch, in our engine, in process, as are
          float32, bfloat16, int8               the kernels' kinds
          llamacpp_f32, llamacpp_bf16, llamacpp_q8_0   llama.cpp (make .peers/llamacpp/installed), by its batch interface
-         All run two threads on two processors, 32 sequences at most. All stay up while one has its turn; a peer that does not keep
+         All run two threads on two processors, 32 sequences at most. All of a cast stay up while one has its turn; a peer that does not keep
          still then is stopped (SIGSTOP) between its turns.
 Loads    closed loop, and for what speaks HTTP `ragged`: an open loop of Poisson arrivals, the same for both, whose lengths are
          those of docstrings and bodies in Python's own library (lengths.py).
@@ -72,13 +72,16 @@ _VLLM = {"vllm_cpu": "float32", "vllm_cpu_bfloat16": "bfloat16"}
 PAIRS = (("endpoint", "vllm_cpu"), ("endpoint_bfloat16", "vllm_cpu_bfloat16"))
 """Of HTTP on both sides."""
 _SAME_WEIGHTS = ("endpoint", "endpoint_serve", "vllm_cpu", "plain", "float32", "llamacpp_f32")
-WHO = (
-    *PAIRS[0],
-    *("float32", "llamacpp_f32", "endpoint_serve"),
-    *PAIRS[1],
-    *("bfloat16", "llamacpp_bf16", "int8", "llamacpp_q8_0", "plain"),
+CASTS = (
+    (
+        *(*PAIRS[0], "float32", "llamacpp_f32", "endpoint_serve", "bfloat16", "llamacpp_bf16", "int8"),
+        *("llamacpp_q8_0", "plain"),
+    ),
+    PAIRS[1],
 )
-"""Neighbours are compared."""
+"""Who is there at once; neighbours are compared. All of them would not find room in 24 GiB, with the keys and values of 32 long
+answers each: Ray ends the replica of the one that it finds."""
+WHO = tuple(name for cast in CASTS for name in cast)
 _THREADS = os.cpu_count() or 1
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 # Ours sleep where there is nothing to do, as in a factory's cluster; what others' threads do is theirs to say.
@@ -157,21 +160,26 @@ _SMALL_ROUNDS = 5
 
 
 def measure(quick: bool, rounds: int | None, who: Sequence[str]) -> Measured:
-    """Start all that is there, give each its turns, end it."""
+    """Start all of a cast that is there, give each its turns, end it."""
     sizes = QUICK if quick else FULL
-    small = _small(1 if quick else _SMALL_ROUNDS) if {"endpoint", "float32"} <= set(who) else {}
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        bench = Bench(Path(scratch), sizes, stack)
-        bench.raw.update(small)
-        for name in WHO:
-            if name in who:
+    notes, peers, said = [f"{_THREADS} threads"], {}, {}
+    raw: defaultdict[str, list[float]] = defaultdict(list)
+    raw.update(_small(1 if quick else _SMALL_ROUNDS) if {"endpoint", "float32"} <= set(who) else {})
+    for cast in CASTS:
+        names = [name for name in cast if name in who]
+        with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+            bench = Bench(Path(scratch), sizes, stack)
+            for name in names:
                 bench.start(name)
-        bench.warm_up()
-        for number in range(rounds or sizes.rounds):
-            bench.round(number)
-            if "endpoint" in bench.contenders:
-                bench.swap(number)
-        return bench.measured()
+            bench.warm_up()
+            for number in range(rounds or sizes.rounds):
+                bench.round(number)
+                if "endpoint" in bench.contenders:
+                    bench.swap(number)
+        raw.update(bench.raw)
+        notes, peers, said = notes + bench.notes, peers | bench.peers, said | bench.said
+    found = figures(raw, said, sizes.loads, sizes.answer_tokens)
+    return Measured(figures=found, raw={key: values for key, values in raw.items() if values}, notes=notes, peers=peers)
 
 
 def _small(rounds: int) -> dict[str, list[float]]:
@@ -204,7 +212,7 @@ class Bench:
         self.targets: dict[str, Target] = {}
         self.said: dict[str, Any] = {}
         self.raw: defaultdict[str, list[float]] = defaultdict(list)
-        self.notes = [f"{_THREADS} threads"]
+        self.notes: list[str] = []
         self.peers: dict[str, Mapping[str, object]] = {}
         self._paused: set[str] = set()
         self.folders = [self._write_model(seed) for seed in (0, 1)]
@@ -435,18 +443,6 @@ class Bench:
         if http:
             self.raw[f"client_cpu_{name}"].append(seen.client_cpu)
         print(f"{name}: {seen.tokens_per_s:.1f} tokens/s", file=sys.stderr)
-
-    # ── what comes of it ──────────────────────────────────────────────────────────────────────────────────────────────
-
-    def measured(self) -> Measured:
-        """The figures, from the raw numbers."""
-        found = figures(self.raw, self.said, self.sizes.loads, self.sizes.answer_tokens)
-        return Measured(
-            figures=found,
-            raw={key: values for key, values in self.raw.items() if values},
-            notes=self.notes,
-            peers=self.peers,
-        )
 
 
 def _swap_seconds(contender: Contender, release: str) -> float:
