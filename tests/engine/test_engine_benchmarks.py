@@ -253,7 +253,8 @@ def test_gaps_are_within_an_answer_and_end_when_a_token_came():
 
 def test_every_key_of_serving_is_told_of_and_quick_takes_less_of_everything():
     found = figures(defaultdict(list), {}, LOADS, 64)
-    wanted = {f"{name}_c{c}" for name in ("over_vllm_cpu", "ttft_over_vllm_cpu", "over_llamacpp") for c in (1, 8, 32)}
+    peers = [f"{what}over_vllm_cpu{kind}" for what in ("", "ttft_") for kind in ("", "_bfloat16")]
+    wanted = {f"{name}_c{c}" for name in (*peers, "over_llamacpp") for c in (1, 8, 32)}
     wanted |= {"bandwidth_share_c1", "http_ms_per_token_c8", "noop_rps_c32"}
     assert set(found) == wanted | {"swap_failed", "swap_p99_ratio", "swap_beyond_load_s"}
     for key in found:

@@ -130,7 +130,7 @@ class Paced:
                     read.set()
 
             self.loop.call_soon_threadsafe(wait, 5)
-            read.wait(0.5)
+            read.wait(10.0)
 
         self.engine.submit(request, hand_over)
 
