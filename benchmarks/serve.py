@@ -167,6 +167,8 @@ def measure(quick: bool, rounds: int | None, who: Sequence[str]) -> Measured:
     raw.update(_small(1 if quick else _SMALL_ROUNDS) if {"endpoint", "float32"} <= set(who) else {})
     for cast in CASTS:
         names = [name for name in cast if name in who]
+        if not names:
+            continue
         with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
             bench = Bench(Path(scratch), sizes, stack)
             for name in names:
@@ -340,7 +342,7 @@ class Bench:
                 turns = [name for name in names if place == 0 or name in sizes.long_who]
                 # What was asked before is not answered from a cache of beginnings: those of the second turn are others.
                 others = [[*reversed(ids)] for ids in prompts]
-                again = [name for pair in PAIRS for name in reversed(pair) if name in turns]
+                again = [name for name in reversed(turns) if any(name in pair for pair in PAIRS)]
                 for name, asked in [*((name, prompts) for name in turns), *((name, others) for name in again)]:
                     seen = self.ask(name, asked, concurrency=concurrency)
                     self._keep(seen, f"{name}_{length}_c{concurrency}", http=name in self.targets)

@@ -60,16 +60,11 @@ def ask_all(endpoint, *, start: int, each: int) -> Counter[str]:
     return statuses
 
 
-def succeeded(statuses: Counter[str]) -> int:
-    """How many were right: 200, and 202 where something was asked for that takes its time."""
-    return sum(number for status, number in statuses.items() if status.startswith("2"))
-
-
 @pytest.mark.slow
 def test_requests_by_the_description_are_answered_by_it(endpoint):
     statuses = ask_all(endpoint, start=20261125, each=12)
 
-    assert succeeded(statuses) > 12
+    assert statuses["200"] > 12
     assert statuses["400"] > 40
     assert endpoint.engine.num_unfinished == 0
 
@@ -79,5 +74,6 @@ def test_very_many_requests_by_the_description_are_answered_by_it(endpoint):
     number = int(os.environ.get("AIFACTORY_FUZZ_REQUESTS") or 50_000)
     statuses = ask_all(endpoint, start=int(os.environ.get("AIFACTORY_FUZZ_SEED") or time.time()), each=number // 100)
 
-    assert succeeded(statuses) > number // 100
+    # What is asked for and takes its time (/v1/retrains) was right too.
+    assert statuses["200"] + statuses["202"] > number // 100
     assert endpoint.engine.num_unfinished == 0
