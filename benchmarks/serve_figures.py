@@ -46,10 +46,13 @@ def figures(
     found["bandwidth_share_c1"] = _bandwidth_share(raw, said, min(loads), answer_tokens)
     length = min(loads)
     for name in ("endpoint", "endpoint_serve"):
-        # One has two turns a round and the other one.
         ours, alone = (raw[f"tokens_per_s_{who}_{length}_c8"] for who in (name, "float32"))
         if ours and alone:
-            raw[f"http_ms_per_token_{name}_c8"] = [1e3 / statistics.median(ours) - 1e3 / statistics.median(alone)]
+            # One has two turns a round and the other one: each turn is beside that of its round.
+            turns = len(ours) // len(alone)
+            beside = [speed for speed in alone for _ in range(turns)]
+            pairs = zip(ours, beside, strict=False)
+            raw[f"http_ms_per_token_{name}_c8"] = [1e3 / http - 1e3 / speed for http, speed in pairs]
     pairs = zip(raw["tokens_per_s_endpoint_small_c8"], raw["tokens_per_s_float32_small_c8"], strict=False)
     raw["http_ms_per_token_c8"] = [1e3 / ours - 1e3 / alone for ours, alone in pairs]
     raw["noop_rps_c32"] = raw["noop_rps_endpoint_c32"]
