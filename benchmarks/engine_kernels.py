@@ -95,14 +95,13 @@ def _measure_products(rounds: int, raw: dict[str, list[float]], figures: dict[st
     def by_tiles() -> None:
         for b in range(num_vectors):
             tiles.cut_row(vectors[b], b, left)
-        tiles.multiply_tiles(panels, left, right, tiled, num_vectors, 0, len(panels))
+        tiles.multiply_tiles(panels, left, right, parts, tiled, num_vectors, 0, len(panels))
         found["tiles"] = tiled
 
     calls = {"vectors": by_vectors, "torch": by_torch}
     if tiles.can_use_tiles():
-        left, right = (
-            _zeros(n, dtype=torch.int16) for n in (tiles.num_left(num_vectors, length), tiles.num_right(length))
-        )
+        left, right = (_zeros(n, dtype=torch.int16) for n in (tiles.num_left(num_vectors, length), tiles.NUM_RIGHT))
+        parts = _zeros(tiles.num_parts(num_vectors))
         tiled = _zeros(num_vectors, num_rows)
         calls["tiles"] = by_tiles
     threads = torch.get_num_threads()

@@ -1,8 +1,8 @@
 """CompiledForward: the forward of a packed model, by the kernels, over the same cache as the model's own forward.
 
 Law      a token's logits depend, to the bit, on its own text alone, and on where its prompt ended: not on the batch, nor on how the
-         prompt was cut into chunks, nor on the number of threads. Without tiles (`tiles.py`) on its text alone: a token that was
-         generated then has the keys that it would have had in a prompt.
+         prompt was cut into chunks, nor on the number of threads. With tiles (`tiles.py`) a longer prompt has other bits than the
+         same tokens would have that were generated one by one, so those are not in its place, nor it in theirs (`has_tiles`).
 Shapes   as in kernels.py.
 """
 
@@ -93,7 +93,7 @@ class CompiledForward:
         with_tiles   whether prompts may be read by the processor's matrix unit, where it has one
         """
         from aifactory.engine.kernels import forward
-        from aifactory.engine.tiles import can_use_tiles, num_left, num_right
+        from aifactory.engine.tiles import NUM_RIGHT, can_use_tiles, num_left, num_parts
         from aifactory.engine.vectors import MOST_VECTORS
         from aifactory.engine.worksharing import SYNC_SIZE
 
@@ -138,11 +138,12 @@ class CompiledForward:
         self._num_logits = PANEL * len(self._head[0])
         longest = max(columns for _, _, columns in self._shapes)
         self.has_tiles = with_tiles and can_use_tiles()
-        self._num_left = partial(num_left, length=longest)
+        """Whether prompts may have other bits than what is generated."""
+        self._num_left, self._num_parts = partial(num_left, length=longest), num_parts
         self._left = torch.empty(0, dtype=torch.int16).numpy()
-        self._rights = torch.empty(
-            team.num_threads, num_right(longest) if self.has_tiles else 0, dtype=torch.int16
-        ).numpy()
+        num_right = NUM_RIGHT if self.has_tiles else 0
+        self._rights = torch.empty(team.num_threads, num_right, dtype=torch.int16).numpy()
+        self._sums = torch.empty(team.num_threads, 0).numpy()
 
     def set_adapters(self, adapters: Sequence[Adapter]) -> None:
         """Make these known. From any thread; a step that runs goes on with those that it knew.
@@ -159,8 +160,8 @@ class CompiledForward:
     def prefill(
         self, ids_1Q: Tensor, row: int, begin: int, *, length: int, last_only: bool, adapter: str | None = None
     ) -> Tensor:
-        """Logits (1 or Q, V) after the last or after each of Q tokens, which are written into one row from `begin` on; the
-        whole prompt has `length`."""
+        """Logits (1 or Q, V) after the last or after each of Q tokens, which are written into one row from `begin` on;
+        `length` as `PromptChunk.length`."""
         num_tokens = ids_1Q.shape[1]
         last_O = np.arange(num_tokens - 1 if last_only else 0, num_tokens)
         places = np.arange(begin, begin + num_tokens)
@@ -215,6 +216,7 @@ class CompiledForward:
         self._make_room(len(x_BH), 3 * low_ranks.rank)
         if is_tiled and len(self._left) < self._num_left(len(x_BH)):
             self._left = torch.empty(self._num_left(len(x_BH)), dtype=torch.int16).numpy()
+            self._sums = torch.empty(len(self._rights), self._num_parts(len(x_BH))).numpy()
         adapter_B = np.full(len(x_BH), -1)
         for place, name in enumerate(adapters):
             if name is not None:
@@ -244,6 +246,7 @@ class CompiledForward:
             is_tiled,
             self._left,
             self._rights,
+            self._sums,
             hidden_OH.numpy(),
             logits_OV.numpy(),
         )

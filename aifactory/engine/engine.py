@@ -70,7 +70,8 @@ class TorchEngine:
         compiled: bool | None = None,
         weights: WeightKind | None = None,
         graphs: bool | None = None,
-        tiles: bool | None = None,
+        tiles: bool = True,
+        reuses_answers: bool = True,
     ) -> None:
         """Check the model, allocate the cache, start the thread. The model belongs to the engine from here on.
 
@@ -86,9 +87,9 @@ class TorchEngine:
         prefix_tokens   tokens of former prompts and answers that are kept for those that begin alike, 0 for none.
                         None: a quarter of cache_tokens.
         batch_invariant whether an answer must have the same bits whatever else is in the batch and was before. With the
-                        kernels and weights in float32 it has them anyway; with fewer bits it costs the tiles. Without
-                        kernels each row is then computed by itself, and no beginning is reused: a step of B rows takes as
-                        long as B steps of one.
+                        kernels what is in the batch never changes them, and this is not `reuses_answers`. Without them each
+                        row is then computed by itself, and no beginning is reused: a step of B rows takes as long as B
+                        steps of one.
         adapters        folders of low-rank adapters in peft's form, by the names that requests choose them by
         compiled        whether the engine's own kernels compute the model: on a CPU all of it (`why_not_packed` says which
                         ones they can), on CUDA decode steps and prompts (`why_not_fused`). Its weights are then laid out anew, in
@@ -97,9 +98,9 @@ class TorchEngine:
         graphs          whether decode steps are CUDA graphs. None: on CUDA, unless `batch_invariant`. On a CPU there is none, but
                         the same is done in the same memory.
         tiles           with the kernels on a CPU: whether longer prompts are multiplied by the processor's matrix unit, where it
-                        has one: as exactly, but not to the same bits as what is generated, so that an answer that reuses
-                        another's tokens may differ in last bits. None: with weights of fewer bits than float32, of which
-                        there are half the products, unless `batch_invariant`.
+                        has one: as exactly, but not to the same bits as what is generated.
+        reuses_answers  with tiles: whether a prompt that goes on from a former answer has what was generated there. Else
+                        that answer is read again, and has the bits that it has wherever it is read.
         Raises          ConfigError, ParityError if this engine can't serve the architecture; TokenizerMismatchError.
         """
         for name, value, least in (
@@ -158,13 +159,7 @@ class TorchEngine:
                 prompts: PromptReader | None = None
                 is_fused = False
                 if self._team is not None and packed is not None:
-                    forward = prompts = CompiledForward(
-                        model,
-                        packed,
-                        cache,
-                        self._team,
-                        with_tiles=tiles if tiles is not None else kind != "float32" and not batch_invariant,
-                    )
+                    forward = prompts = CompiledForward(model, packed, cache, self._team, with_tiles=tiles)
                     check(compiled=forward)
                     check(prompts=prompts)
                     if forward.has_tiles:
@@ -202,6 +197,7 @@ class TorchEngine:
             cache_tokens=self._cache_tokens,
             prefix_tokens=self._prefix_tokens,
             batch_invariant=batch_invariant,
+            reuses_answers=reuses_answers and not batch_invariant,
             compiled=forward,
             steps=steps,
             prompts=prompts,
@@ -250,7 +246,8 @@ class TorchEngine:
         compiled: bool | None = None,
         weights: WeightKind | None = None,
         graphs: bool | None = None,
-        tiles: bool | None = None,
+        tiles: bool = True,
+        reuses_answers: bool = True,
     ) -> TorchEngine:
         """The engine of a model folder with its tokenizer.
 
@@ -273,6 +270,7 @@ class TorchEngine:
             weights=weights,
             graphs=graphs,
             tiles=tiles,
+            reuses_answers=reuses_answers,
         )
 
     @property

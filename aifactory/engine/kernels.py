@@ -35,7 +35,7 @@ from aifactory.engine.products import (
     reduce,
     scale,
 )
-from aifactory.engine.tiles import cut_row
+from aifactory.engine.tiles import MOST_PANELS, cut_row
 from aifactory.engine.vectors import (
     LANES,
     MOST_VECTORS,
@@ -50,7 +50,7 @@ from aifactory.engine.vectors import (
     sum_of,
     weigh,
 )
-from aifactory.engine.worksharing import next_of, next_part, part_of, wait_for_all
+from aifactory.engine.worksharing import PANELS_AT_LEAST, next_of, next_part, part_of, wait_for_all
 
 
 @kernel
@@ -136,6 +136,7 @@ def forward(
     is_tiled: bool,
     left: Any,
     rights: Any,
+    sums: Any,
     hidden_OH: Any,
     logits_OV: Any,
 ) -> None:
@@ -160,7 +161,8 @@ def forward(
     buffers     of at least B rows: (B, 3 * rank), (B, H), that of queries, keys and values, (B, A D), (B, H), that of gate and up, as
                 many columns as their panels have rows; of each thread (MOST_VECTORS, T)
     is_tiled    whether matrices, but for the head, are multiplied by tiles
-    left        room for the tiles of B vectors of the longest kind; rights (threads, room for a thread's tiles of weights)
+    left        room for the tiles of B vectors of the longest kind; rights (threads, room for a thread's tiles of weights), sums likewise
+                for its sums of B vectors
     logits_OV   likewise
     """
     num_heads, num_heads_kv, width, num_positions, has_head_norms, epsilon, scaling = shape
@@ -177,7 +179,8 @@ def forward(
     group = num_heads // num_heads_kv
     row_size = num_heads_kv * num_positions * width
     cos_TD, sin_TD = rotary
-    right = rights[thread]
+    right, parts = rights[thread], sums[thread]
+    together = MOST_PANELS if is_tiled else PANELS_AT_LEAST
     # Tokens of a prompt go together, those of a step have keys of their own.
     per_piece = MOST_VECTORS if num_rows > 1 and row_B[0] == row_B[1] else 1
     num_pieces = (num_rows + per_piece - 1) // per_piece
@@ -188,11 +191,11 @@ def forward(
                 cut_row(normed[b], b, left)
         wait_for_all(sync, num_threads)
 
-        begin, end = next_part(sync, w_qkv.shape[1], num_threads)
+        begin, end = next_part(sync, w_qkv.shape[1], num_threads, together)
         while begin < end:
-            product_of(w_qkv[layer], normed, qkv, num_rows, begin, end, is_tiled, left, right)
+            product_of(w_qkv[layer], normed, qkv, num_rows, begin, end, is_tiled, left, right, parts)
             scale(qkv, s_qkv[layer], b_qkv[layer], num_rows, PANEL * begin, PANEL * end)
-            begin, end = next_part(sync, w_qkv.shape[1], num_threads)
+            begin, end = next_part(sync, w_qkv.shape[1], num_threads, together)
         if has_adapters:
             reduce(thread, num_threads, low_rank_a[0], layer, normed, adapter_B, low)
             wait_for_all(sync, num_threads)
@@ -264,13 +267,13 @@ def forward(
                 cut_row(attended[b], b, left)
             wait_for_all(sync, num_threads)
 
-        begin, end = next_part(sync, w_out.shape[1], num_threads)
+        begin, end = next_part(sync, w_out.shape[1], num_threads, together)
         while begin < end:
-            product_of(w_out[layer], attended, added, num_rows, begin, end, is_tiled, left, right)
+            product_of(w_out[layer], attended, added, num_rows, begin, end, is_tiled, left, right, parts)
             scale(added, s_out[layer], b_out[layer], num_rows, PANEL * begin, PANEL * end)
             if not has_adapters:
                 add(x_BH, added, num_rows, PANEL * begin, PANEL * end)
-            begin, end = next_part(sync, w_out.shape[1], num_threads)
+            begin, end = next_part(sync, w_out.shape[1], num_threads, together)
         if has_adapters:
             reduce(thread, num_threads, low_rank_a[1], layer, attended, adapter_B, low)
             wait_for_all(sync, num_threads)
@@ -286,14 +289,16 @@ def forward(
         wait_for_all(sync, num_threads)
 
         # The same rows of gate and up, so that their product needs no barrier.
-        begin, end = next_part(sync, num_inner // PANEL, num_threads)
+        begin, end = next_part(sync, num_inner // PANEL, num_threads, together)
         while begin < end:
             for start in (0, num_inner // PANEL):
-                product_of(w_up[layer], normed, inner, num_rows, start + begin, start + end, is_tiled, left, right)
+                product_of(
+                    w_up[layer], normed, inner, num_rows, start + begin, start + end, is_tiled, left, right, parts
+                )
                 scale(inner, s_up[layer], b_up[layer], num_rows, PANEL * (start + begin), PANEL * (start + end))
             if not has_adapters:
                 gate(inner, num_rows, num_inner, PANEL * begin, PANEL * end)
-            begin, end = next_part(sync, num_inner // PANEL, num_threads)
+            begin, end = next_part(sync, num_inner // PANEL, num_threads, together)
         if has_adapters:
             reduce(thread, num_threads, low_rank_a[2], layer, normed, adapter_B, low)
             wait_for_all(sync, num_threads)
@@ -308,13 +313,13 @@ def forward(
                 cut_row(inner[b, : w_down.shape[2]], b, left)
             wait_for_all(sync, num_threads)
 
-        begin, end = next_part(sync, w_down.shape[1], num_threads)
+        begin, end = next_part(sync, w_down.shape[1], num_threads, together)
         while begin < end:
-            product_of(w_down[layer], inner, added, num_rows, begin, end, is_tiled, left, right)
+            product_of(w_down[layer], inner, added, num_rows, begin, end, is_tiled, left, right, parts)
             scale(added, s_down[layer], b_down[layer], num_rows, PANEL * begin, PANEL * end)
             if not has_adapters:
                 add(x_BH, added, num_rows, PANEL * begin, PANEL * end)
-            begin, end = next_part(sync, w_down.shape[1], num_threads)
+            begin, end = next_part(sync, w_down.shape[1], num_threads, together)
         if has_adapters:
             reduce(thread, num_threads, low_rank_a[3], layer, inner, adapter_B, low)
             wait_for_all(sync, num_threads)
@@ -329,9 +334,9 @@ def forward(
     if logits_OV.shape[1] == 0:
         return
     w_head, s_head, b_head = head
-    begin, end = next_part(sync, w_head.shape[0], num_threads)
+    begin, end = next_part(sync, w_head.shape[0], num_threads, PANELS_AT_LEAST)
     while begin < end:
         product_of_vectors(w_head, hidden_OH, logits_OV, len(last_O), begin, end)
         scale(logits_OV, s_head, b_head, len(last_O), PANEL * begin, PANEL * end)
-        begin, end = next_part(sync, w_head.shape[0], num_threads)
+        begin, end = next_part(sync, w_head.shape[0], num_threads, PANELS_AT_LEAST)
     wait_for_all(sync, num_threads)

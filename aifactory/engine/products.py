@@ -26,7 +26,7 @@ from aifactory.engine.vectors import (
     panels_of_many,
     panels_of_one,
 )
-from aifactory.engine.worksharing import next_part, wait_for_all
+from aifactory.engine.worksharing import PANELS_AT_LEAST, next_part, wait_for_all
 
 
 @kernel
@@ -46,10 +46,11 @@ def product_of(
     is_tiled: bool,
     left: Any,
     right: Any,
+    parts: Any,
 ) -> None:
     """As `product_of_vectors`; where `is_tiled`, of the vectors that are in `left`."""
     if is_tiled:
-        multiply_tiles(w_PK, left, right, y_BN, num_rows, begin, end)
+        multiply_tiles(w_PK, left, right, parts, y_BN, num_rows, begin, end)
     else:
         product_of_vectors(w_PK, x_BK, y_BN, num_rows, begin, end)
 
@@ -117,11 +118,11 @@ def product(
 ) -> None:
     """y = x @ w.T * scale + bias: one matrix by itself. y has the columns of whole panels."""
     num_rows = x_BK.shape[0]
-    begin, end = next_part(sync, w_PK.shape[0], num_threads)
+    begin, end = next_part(sync, w_PK.shape[0], num_threads, PANELS_AT_LEAST)
     while begin < end:
         product_of_vectors(w_PK, x_BK, y_BN, num_rows, begin, end)
         scale(y_BN, scale_N, bias_N, num_rows, PANEL * begin, PANEL * end)
-        begin, end = next_part(sync, w_PK.shape[0], num_threads)
+        begin, end = next_part(sync, w_PK.shape[0], num_threads, PANELS_AT_LEAST)
     wait_for_all(sync, num_threads)
 
 

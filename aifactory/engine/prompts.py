@@ -22,7 +22,8 @@ class PromptChunk:
     row: int
     begin: int
     length: int
-    """Tokens of the whole prompt, by which a reader may choose how it reads it."""
+    """Tokens of the whole prompt, by which a reader may choose how it reads it; 0 of what was generated after it, which has to be
+    read as if it were generated here."""
 
 
 class PromptReader(Protocol):

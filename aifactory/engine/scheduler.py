@@ -85,6 +85,7 @@ class Scheduler:
         cache_tokens: int,
         prefix_tokens: int,
         batch_invariant: bool = False,
+        reuses_answers: bool = True,
         compiled: CompiledForward | None = None,
         steps: DecodeSteps | None = None,
         prompts: PromptReader | None = None,
@@ -93,6 +94,7 @@ class Scheduler:
 
         batch_invariant   with the model's own forward: rows never share one, and prompts are always cut at the same
                           places, for what a kernel computes depends on the shape of what it is given
+        reuses_answers    whether what was generated may take the place of what would be read to other bits
         compiled   computes steps in place of the model's own forward, over the same cache
         steps      takes those of rows without adapters in its place
         prompts    reads in its place those without adapters of which no scores are asked, several at once
@@ -103,6 +105,9 @@ class Scheduler:
         self._prompts = prompts
         # The kernels give the same bits however rows and prompts are put together.
         self._rows_alone = batch_invariant and compiled is None
+        # Then what had been generated is read as it was generated.
+        self._reads_otherwise = compiled is not None and compiled.has_tiles
+        self._keeps_answers = reuses_answers or not self._reads_otherwise
         self._cache = cache
         self._prefill_chunk = prefill_chunk
         self._device = device
@@ -233,7 +238,7 @@ class Scheduler:
                 if slot.row < 0:
                     slot.row = len(self._decoding) + len(chunks)
                 if slot.length == 0 and not slot.answer.reads_whole_prompt:
-                    slot.length = self.prefixes.restore(self._cache, slot.row, read_ids, slot.adapter)
+                    slot.length = self.prefixes.restore(self._cache, slot.row, self._known(slot), slot.adapter)
             except Exception as error:
                 _log.exception("prefix failed request=%s", slot.answer.request.id)
                 self._fail_prefill(slot, error)
@@ -241,21 +246,39 @@ class Scheduler:
             if chunks and self._is_read_already(slot, chunks):
                 break
             begin, end = slot.length, min(slot.length + self._chunk_of(slot, budget), len(read_ids))
+            prompt_end = len(slot.answer.request.prompt_ids)
+            if self._reads_otherwise and begin < prompt_end:
+                end = min(end, prompt_end)
             chunks.append((slot, begin, end))
             budget -= end - begin
-            # One that is left from an earlier step may have a row that another would get.
-            if not self._shares_forward(slot) or slot.row != len(self._decoding) + len(chunks) - 1:
+            # Who has not read all keeps its place, and may have a row that another would get.
+            if (
+                end < len(read_ids)
+                or not self._shares_forward(slot)
+                or slot.row != len(self._decoding) + len(chunks) - 1
+            ):
                 break
         return chunks
 
+    def _known(self, slot: _Slot) -> Sequence[int]:
+        """What of a text is kept for others, and had from them, before it goes on."""
+        return slot.answer.read_ids if self._keeps_answers else slot.answer.request.prompt_ids
+
     def _may_join(self, slot: _Slot, chunks: Sequence[tuple[_Slot, int, int]]) -> bool:
         assert self._prompts is not None
-        length = len(slot.answer.read_ids)
+        length = self._told_length(slot, slot.length)
         return (
             sum(end - begin for _, begin, end in chunks) < self._prompts.tokens_together(length)
             and self._shares_forward(slot)
-            and self._prompts.reads_alike(length, len(chunks[0][0].answer.read_ids))
+            and self._prompts.reads_alike(length, self._told_length(*chunks[0][:2]))
         )
+
+    def _told_length(self, slot: _Slot, begin: int) -> int:
+        """As `PromptChunk.length`, of a chunk that begins there."""
+        answer = slot.answer
+        if not self._reads_otherwise:
+            return len(answer.read_ids)
+        return len(answer.request.prompt_ids) if begin < len(answer.request.prompt_ids) else 0
 
     def _shares_forward(self, slot: _Slot) -> bool:
         answer = slot.answer
@@ -284,7 +307,7 @@ class Scheduler:
         self._hooks.use([])
         logits_CV = self._prompts.read(
             [
-                PromptChunk(slot.answer.read_ids[begin:end], slot.row, begin, len(slot.answer.read_ids))
+                PromptChunk(slot.answer.read_ids[begin:end], slot.row, begin, self._told_length(slot, begin))
                 for slot, begin, end in chunks
             ]
         )
@@ -313,7 +336,7 @@ class Scheduler:
         else:
             self._take(slot, *first)
         if slot.is_sound:
-            self.prefixes.keep(self._cache, slot.row, slot.answer.read_ids, slot.adapter)
+            self.prefixes.keep(self._cache, slot.row, self._known(slot), slot.adapter)
         if slot.answer.finished:
             self._release(slot.row)
         else:
@@ -354,7 +377,7 @@ class Scheduler:
         """Logits (Q, V) after the tokens [begin, end) of a prompt; of the last at least."""
         if self._compiled is not None:
             self._cache.touch(end)
-            length = len(slot.answer.read_ids)
+            length = self._told_length(slot, begin)
             return self._compiled.prefill(
                 ids_1Q, slot.row, begin, length=length, last_only=last_only, adapter=slot.adapter
             )
@@ -364,7 +387,7 @@ class Scheduler:
     def _pool(self, slot: _Slot, ids_1Q: Tensor, begin: int, end: int) -> None:
         if self._compiled is not None:
             self._cache.touch(end)
-            length = len(slot.answer.read_ids)
+            length = self._told_length(slot, begin)
             hidden_QH = self._compiled.hidden(ids_1Q, slot.row, begin, length=length, adapter=slot.adapter)
         else:
             positions_1Q, mask_11QL = self._cache.plan_prefill(slot.row, begin, end)
@@ -551,7 +574,7 @@ class Scheduler:
             finished = self._decoding[row]
             if not finished.answer.finished:
                 continue
-            if finished.is_sound:
+            if finished.is_sound and self._keeps_answers:
                 # What comes next in a conversation begins with this prompt and its answer. The last token was not fed.
                 ids = [*finished.answer.request.prompt_ids, *finished.answer.token_ids[:-1]]
                 self.prefixes.keep(self._cache, row, ids[: finished.length], finished.adapter)

@@ -1,13 +1,15 @@
 """Tiles: products in float32 by a processor's matrix unit, which multiplies bfloat16 (Intel's AMX).
 
 A float32 is the sum of three bfloat16, cut off bit by bit: 8 bits of its mantissa each. Of the nine products of two of them six are
-made, in sums of float32; the others are below its last bit. Six products of bfloat16 for one of float32 pay where the unit is one's
-own, and not on the machine of `benchmarks/results/engine_kernels-2026-11-27.json`. Weights of bfloat16 and int8 are one bfloat16 each,
-so three products are all there are, and exact: 1.4 to 1.8 times as fast there.
+made, in sums of float32; the others are below its last bit. Weights of bfloat16 and int8 are one bfloat16 each, so three products are
+all there are, and exact. `benchmarks/engine_kernels.py` has how much faster that is.
 
 Law      a row's bits depend on that row and the weights alone, not on how many rows there are; they are not those of `kernels.py`.
 Layout   a tile is 16 rows of 64 bytes. Of the vectors ("left") 16 vectors by 32 elements; of the weights ("right") 16 pairs of elements by
          16 rows of a panel. Tiles of one place follow each other, term by term.
+Blocks   some columns of some panels are cut into tiles, then all vectors pass by: 32 of them, as far as these columns go, stay in the
+         first cache while they meet panel after panel, and sums wait in float32 for the next columns. Meanwhile the second cache is asked
+         for what comes next: a tile that comes from further away is awaited for longer than it is multiplied.
 Source   the split: Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
          Computations", ARITH; the instructions: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2 (TDPBF16PS).
 """
@@ -33,16 +35,22 @@ TERMS = 3
 ROWS = 16
 TILE = ROWS * DEPTH
 """Elements of a tile of bfloat16, held as int16."""
-MOST_PANELS = 4
+MOST_PANELS = 8
 """Panels that a thread cuts into terms at once."""
+_MOST_BLOCKS = 8
+"""Blocks of DEPTH columns that it cuts of them at once."""
 
 _FEATURES = binding.get_host_cpu_features()
 _HAS_TILES = bool(_FEATURES.get("amx-tile") and _FEATURES.get("amx-bf16") and _FEATURES.get("avx512f"))
 _I8, _I16, _I32, _I64 = (ir.IntType(width) for width in (8, 16, 32, 64))
 _FLOATS, _INTS, _SHORTS = (ir.VectorType(kind, ROWS) for kind in (ir.FloatType(), _I32, _I16))
 _PANEL = 16
-_LINE = 32
-"""Elements that a processor reads at once."""
+_LINE = 64
+"""Bytes that a processor reads at once."""
+_SUM = ROWS * _PANEL
+"""Elements of a tile of sums."""
+_LEFT_LINES = TERMS * TILE * 2 // _LINE
+"""Of the tiles of one place."""
 
 
 @cache
@@ -74,13 +82,15 @@ def _at(builder: Any, data: Any, place: Any, kind: Any) -> Any:
     return builder.bitcast(builder.gep(data, [place]), kind.as_pointer())
 
 
-def _ask_for(builder: Any, data: Any, place: Any) -> None:
-    """Have a line of it brought to all caches."""
-    address = _at(builder, data, place, _I8)
-    to_read, to_all, of_data = (ir.Constant(_I32, value) for value in (0, 3, 1))
-    kind = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
+def _ask_for(builder: Any, data: Any, place: Any, lines: Any) -> None:
+    """Have so many lines from there on brought to the second cache."""
+    start = _at(builder, data, place, _I8)
+    to_read, to_second, of_data = (ir.Constant(_I32, value) for value in (0, 2, 1))
+    kind = ir.FunctionType(ir.VoidType(), [start.type, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [address, to_read, to_all, of_data])
+    with cgutils.for_range_slice(builder, _number(0), lines, _number(1), intp=_I64) as (line, _):
+        address = builder.gep(start, [builder.mul(line, _number(_LINE))])
+        builder.call(function, [address, to_read, to_second, of_data])
 
 
 def _cut(builder: Any, values: Any, terms: int) -> list[Any]:
@@ -93,6 +103,12 @@ def _cut(builder: Any, values: Any, terms: int) -> list[Any]:
         if term + 1 < terms:
             values = builder.fsub(values, builder.bitcast(upper, _FLOATS))
     return found
+
+
+def _size(data: Any) -> int:
+    """Bytes of an element."""
+    element = data.type.pointee
+    return 4 if element == ir.FloatType() else int(element.width) // 8
 
 
 def _num_terms(kind: Any) -> int:
@@ -178,93 +194,166 @@ def _cut_panel(typing: Any, w: Any, at: Any, right: Any, to: Any) -> Any:
     return types.void(w, types.int64, right, types.int64), generate
 
 
-def _sums(row_tiles: int, panels: int) -> Any:
-    """The products of so many tiles of vectors with so many panels: `sums(w, left, at, row, right, panel, blocks, y, y_step)`.
+@intrinsic
+def _sum_tiles(
+    typing: Any,
+    w: Any,
+    row_tiles: Any,
+    panels: Any,
+    left: Any,
+    at: Any,
+    row: Any,
+    right: Any,
+    panel: Any,
+    blocks: Any,
+    is_first: Any,
+    begun: Any,
+    y: Any,
+    y_row: Any,
+    y_panel: Any,
+    y_step: Any,
+    next_left: Any,
+    left_lines: Any,
+    next_w: Any,
+    w_lines: Any,
+) -> Any:
+    """The products of one or two tiles of vectors with one or two panels, over some blocks of columns.
 
-    w       the weights, for their type alone
-    left    the vectors' tiles, from `at` on; the next sixteen vectors are `row` further
-    right   the panels' tiles; the next panel is `panel` further
-    y       float32, where the results go; y_step between vectors
+    w           the weights, for their type, and for what comes next of them
+    left        the vectors' tiles, from `at` on; the next sixteen vectors are `row` further
+    right       the panels' tiles; the next panel is `panel` further
+    is_first    whether sums begin here; else they go on from `begun`, float32: tiles of sixteen by sixteen, MOST_PANELS of them for
+                sixteen vectors
+    y           float32, where the sums go; the next sixteen vectors are y_row further, the next panel y_panel, the next vector y_step
+    next_left   where in `left` lies what comes next: of each tile of vectors so many lines a block; next_w likewise in w
     """
 
-    @intrinsic
-    def sums(
-        typing: Any, w: Any, left: Any, at: Any, row: Any, right: Any, panel: Any, blocks: Any, y: Any, y_step: Any
-    ) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            if not _HAS_TILES:
-                return context.get_dummy_value()
-            lefts, rights, results = (
-                context.make_array(signature.args[i])(context, builder, args[i]).data for i in (1, 4, 7)
-            )
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _HAS_TILES:
+            arrays = {
+                i: context.make_array(signature.args[i])(context, builder, args[i]).data
+                for i in range(len(args))
+                if isinstance(signature.args[i], types.Array)
+            }
+            given = [arrays.get(i, arg) for i, arg in enumerate(args)]
             terms = _num_terms(signature.args[0])
-            # The smallest come first. By (term of the vectors, term of the weights); neighbours share one.
-            order = ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)) if terms == TERMS else ((2, 0), (1, 0), (0, 0))
-            total = [[row_tiles * p + r for p in range(panels)] for r in range(row_tiles)]
-            first_left = row_tiles * panels
-            # Registers are eight: those of the sums, of the vectors' tiles, and what is left of the panels'.
-            registers = [first_left + row_tiles + p % (8 - first_left - row_tiles) for p in range(panels)]
+            for rows, columns in ((2, 2), (2, 1), (1, 2), (1, 1)):
+                is_shape = builder.and_(
+                    builder.icmp_signed("==", args[1], _number(rows)),
+                    builder.icmp_signed("==", args[2], _number(columns)),
+                )
+                with builder.if_then(is_shape):
+                    _sum_shape(builder, rows, columns, terms, given[0], *given[3:])
+        return context.get_dummy_value()
 
-            def load(register: int, data: Any, place: Any) -> None:
-                _run(builder, "tileloadd64", ir.Constant(_I8, register), _at(builder, data, place, _I8), _number(64))
-
-            for tile in range(first_left):
-                _run(builder, "tilezero", ir.Constant(_I8, tile))
-            with cgutils.for_range_slice(builder, _number(0), args[6], _number(1), intp=_I64) as (block, _):
-                left_at = builder.add(args[2], builder.mul(block, _number(TERMS * TILE)))
-                right_at = builder.mul(block, _number(terms * TILE))
-                # What comes next of the vectors: their tiles are more than the first cache holds.
-                ahead = [
-                    builder.add(builder.mul(args[3], _number(r)), _number(TERMS * TILE + line))
-                    for r in range(row_tiles)
-                    for line in range(0, TERMS * TILE, _LINE)
-                ]
-                at_once = -(-len(ahead) // (len(order) * panels * row_tiles))
-                held: tuple[int | None, int | None] = (None, None)
-                for one, other in order:
-                    if one != held[0]:
-                        for r in range(row_tiles):
-                            place = builder.add(left_at, builder.mul(args[3], _number(r)))
-                            load(first_left + r, lefts, builder.add(place, _number(TILE * one)))
-                    for p in range(panels):
-                        if other != held[1] or len(set(registers)) < panels:
-                            place = builder.add(right_at, builder.mul(args[5], _number(p)))
-                            load(registers[p], rights, builder.add(place, _number(TILE * other)))
-                        for r in range(row_tiles):
-                            numbers = (total[r][p], first_left + r, registers[p])
-                            _run(builder, "tdpbf16ps", *(ir.Constant(_I8, number) for number in numbers))
-                            for place in ahead[:at_once]:
-                                _ask_for(builder, lefts, builder.add(left_at, place))
-                            ahead = ahead[at_once:]
-                    held = (one, other)
-            for r in range(row_tiles):
-                for p in range(panels):
-                    place = builder.add(builder.mul(args[8], _number(ROWS * r)), _number(_PANEL * p))
-                    address = _at(builder, results, place, _I8)
-                    step = builder.mul(args[8], _number(4))
-                    _run(builder, "tilestored64", ir.Constant(_I8, total[r][p]), address, step)
-            return context.get_dummy_value()
-
-        i = types.int64
-        return types.void(w, left, i, i, right, i, i, y, i), generate
-
-    return sums
+    i = types.int64
+    kinds = (w, i, i, left, i, i, right, i, i, i, begun, y, i, i, i, i, i, i, i)
+    return types.void(*kinds), generate
 
 
-_sums_2_2, _sums_2_1, _sums_1_4, _sums_1_1 = _sums(2, 2), _sums(2, 1), _sums(1, 4), _sums(1, 1)
+def _sum_shape(
+    builder: Any,
+    row_tiles: int,
+    panels: int,
+    terms: int,
+    w: Any,
+    left: Any,
+    at: Any,
+    row: Any,
+    right: Any,
+    panel: Any,
+    blocks: Any,
+    is_first: Any,
+    begun: Any,
+    y: Any,
+    y_row: Any,
+    y_panel: Any,
+    y_step: Any,
+    next_left: Any,
+    left_lines: Any,
+    next_w: Any,
+    w_lines: Any,
+) -> None:
+    # The smallest come first. By (term of the vectors, term of the weights); neighbours share one.
+    order = ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)) if terms == TERMS else ((2, 0), (1, 0), (0, 0))
+    by_row = [(r, p) for r in range(row_tiles) for p in range(panels)]
+    by_panel = [(r, p) for p in range(panels) for r in range(row_tiles)]
+    # Registers are eight.
+    total, of_left, of_right = {pair: register for register, pair in enumerate(by_row)}, (4, 5), (6, 7)
+
+    def further(place: Any, step: Any, times: int) -> Any:
+        return builder.add(place, builder.mul(step, _number(times)))
+
+    def load(register: int, data: Any, place: Any) -> None:
+        _run(builder, "tileloadd64", ir.Constant(_I8, register), _at(builder, data, place, _I8), _number(_LINE))
+
+    with builder.if_else(builder.icmp_signed("!=", is_first, _number(0))) as (then, otherwise):
+        with then:
+            for register in total.values():
+                _run(builder, "tilezero", ir.Constant(_I8, register))
+        with otherwise:
+            for (r, p), register in total.items():
+                load(register, begun, _number(_SUM * (MOST_PANELS * r + p)))
+    with cgutils.for_range_slice(builder, _number(0), blocks, _number(1), intp=_I64) as (block, _):
+        left_at, right_at = further(at, block, TERMS * TILE), builder.mul(block, _number(terms * TILE))
+
+        def load_left(r: int, term: int) -> None:
+            load(of_left[r], left, further(further(left_at, row, r), _number(TILE), term))
+
+        def load_right(p: int, term: int) -> None:
+            load(of_right[p], right, further(further(right_at, panel, p), _number(TILE), term))
+
+        for r in range(row_tiles):
+            load_left(r, order[0][0])
+        for p in range(panels):
+            load_right(p, order[0][1])
+        for number, (one, other) in enumerate(order):
+            one_next, other_next = order[min(number + 1, len(order) - 1)]
+            turns = by_panel if other_next != other else by_row
+            for turn, (r, p) in enumerate(turns):
+                registers = (total[r, p], of_left[r], of_right[p])
+                _run(builder, "tdpbf16ps", *(ir.Constant(_I8, register) for register in registers))
+                # What a register holds next is asked for as soon as nothing needs what it held.
+                later = turns[turn + 1 :]
+                if one_next != one and all(r != row for row, _ in later):
+                    load_left(r, one_next)
+                if other_next != other and all(p != column for _, column in later):
+                    load_right(p, other_next)
+            if number == 0:
+                place = further(next_left, builder.mul(block, left_lines), _LINE // 2)
+                for r in range(row_tiles):
+                    _ask_for(builder, left, further(place, row, r), left_lines)
+                _ask_for(builder, w, further(next_w, builder.mul(block, w_lines), _LINE // _size(w)), w_lines)
+    for (r, p), register in total.items():
+        address = _at(builder, y, further(further(_number(0), y_row, r), y_panel, p), _I8)
+        _run(builder, "tilestored64", ir.Constant(_I8, register), address, builder.mul(y_step, _number(4)))
 
 
 # ── products ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@kernel
+def _tiles_of(num_rows: int) -> int:
+    return (num_rows + ROWS - 1) // ROWS
+
+
+@kernel
+def _blocks_of(length: int) -> int:
+    return (length + DEPTH - 1) // DEPTH
+
+
 def num_left(num_rows: int, length: int) -> int:
     """Elements that the tiles of so many vectors of this length take."""
-    return -(-num_rows // ROWS) * -(-length // DEPTH) * TERMS * TILE
+    return int(_tiles_of(num_rows) * _blocks_of(length) * TERMS * TILE)
 
 
-def num_right(length: int) -> int:
-    """Elements that a thread's tiles of weights take."""
-    return MOST_PANELS * -(-length // DEPTH) * TERMS * TILE
+NUM_RIGHT = MOST_PANELS * _MOST_BLOCKS * TERMS * TILE
+"""Elements that a thread's tiles of weights take."""
+
+
+def num_parts(num_rows: int) -> int:
+    """Elements that a thread's sums of so many vectors take, while they wait for the next columns."""
+    return int(_tiles_of(num_rows) * MOST_PANELS * _SUM)
 
 
 @kernel
@@ -283,55 +372,89 @@ def cut_row(x_K: Any, b: int, left: Any) -> None:
 
 
 @kernel
-def _cut_panels(w_PK: Any, first: int, count: int, right: Any) -> None:
+def _cut_panels(w_PK: Any, first: int, count: int, block: int, blocks: int, right: Any) -> None:
+    """So many blocks of columns of so many panels; the next panel's tiles are _MOST_BLOCKS blocks further."""
     length = w_PK.shape[1]
-    blocks = (length + DEPTH - 1) // DEPTH
     step = (TERMS if w_PK.itemsize == 4 else 1) * TILE
     for p in range(count):
         start = (first + p) * length * _PANEL
-        for block in range(length // DEPTH):
-            _cut_panel(w_PK, start + _PANEL * DEPTH * block, right, (p * blocks + block) * step)
-        if length % DEPTH:
+        for b in range(blocks):
+            column, to = (block + b) * DEPTH, (p * _MOST_BLOCKS + b) * step
+            if column + DEPTH <= length:
+                _cut_panel(w_PK, start + _PANEL * column, right, to)
+                continue
             rest = np.zeros((DEPTH, _PANEL), w_PK.dtype)
-            for k in range(length % DEPTH):
+            for k in range(length - column):
                 for n in range(_PANEL):
-                    rest[k, n] = w_PK[first + p, length // DEPTH * DEPTH + k, n]
-            _cut_panel(rest, 0, right, (p * blocks + blocks - 1) * step)
+                    rest[k, n] = w_PK[first + p, column + k, n]
+            _cut_panel(rest, 0, right, to)
 
 
 @kernel
-def multiply_tiles(w_PK: Any, left: Any, right: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
-    """As `kernels.py`'s product, of vectors that `cut_row` has put into `left`; `right` is this thread's own."""
-    blocks = (w_PK.shape[1] + DEPTH - 1) // DEPTH
-    panel = blocks * (TERMS if w_PK.itemsize == 4 else 1) * TILE
-    row = blocks * TERMS * TILE
-    num_tiles = (num_rows + ROWS - 1) // ROWS
-    group = MOST_PANELS if num_tiles == 1 else 2
-    some = np.empty((2 * ROWS, _PANEL * MOST_PANELS), np.float32)
-    some_step, y_step = some.shape[1], y_BN.strides[0] // 4
+def multiply_tiles(
+    w_PK: Any, left: Any, right: Any, parts: Any, y_BN: Any, num_rows: int, begin: int, end: int
+) -> None:
+    """As `kernels.py`'s product, of vectors that `cut_row` has put into `left`; `right` and `parts` are this thread's own."""
+    length = w_PK.shape[1]
+    blocks, terms = _blocks_of(length), TERMS if w_PK.itemsize == 4 else 1
+    row, panel = blocks * TERMS * TILE, _MOST_BLOCKS * terms * TILE
+    num_tiles, y_step = _tiles_of(num_rows), y_BN.strides[0] // 4
+    line, columns_of_lines = _LINE // w_PK.itemsize, _PANEL * DEPTH * w_PK.itemsize // _LINE
     _begin_tiles()
-    for p in range(begin, end, group):
-        count = min(group, end - p)
-        _cut_panels(w_PK, p, count, right)
-        for tile in range(0, num_tiles, 2):
-            b, at = tile * ROWS, tile * row
-            if b + 2 * ROWS <= num_rows:
-                if count == 2:
-                    _sums_2_2(w_PK, left, at, row, right, panel, blocks, y_BN[b, p * _PANEL :], y_step)
-                else:
-                    _sums_2_1(w_PK, left, at, row, right, panel, blocks, y_BN[b, p * _PANEL :], y_step)
-                continue
-            # Results of vectors that are none have no place.
-            if tile + 2 <= num_tiles and count == 2:
-                _sums_2_2(w_PK, left, at, row, right, panel, blocks, some[0], some_step)
-            elif tile + 2 <= num_tiles:
-                _sums_2_1(w_PK, left, at, row, right, panel, blocks, some[0], some_step)
-            elif count == MOST_PANELS:
-                _sums_1_4(w_PK, left, at, row, right, panel, blocks, some[0], some_step)
-            else:
-                for q in range(count):
-                    _sums_1_1(w_PK, left, at, row, right[q * panel :], panel, blocks, some[0, q * _PANEL :], some_step)
-            for r in range(min(2 * ROWS, num_rows - b)):
-                for n in range(count * _PANEL):
-                    y_BN[b + r, p * _PANEL + n] = some[r, n]
+    for p in range(begin, end, MOST_PANELS):
+        count = min(MOST_PANELS, end - p)
+        for first in range(0, blocks, _MOST_BLOCKS):
+            some = min(_MOST_BLOCKS, blocks - first)
+            is_first, is_last = 1 if first == 0 else 0, first + some == blocks
+            _cut_panels(w_PK, p, count, first, some, right)
+            # Of the weights these are cut next, and so many of their lines are asked for in each block.
+            cut_panel, cut_block = (p + count, 0) if is_last else (p, first + some)
+            lines_of_panel = min(_MOST_BLOCKS, blocks - cut_block) * columns_of_lines
+            turns = (num_tiles + 1) // 2 * ((count + 1) // 2)
+            w_lines = (count * lines_of_panel + turns * some - 1) // (turns * some)
+            asked = 0
+            for tile in range(0, num_tiles, 2):
+                b, at = tile * ROWS, tile * row + first * TERMS * TILE
+                num_pairs = (count + 1) // 2
+                left_lines = (_LEFT_LINES + num_pairs - 1) // num_pairs
+                has_results = is_last and b + 2 * ROWS <= num_rows
+                after = at + 2 * row if tile + 2 < num_tiles else (first + some) * TERMS * TILE
+                for q in range(0, count, 2):
+                    place = (tile * MOST_PANELS + q) * _SUM
+                    begun = parts[place:]
+                    if has_results:
+                        y, y_row, y_panel, step = y_BN[b, (p + q) * _PANEL :], ROWS * y_step, _PANEL, y_step
+                    else:
+                        y, y_row, y_panel, step = begun, MOST_PANELS * _SUM, _SUM, _PANEL
+                    next_panel = min(cut_panel + asked // lines_of_panel, w_PK.shape[0] - 1)
+                    next_w = (next_panel * length + cut_block * DEPTH) * _PANEL + asked % lines_of_panel * line
+                    next_left = after + q // 2 * some * left_lines * (_LINE // 2)
+                    asked += some * w_lines
+                    _sum_tiles(
+                        w_PK,
+                        min(2, num_tiles - tile),
+                        min(2, count - q),
+                        left,
+                        at,
+                        row,
+                        right[q * panel :],
+                        panel,
+                        some,
+                        is_first,
+                        begun,
+                        y,
+                        y_row,
+                        y_panel,
+                        step,
+                        next_left,
+                        left_lines,
+                        next_w,
+                        w_lines,
+                    )
+                if is_last and not has_results:
+                    # Results of vectors that are none have no place.
+                    for r in range(min(2 * ROWS, num_rows - b)):
+                        for n in range(count * _PANEL):
+                            place = (tile + r // ROWS) * MOST_PANELS + n // _PANEL
+                            y_BN[b + r, p * _PANEL + n] = parts[place * _SUM + r % ROWS * _PANEL + n % _PANEL]
     _end_tiles()

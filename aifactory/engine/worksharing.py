@@ -16,6 +16,7 @@ from aifactory.engine.vectors import PANEL
 
 SYNC_SIZE = 24
 """Elements of `sync`, int64, zeros at first."""
+PANELS_AT_LEAST = 4
 _PANELS_AT_ONCE = 32
 
 
@@ -63,10 +64,10 @@ def part_of(size: int, thread: int, num_threads: int) -> tuple[int, int]:
 
 
 @kernel
-def next_part(sync: Any, num_panels: int, num_threads: int) -> tuple[int, int]:
-    """The panels of a matrix that whoever asks takes next, until the next barrier: on a machine that others use too a thread that was
-    held up takes less. None where all are taken."""
-    step = max(4, min(_PANELS_AT_ONCE, num_panels // (4 * num_threads) // 4 * 4))
+def next_part(sync: Any, num_panels: int, num_threads: int, least: int) -> tuple[int, int]:
+    """The panels of a matrix that whoever asks takes next, until the next barrier, at least so many: on a machine that others use too
+    a thread that was held up takes less. None where all are taken."""
+    step = max(least, min(_PANELS_AT_ONCE, num_panels // (4 * num_threads) // least * least))
     begin = min(num_panels, fetch_add(sync, 16, step))
     return begin, min(num_panels, begin + step)
 

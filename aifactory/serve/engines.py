@@ -45,8 +45,8 @@ def _load_torch(
         device=device,
         num_threads=threads,
         batch_invariant=endpoint.batch_invariant,
-        # A stream that another replica goes on with is to be the same to the bit: it reads what was generated.
-        tiles=False if endpoint.mode == "resilient" else None,
+        # A stream that another replica goes on with is to be the same to the bit, and that replica may know other answers.
+        reuses_answers=endpoint.mode != "resilient",
         weights=None if on_cuda or endpoint.weights == "auto" or endpoint.weights == "float32" else endpoint.weights,
     )
     return engine, tokenizer

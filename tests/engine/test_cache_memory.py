@@ -65,6 +65,25 @@ def test_a_conversation_goes_on_from_its_own_answer(model, start, make_request, 
     assert engine.cache_use.num_reused == BLOCK
 
 
+@pytest.mark.parametrize("options", [{"batch_invariant": True}, {"reuses_answers": False}, {"tiles": False}], ids=str)
+def test_what_goes_on_from_an_answer_has_the_same_bits_wherever_that_answer_was_given(
+    model, start, make_request, collected, options
+):
+    prompt, wanted = make_ids(6, BLOCK + 6), {"max_tokens": 62, "temperature": 0.0, "logit_bias": {0: -100}}
+
+    def scores(engine, name, prompt, **wanted):
+        answer = collected()
+        engine.submit(make_request(name, prompt, **wanted, logprobs=1), answer)
+        return [score for delta in answer.wait().deltas for score in delta.scores]
+
+    engine, elsewhere = (start(model, compiled=True, **options) for _ in range(2))
+    turn = prompt + [score.token_id for score in scores(engine, "first", prompt, **wanted)] + make_ids(7, 4)
+    following = {"max_tokens": 12, "temperature": 1.0, "seed": 3}
+
+    assert scores(engine, "second", turn, **following) == scores(elsewhere, "second", turn, **following)
+    assert engine.cache_use.num_reused >= BLOCK
+
+
 def test_a_reused_beginning_gives_the_same_bits(model, start, make_request, collected):
     prompt, wanted = make_ids(8, 100), {"max_tokens": 12, "temperature": 1.0, "seed": 1, "logprobs": 5}
 

@@ -87,10 +87,9 @@ def test_from_any_token_on_an_answer_is_the_same_to_the_bit(model, start, make_r
     check_every_beginning(engine, whole, request_of, collected)
 
 
-def test_an_answer_to_a_long_prompt_is_the_same_to_the_bit_where_it_is_read_as_it_is_written(
-    model, start, make_request, collected
-):
-    engine = start(model, compiled=True, num_slots=8, tiles=False)
+@pytest.mark.parametrize("tiles", [True, False])
+def test_an_answer_to_a_long_prompt_is_the_same_to_the_bit(model, start, make_request, collected, tiles):
+    engine = start(model, compiled=True, num_slots=8, tiles=tiles)
     whole = collected()
 
     def request_of(name):

@@ -45,8 +45,8 @@ def multiplied(panels, x_BK, begin=0, end=None):
     for b in range(num_rows):
         tiles.cut_row(x_BK[b], b, left)
     y_BN = np.full((num_rows + 1, PANEL * len(panels)), np.nan, np.float32)
-    right = np.empty(tiles.num_right(length), np.int16)
-    tiles.multiply_tiles(panels, left, right, y_BN, num_rows, begin, len(panels) if end is None else end)
+    right, parts = np.empty(tiles.NUM_RIGHT, np.int16), np.empty(tiles.num_parts(num_rows), np.float32)
+    tiles.multiply_tiles(panels, left, right, parts, y_BN, num_rows, begin, len(panels) if end is None else end)
     assert np.isnan(y_BN[-1]).all()
     return y_BN[:-1]
 
