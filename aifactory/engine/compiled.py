@@ -83,7 +83,8 @@ class CompiledForward:
     """Takes the place of `model(...)`: prompts, and steps in which each of the first rows gets one token. A `PromptReader`."""
 
     least_tiled = 48
-    """A prompt of fewer tokens is read without tiles: with few vectors weights are cut longer than they are multiplied."""
+    """A prompt of fewer tokens is read without tiles: with few vectors weights are cut longer than they are multiplied. Less than a
+    block of `prefix.py`, so that no beginning that is kept was read without them."""
 
     def __init__(
         self, model: PreTrainedModel, weights: PackedWeights, cache: SlotCache, team: ThreadTeam, *, with_tiles: bool

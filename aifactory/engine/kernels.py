@@ -203,23 +203,27 @@ def forward(
             expand(low_rank_b[0], layer, low, adapter_B, qkv, begin, end, keys_at, values_at)
         wait_for_all(sync, num_threads)
 
-        for pair in range(thread, num_rows * num_heads_kv, num_threads):
-            b, g = pair // num_heads_kv, pair % num_heads_kv
-            position = position_B[b]
-            start = row_B[b] * row_size + g * num_positions * width
-            keys_PD = numba.carray(
-                pointer_to(address_L2[layer, 0] + 4 * start), (num_positions // PANEL, width, PANEL), dtype=np.float32
-            )
-            values_TD = numba.carray(
-                pointer_to(address_L2[layer, 1] + 4 * start), (num_positions, width), dtype=np.float32
-            )
-            key_D = qkv[b, keys_at + g * width : keys_at + (g + 1) * width]
-            if has_head_norms:
-                _normalise(key_D, norm_k[layer], epsilon, key_D)
-            _rotate(key_D, cos_TD[position], sin_TD[position])
-            for d in range(width):
-                keys_PD[position // PANEL, d, position % PANEL] = key_D[d]
-                values_TD[position, d] = qkv[b, values_at + g * width + d]
+        # Sixteen tokens of one head: where they follow one another, their keys are in the same lines of the cache.
+        for piece in range(thread, (num_rows + PANEL - 1) // PANEL * num_heads_kv, num_threads):
+            first, g = piece // num_heads_kv * PANEL, piece % num_heads_kv
+            for b in range(first, min(first + PANEL, num_rows)):
+                position = position_B[b]
+                start = row_B[b] * row_size + g * num_positions * width
+                keys_PD = numba.carray(
+                    pointer_to(address_L2[layer, 0] + 4 * start),
+                    (num_positions // PANEL, width, PANEL),
+                    dtype=np.float32,
+                )
+                values_TD = numba.carray(
+                    pointer_to(address_L2[layer, 1] + 4 * start), (num_positions, width), dtype=np.float32
+                )
+                key_D = qkv[b, keys_at + g * width : keys_at + (g + 1) * width]
+                if has_head_norms:
+                    _normalise(key_D, norm_k[layer], epsilon, key_D)
+                _rotate(key_D, cos_TD[position], sin_TD[position])
+                for d in range(width):
+                    keys_PD[position // PANEL, d, position % PANEL] = key_D[d]
+                    values_TD[position, d] = qkv[b, values_at + g * width + d]
         wait_for_all(sync, num_threads)
 
         piece = next_of(sync)
