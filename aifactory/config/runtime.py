@@ -63,7 +63,7 @@ class Endpoint(Section):
     CPU, bfloat16 on a GPU. Default: auto."""
     batch_invariant: bool = False
     """Whether the project's own engine gives an answer the same bits whatever else the replica answers or has answered, seeds
-    included. On a CPU with its kernels float32 does anyway, and prompts with other `weights` then take up to twice as long;
+    included. With its kernels for a CPU that costs no more than reading an answer again where a later prompt goes on from it;
     elsewhere each request is computed by itself, and many at once take as long as one after the other. Default: false."""
     adapters: Mapping[AdapterName, str] = Field(default={}, max_length=64)
     """Low-rank adapters beside the release, by the names that requests give as `model`: the folder of one in peft's form or

@@ -146,6 +146,13 @@ def test_a_closed_loop_sends_every_prompt_once_and_keeps_its_connections():
     assert seen.between.count(0.0) >= 21
 
 
+def test_connections_of_a_closed_loop_begin_apart_where_they_are_told_to():
+    prompts, options = random_prompts(3, 5, seed=1), {"concurrency": 3, "answer_tokens": 6, "apart_s": 0.2}
+    seen = asking(Server(), lambda target: http_load.closed_loop(target, prompts, **options))
+
+    assert seen.num_tokens == 18 and seen.seconds >= 0.4
+
+
 def test_a_request_that_is_refused_is_counted_and_the_others_go_on():
     server = Server(refuse=2)
     seen = asking(
