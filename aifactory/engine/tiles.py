@@ -19,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -28,6 +29,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from aifactory.engine.compilation import kernel
+from aifactory.engine.vectors import prefetch, size_of
 
 DEPTH = 32
 """Elements of a vector that a tile holds."""
@@ -85,12 +87,8 @@ def _at(builder: Any, data: Any, place: Any, kind: Any) -> Any:
 def _ask_for(builder: Any, data: Any, place: Any, lines: Any) -> None:
     """Have so many lines from there on brought to the second cache."""
     start = _at(builder, data, place, _I8)
-    to_read, to_second, of_data = (ir.Constant(_I32, value) for value in (0, 2, 1))
-    kind = ir.FunctionType(ir.VoidType(), [start.type, _I32, _I32, _I32])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
     with cgutils.for_range_slice(builder, _number(0), lines, _number(1), intp=_I64) as (line, _):
-        address = builder.gep(start, [builder.mul(line, _number(_LINE))])
-        builder.call(function, [address, to_read, to_second, of_data])
+        prefetch(builder, builder.gep(start, [builder.mul(line, _number(_LINE))]), 2)
 
 
 def _cut(builder: Any, values: Any, terms: int) -> list[Any]:
@@ -103,12 +101,6 @@ def _cut(builder: Any, values: Any, terms: int) -> list[Any]:
         if term + 1 < terms:
             values = builder.fsub(values, builder.bitcast(upper, _FLOATS))
     return found
-
-
-def _size(data: Any) -> int:
-    """Bytes of an element."""
-    element = data.type.pointee
-    return 4 if element == ir.FloatType() else int(element.width) // 8
 
 
 def _num_terms(kind: Any) -> int:
@@ -243,7 +235,7 @@ def _sum_tiles(
                     builder.icmp_signed("==", args[2], _number(columns)),
                 )
                 with builder.if_then(is_shape):
-                    _sum_shape(builder, rows, columns, terms, given[0], *given[3:])
+                    _sum_shape(builder, rows, columns, terms, given)
         return context.get_dummy_value()
 
     i = types.int64
@@ -251,29 +243,9 @@ def _sum_tiles(
     return types.void(*kinds), generate
 
 
-def _sum_shape(
-    builder: Any,
-    row_tiles: int,
-    panels: int,
-    terms: int,
-    w: Any,
-    left: Any,
-    at: Any,
-    row: Any,
-    right: Any,
-    panel: Any,
-    blocks: Any,
-    is_first: Any,
-    begun: Any,
-    y: Any,
-    y_row: Any,
-    y_panel: Any,
-    y_step: Any,
-    next_left: Any,
-    left_lines: Any,
-    next_w: Any,
-    w_lines: Any,
-) -> None:
+def _sum_shape(builder: Any, row_tiles: int, panels: int, terms: int, given: Sequence[Any]) -> None:
+    w, _, _, left, at, row, right, panel, blocks, is_first, begun, y, y_row, y_panel, y_step, *ahead = given
+    next_left, left_lines, next_w, w_lines = ahead
     # The smallest come first. By (term of the vectors, term of the weights); neighbours share one.
     order = ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)) if terms == TERMS else ((2, 0), (1, 0), (0, 0))
     by_row = [(r, p) for r in range(row_tiles) for p in range(panels)]
@@ -323,7 +295,7 @@ def _sum_shape(
                 place = further(next_left, builder.mul(block, left_lines), _LINE // 2)
                 for r in range(row_tiles):
                     _ask_for(builder, left, further(place, row, r), left_lines)
-                _ask_for(builder, w, further(next_w, builder.mul(block, w_lines), _LINE // _size(w)), w_lines)
+                _ask_for(builder, w, further(next_w, builder.mul(block, w_lines), _LINE // size_of(w)), w_lines)
     for (r, p), register in total.items():
         address = _at(builder, y, further(further(_number(0), y_row, r), y_panel, p), _I8)
         _run(builder, "tilestored64", ir.Constant(_I8, register), address, builder.mul(y_step, _number(4)))

@@ -71,17 +71,18 @@ _LINE = 64
 """Bytes that a processor reads at once."""
 
 
-def _size(data: Any) -> int:
+def size_of(data: Any) -> int:
+    """Bytes of what this points to."""
     element = data.type.pointee
     return 4 if element == _F32 else int(element.width) // 8
 
 
-def _prefetch(builder: Any, data: Any, at: Any) -> None:
-    address = builder.bitcast(builder.gep(data, [at]), ir.IntType(8).as_pointer())
+def prefetch(builder: Any, address: Any, level: int) -> None:
+    """Ask for a line, given by a pointer to bytes, to be read: 3 into all caches, 2 into the second."""
     kind = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    # To read, to all levels, data.
-    builder.call(function, [address, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+    to_read, of_data = ir.Constant(_I32, 0), ir.Constant(_I32, 1)
+    builder.call(function, [address, to_read, ir.Constant(_I32, level), of_data])
 
 
 def _join_lanes(builder: Any, vectors: list[Any], join: Any) -> Any:
@@ -194,11 +195,13 @@ def _panels(num_panels: int, most: int, *, ahead: bool = False, beside: bool = F
             with cgutils.for_range_slice(builder, begin, end, step, intp=_I64) as (first, _):
                 for u in range(together):
                     add(builder.add(first, constant(u)))
-                size = _size(data[0])
+                size = size_of(data[0])
                 for line in range(0, together * PANEL if ahead and together > 1 else 0, _LINE // size):
                     for panel in panels:
                         place = builder.add(panel, builder.mul(first, column_step))
-                        _prefetch(builder, data[0], builder.add(place, constant(line + _AHEAD // size)))
+                        place = builder.add(place, constant(line + _AHEAD // size))
+                        address = builder.bitcast(builder.gep(data[0], [place]), ir.IntType(8).as_pointer())
+                        prefetch(builder, address, 3)
             begin = end
         for c, totals in enumerate(sums):
             for part, total in enumerate(totals):
