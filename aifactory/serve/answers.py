@@ -210,7 +210,7 @@ class Answering:
             # The first delta is awaited here, so that a request that is refused gets its status, not a broken stream.
             first = await anext(deltas)
             self._streams.add(question.id)
-            return EventStream(self._stream(question, choices, first, deltas), question, choices)
+            return EventStream(self._stream(question, choices, first, deltas), question, choices, source=deltas)
         scores: dict[int, list[dict[str, Any]]] = {}
         async with aclosing(deltas):
             async for index, delta in deltas:

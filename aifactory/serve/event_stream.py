@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect, Request
@@ -26,17 +26,26 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], question: Question | None = None, choices: Sequence[Choice] = ()
+        self,
+        events: AsyncGenerator[bytes, None],
+        question: Question | None = None,
+        choices: Sequence[Choice] = (),
+        source: AsyncGenerator[object, None] | None = None,
     ) -> None:
-        """`choices` are as far as the last event tells."""
+        """`choices` are as far as the last event tells; `source` is what the events are made of, where that has begun before they do."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["Content-Length"]
         self.events = events
         self.question = question
         self.choices = choices
+        self.source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self.events) as events:
+        async with AsyncExitStack() as stack:
+            # Events that nobody began to read close nothing behind them.
+            if self.source is not None:
+                await stack.enter_async_context(aclosing(self.source))
+            events = await stack.enter_async_context(aclosing(self.events))
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for data in events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -90,7 +90,7 @@ class OutsideEndpoints:
             if whole:
                 events = _after(b"".join([first, *[data async for data in events]]))
                 first = b""
-            return _named(EventStream(_after(first, events)), name)
+            return _named(EventStream(_after(first, events), source=events), name)
         except _FAILURES as error:
             raise _failed(name, f"{type(error).__name__}: {error}") from error
         finally:

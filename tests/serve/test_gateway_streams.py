@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from contextlib import aclosing
 
 import httpx
 import openai
 import pytest
 from starlette.requests import Request
 
+from aifactory.serve.event_stream import EventStream
 from aifactory.serve.gateway import Gateway
 from aifactory.serve.releases import Releases
 from aifactory.text.tokenizer import load_tokenizer
@@ -343,3 +345,34 @@ def test_a_stalled_reader_holds_up_no_other(fake, pool, wait_until):
 
     assert done.wait(20)
     assert len("".join(chunk.choices[0].text for chunk in stalled)) == 3_001_000
+
+
+@pytest.mark.parametrize("gone_at", ["http.response.start", "http.response.body"])
+def test_what_an_answer_comes_from_is_closed_when_its_client_is_gone_before_anything_was_sent(gone_at):
+    closed = []
+
+    async def deltas():
+        try:
+            while True:
+                yield b"data"
+        finally:
+            closed.append("source")
+
+    async def events(first, source):
+        async with aclosing(source):
+            yield first
+            async for data in source:
+                yield data
+
+    async def send(message):
+        if message["type"] == gone_at:
+            raise OSError("gone")
+
+    async def run():
+        source = deltas()
+        stream = EventStream(events(await anext(source), source), source=source)
+        with pytest.raises(OSError, match="gone"):
+            await stream({}, None, send)
+        assert closed == ["source"]
+
+    asyncio.run(run())
