@@ -1,8 +1,8 @@
 """CompiledForward: the forward of a packed model, by the kernels, over the same cache as the model's own forward.
 
 Law      a token's logits depend, to the bit, on its own text alone, and on where its prompt ended: not on the batch, nor on how the
-         prompt was cut into chunks, nor on the number of threads. With tiles (`tiles.py`) a longer prompt has other bits than the
-         same tokens would have that were generated one by one, so those are not in its place, nor it in theirs (`has_tiles`).
+         prompt was cut into chunks, nor on the number of threads. With tiles (`has_tiles`) a longer prompt has other bits than the
+         same tokens that were generated one by one; whoever puts one in the other's place has last bits that differ.
 Shapes   as in kernels.py.
 """
 

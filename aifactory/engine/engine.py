@@ -87,9 +87,9 @@ class TorchEngine:
         prefix_tokens   tokens of former prompts and answers that are kept for those that begin alike, 0 for none.
                         None: a quarter of cache_tokens.
         batch_invariant whether an answer must have the same bits whatever else is in the batch and was before. With the
-                        kernels what is in the batch never changes them, and this is not `reuses_answers`. Without them each
-                        row is then computed by itself, and no beginning is reused: a step of B rows takes as long as B
-                        steps of one.
+                        kernels what is in the batch never changes them, and this turns `reuses_answers` off. Without them
+                        each row is then computed by itself, and no beginning is reused: a step of B rows takes as long as
+                        B steps of one.
         adapters        folders of low-rank adapters in peft's form, by the names that requests choose them by
         compiled        whether the engine's own kernels compute the model: on a CPU all of it (`why_not_packed` says which
                         ones they can), on CUDA decode steps and prompts (`why_not_fused`). Its weights are then laid out anew, in
