@@ -94,7 +94,7 @@ def _measure_products(rounds: int, raw: dict[str, list[float]], figures: dict[st
 
     def by_tiles() -> None:
         for b in range(num_vectors):
-            tiles.cut_row(vectors[b], b, left)
+            tiles.cut_row(vectors[b], b, left, tiles.TERMS)
         tiles.multiply_tiles(panels, left, right, parts, tiled, num_vectors, 0, len(panels))
         found["tiles"] = tiled
 

@@ -10,7 +10,8 @@ Before each forward one states what it writes and reads (`plan_decode`, `plan_pr
 Shapes   keys_SHTD, values_SHTD: S rows, H heads_kv, T context (rounded up), D head dim
          B rows in a step, Q query tokens, L positions read in a step: the longest row, rounded up to READ_MULTIPLE
 Layout   as above for the model's own forward and the kernels of CUDA. Those of a CPU keep the keys of sixteen positions together,
-         (S, H, T / 16, D, 16), in the same memory, so whoever copies takes whole blocks of READ_MULTIPLE positions.
+         (S, H, T / 16, D, 16), of bfloat16 (S, H, T / 16, D / 2, 16, 2), in the same memory, so whoever copies takes whole blocks of
+         READ_MULTIPLE positions.
 Law      what a row reads beyond its own length is masked; it must only be finite, since 0 * nan is nan (`clear`).
 """
 
@@ -62,8 +63,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_croppable = False
     supports_early_init = False
 
-    def __init__(self, *, num_rows: int, num_positions: int) -> None:
+    def __init__(self, *, num_rows: int, num_positions: int, kept_dtype: torch.dtype | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._kept_dtype = kept_dtype
         self.num_rows = num_rows
         self.num_positions = num_positions
         self.plan: DecodePlan | PrefillPlan | None = None
@@ -71,8 +73,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for states of shape (B, H, Q, D)."""
-        self.keys = self._zeros_like(key_states)
-        self.values = self._zeros_like(value_states)
+        self.keys = self._zeros_like(key_states.to(self._kept_dtype or key_states.dtype))
+        self.values = self._zeros_like(value_states.to(self._kept_dtype or value_states.dtype))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -82,14 +84,18 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
+        given, kept = key_states.dtype, self.keys.dtype
+        key_states, value_states = key_states.to(kept), value_states.to(kept)
         if isinstance(plan, DecodePlan):
             self.keys[plan.rows_B, :, plan.positions_B] = key_states[:, :, 0]
             self.values[plan.rows_B, :, plan.positions_B] = value_states[:, :, 0]
-            return self.keys[: plan.num_rows, :, : plan.num_read], self.values[: plan.num_rows, :, : plan.num_read]
+            keys, values = (states[: plan.num_rows, :, : plan.num_read] for states in (self.keys, self.values))
+            return keys.to(given), values.to(given)
         rows = slice(plan.row, plan.row + 1)
         self.keys[rows, :, plan.begin : plan.end] = key_states
         self.values[rows, :, plan.begin : plan.end] = value_states
-        return self.keys[rows, :, : plan.num_read], self.values[rows, :, : plan.num_read]
+        keys, values = (states[rows, :, : plan.num_read] for states in (self.keys, self.values))
+        return keys.to(given), values.to(given)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of what a forward reads. Unused where the mask is given, as here."""
@@ -136,13 +142,17 @@ class SlotCache(Cache):
         dtype: torch.dtype,
         device: torch.device | str,
         has_spare_row: bool = False,
+        kept_dtype: torch.dtype | None = None,
     ) -> None:
-        """`dtype` is the model's: its attention wants an additive mask of the same."""
+        """`dtype` is the model's: its attention wants an additive mask of the same. Keys and values are kept in `kept_dtype`, which is
+        the same unless it is given."""
+        self.kept_dtype = dtype if kept_dtype is None else kept_dtype
         self.num_slots = self.spare_row = num_slots
         self._num_rows = num_slots + has_spare_row
         self.num_positions = _round_up(context_length)
         self.slot_layers = [
-            SlotLayer(num_rows=self._num_rows, num_positions=self.num_positions) for _ in range(num_layers)
+            SlotLayer(num_rows=self._num_rows, num_positions=self.num_positions, kept_dtype=kept_dtype)
+            for _ in range(num_layers)
         ]
         super().__init__(layers=list(self.slot_layers))
         # 0 where a decoding row attends, -inf elsewhere; whoever writes a token in a step opens its element.

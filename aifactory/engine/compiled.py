@@ -2,7 +2,8 @@
 
 Law      a token's logits depend, to the bit, on its own text alone, and on where its prompt ended: not on the batch, nor on how the
          prompt was cut into chunks, nor on the number of threads. With tiles (`has_tiles`) a longer prompt has other bits than the
-         same tokens that were generated one by one; whoever puts one in the other's place has last bits that differ.
+         same tokens that were generated one by one; whoever puts one in the other's place has last bits that differ. With weights of
+         bfloat16 it never has: all is read and written alike.
 Shapes   as in kernels.py.
 """
 
@@ -105,6 +106,7 @@ class CompiledForward:
         config, attention = model.config, model.model.layers[0].self_attn
         num_heads, num_heads_kv, width = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
         num_positions = cache.num_positions
+        self._kind = np.empty(0, np.int16 if cache.kept_dtype == torch.bfloat16 else np.float32)
         self._sync = np.zeros(SYNC_SIZE, np.int64)
         self._address_L2 = np.array(cache.addresses(), np.int64)
         self._shape = (
@@ -112,6 +114,7 @@ class CompiledForward:
             num_heads_kv,
             width,
             num_positions,
+            config.intermediate_size,
             bool(weights.norms[2].numel()),
             float(config.rms_norm_eps),
             float(attention.scaling),
@@ -124,7 +127,10 @@ class CompiledForward:
             cos_1TD, sin_1TD = model.model.rotary_emb(torch.empty(1), torch.arange(num_positions)[None])
         self._rotary = tuple(np.ascontiguousarray(table[0].numpy()) for table in (cos_1TD, sin_1TD))
         # Layers, rows of all panels, columns.
-        self._shapes = [(len(weight), PANEL * weight.shape[1], weight.shape[2]) for weight in self._weights]
+        columns = (config.hidden_size, num_heads * width, config.hidden_size, config.intermediate_size)
+        self._shapes = [
+            (len(weight), PANEL * weight.shape[1], num) for weight, num in zip(self._weights, columns, strict=True)
+        ]
         rows = [shape[1] for shape in self._shapes]
         self._widths = (config.hidden_size, rows[0], num_heads * width, rows[1], rows[2])
         self._num_rows = {
@@ -138,11 +144,13 @@ class CompiledForward:
         self._vocab_size = model.lm_head.out_features
         self._num_logits = PANEL * len(self._head[0])
         longest = max(columns for _, _, columns in self._shapes)
-        self.has_tiles = with_tiles and can_use_tiles()
+        uses_tiles, is_paired = with_tiles and can_use_tiles(), self._weights[0].dtype == np.int16
+        self._always_tiled = uses_tiles and is_paired
+        self.has_tiles = uses_tiles and not is_paired
         """Whether prompts may have other bits than what is generated."""
         self._num_left, self._num_parts = partial(num_left, length=longest), num_parts
         self._left = torch.empty(0, dtype=torch.int16).numpy()
-        num_right = NUM_RIGHT if self.has_tiles else 0
+        num_right = NUM_RIGHT if self.has_tiles else 0  # weights of bfloat16 are tiles
         self._rights = torch.empty(team.num_threads, num_right, dtype=torch.int16).numpy()
         self._sums = torch.empty(team.num_threads, 0).numpy()
 
@@ -156,7 +164,9 @@ class CompiledForward:
     def step(self, ids_B1: Tensor, positions_B: Tensor, adapters: Sequence[str | None] = ()) -> Tensor:
         """Logits (B, V) after one more token of each of the first B rows, which is written into the cache."""
         rows_B = np.arange(len(ids_B1))
-        return self._run(ids_B1[:, 0], rows_B, positions_B.numpy(), rows_B, adapters)
+        return self._run(
+            ids_B1[:, 0], rows_B, positions_B.numpy(), rows_B, adapters, is_tiled=self._always_tiled
+        )
 
     def prefill(
         self, ids_1Q: Tensor, row: int, begin: int, *, length: int, last_only: bool, adapter: str | None = None
@@ -191,7 +201,7 @@ class CompiledForward:
 
     def _is_tiled(self, length: int) -> bool:
         # By the whole prompt: how it was cut into chunks must not tell.
-        return self.has_tiles and length >= self.least_tiled
+        return self._always_tiled or (self.has_tiles and length >= self.least_tiled)
 
     def hidden(self, ids_1Q: Tensor, row: int, begin: int, *, length: int, adapter: str | None = None) -> Tensor:
         """As `prefill`, but the hidden states (Q, H) after the last norm."""
@@ -236,6 +246,7 @@ class CompiledForward:
             low_ranks.a,
             low_ranks.b,
             self._address_L2,
+            self._kind,
             self._shape,
             self._weights,
             self._scales,

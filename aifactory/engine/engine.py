@@ -150,6 +150,7 @@ class TorchEngine:
                     dtype=model.dtype,
                     device=device,
                     has_spare_row=with_steps,
+                    kept_dtype=torch.bfloat16 if kind == "bfloat16" else None,
                 )
                 check = partial(
                     check_cached_forward, model, cache, vocab_size=vocab_size, context_length=context_length

@@ -6,9 +6,10 @@ Threads  Every thread calls `forward` with its number; each takes some rows of a
          for the others at barriers (`worksharing.py`).
 Law      Whatever the batch and the number of threads, a row's bits depend on its own tokens, its own cache and the processor alone
          (`vectors.py` has the order of all sums).
-Weights  float32; bfloat16, read as int16; int8 with a scale for each row of the matrix; by panels (`products.py`).
-Tiles    prompts may go through the processor's matrix unit (`tiles.py`), decode steps never: a token's bits then depend on whether
-         it was read or written, too.
+Weights  float32; bfloat16, read as int16; int8 with a scale for each row of the matrix; by panels (`products.py`). With bfloat16 what
+         is multiplied by a matrix is rounded to it too, and so are keys and values; all else is float32, sums included.
+Tiles    prompts may go through the processor's matrix unit (`tiles.py`), decode steps only with weights of bfloat16, as all then do. With
+         others a token's bits depend on whether it was read or written, too.
 
 Import this module where it is needed: numba takes its time.
 
@@ -31,11 +32,10 @@ from aifactory.engine.products import (
     padded,
     product_block,
     product_of,
-    product_of_vectors,
     reduce,
     scale,
 )
-from aifactory.engine.tiles import MOST_PANELS, cut_row
+from aifactory.engine.tiles import MOST_PANELS, cut_row, terms_beside
 from aifactory.engine.vectors import (
     LANES,
     MOST_VECTORS,
@@ -47,6 +47,7 @@ from aifactory.engine.vectors import (
     panel_beside,
     panels_beside,
     pointer_to,
+    round_in_place,
     sum_of,
     weigh,
 )
@@ -112,6 +113,47 @@ def _attend(
 
 
 @kernel
+def _states_of(
+    address_2: Any, start: int, num_positions: int, width: int, kind: Any
+) -> tuple[Any, Any]:
+    """One head's keys in panels, of bfloat16 by pairs of elements, and its values (T, D), which begin `start` elements on."""
+    size, pairs = kind.itemsize, 4 // kind.itemsize
+    keys_PD = numba.carray(
+        pointer_to(address_2[0] + size * start),
+        (num_positions // PANEL, width // pairs, pairs * PANEL),
+        dtype=kind.dtype,
+    )
+    values_TD = numba.carray(pointer_to(address_2[1] + size * start), (num_positions, width), dtype=kind.dtype)
+    return keys_PD, values_TD
+
+
+@kernel
+def _write_state(key_D: Any, value_D: Any, position: int, keys_PD: Any, values_TD: Any) -> None:
+    """A token's key and value to their place."""
+    per = keys_PD.shape[2] // PANEL
+    if per == 1:
+        for d in range(len(key_D)):
+            keys_PD[position // PANEL, d, position % PANEL] = key_D[d]
+            values_TD[position, d] = value_D[d]
+        return
+    round_in_place(key_D, len(key_D))
+    round_in_place(value_D, len(value_D))
+    key_bits, value_bits = key_D.view(np.int32), value_D.view(np.int32)
+    for d in range(len(key_D)):
+        keys_PD[position // PANEL, d // 2, position % PANEL * 2 + d % 2] = key_bits[d] >> 16
+        values_TD[position, d] = value_bits[d] >> 16
+
+
+@kernel
+def _make_ready(x_K: Any, b: int, is_tiled: bool, left: Any, terms: int) -> None:
+    """Vector b for what comes next to multiply it: rounded where it is to be of one term, and put among the tiles."""
+    if terms == 1:
+        round_in_place(x_K, len(x_K))
+    if is_tiled:
+        cut_row(x_K, b, left, terms)
+
+
+@kernel
 def forward(
     thread: int,
     num_threads: int,
@@ -125,6 +167,7 @@ def forward(
     low_rank_a: Any,
     low_rank_b: Any,
     address_L2: Any,
+    kind: Any,
     shape: Any,
     weights: Any,
     scales: Any,
@@ -150,22 +193,24 @@ def forward(
     adapter_B   which of the X adapters each token has, -1 for none; has_adapters whether any has one
     low_rank_a  of each of the four weights (X, L, parts * rank, columns), parts being q, k, v and gate, up; the rank, the
                 same for all, is a multiple of eight; low_rank_b (X, L, P * PANEL, rank)
-    address_L2  where each layer's keys (S, G, T / PANEL, D, PANEL) and values (S, G, T, D) begin, float32
-    shape       (A, G, D, T, whether queries and keys are normalised, epsilon, scaling of scores)
+    address_L2  where each layer's keys (S, G, T / PANEL, D, PANEL) and values (S, G, T, D) begin; of bfloat16 keys are
+                (S, G, T / PANEL, D / 2, PANEL, 2)
+    kind        an array of the type that they have, float32 or int16
+    shape       (A, G, D, T, I, whether queries and keys are normalised, epsilon, scaling of scores)
     weights     (L, P, K, PANEL): queries, keys and values, each of whole panels, from H columns; out, of A D; gate and up, each of
-                whole panels, of H; down, of I
+                whole panels, of H; down, of I; of bfloat16 (L, P, K / 2, 2 * PANEL), K rounded up to what a tile holds
     scales      of each of them (L, P * PANEL), (L, 0) where there are none; biases likewise
     norms       before attention (L, H), before the MLP (L, H), of queries (L, D) and keys (L, D), the last one (H,)
     head        (P, H, PANEL) with its scale (P * PANEL,) or (0,), and its bias likewise
     rotary      cosines and sines (T, D)
     buffers     of at least B rows: (B, 3 * rank), (B, H), that of queries, keys and values, (B, A D), (B, H), that of gate and up, as
                 many columns as their panels have rows; of each thread (MOST_VECTORS, T)
-    is_tiled    whether matrices, but for the head, are multiplied by tiles
+    is_tiled    whether matrices are multiplied by tiles, but for the head: that is with weights of bfloat16 alone
     left        room for the tiles of B vectors of the longest kind; rights (threads, room for a thread's tiles of weights), sums likewise
                 for its sums of B vectors
     logits_OV   likewise
     """
-    num_heads, num_heads_kv, width, num_positions, has_head_norms, epsilon, scaling = shape
+    num_heads, num_heads_kv, width, num_positions, num_inner, has_head_norms, epsilon, scaling = shape
     w_qkv, w_out, w_up, w_down = weights
     s_qkv, s_out, s_up, s_down = scales
     b_qkv, b_out, b_up, b_down = biases
@@ -173,7 +218,10 @@ def forward(
     low, normed, qkv, attended, added, inner, scores = buffers
     never = np.int64(1) << 40
     num_rows, hidden = x_BH.shape
-    num_layers, num_inner = w_qkv.shape[0], padded(w_down.shape[2])
+    num_layers, num_padded = w_qkv.shape[0], padded(num_inner)
+    inner_BI = inner[:, :num_inner]
+    terms = terms_beside(w_qkv)
+    has_other_rows = is_tiled or terms == 1
     keys_at = padded(num_heads * width)
     values_at = keys_at + padded(num_heads_kv * width)
     group = num_heads // num_heads_kv
@@ -187,8 +235,7 @@ def forward(
     for layer in range(num_layers):
         for b in range(thread, num_rows, num_threads):
             _normalise(x_BH[b], norm_attention[layer], epsilon, normed[b])
-            if is_tiled:
-                cut_row(normed[b], b, left)
+            _make_ready(normed[b], b, is_tiled, left, terms)
         wait_for_all(sync, num_threads)
 
         begin, end = next_part(sync, w_qkv.shape[1], num_threads, together)
@@ -209,21 +256,13 @@ def forward(
             for b in range(first, min(first + PANEL, num_rows)):
                 position = position_B[b]
                 start = row_B[b] * row_size + g * num_positions * width
-                keys_PD = numba.carray(
-                    pointer_to(address_L2[layer, 0] + 4 * start),
-                    (num_positions // PANEL, width, PANEL),
-                    dtype=np.float32,
-                )
-                values_TD = numba.carray(
-                    pointer_to(address_L2[layer, 1] + 4 * start), (num_positions, width), dtype=np.float32
-                )
+                keys_PD, values_TD = _states_of(address_L2[layer], start, num_positions, width, kind)
                 key_D = qkv[b, keys_at + g * width : keys_at + (g + 1) * width]
                 if has_head_norms:
                     _normalise(key_D, norm_k[layer], epsilon, key_D)
                 _rotate(key_D, cos_TD[position], sin_TD[position])
-                for d in range(width):
-                    keys_PD[position // PANEL, d, position % PANEL] = key_D[d]
-                    values_TD[position, d] = qkv[b, values_at + g * width + d]
+                value_D = qkv[b, values_at + g * width : values_at + (g + 1) * width]
+                _write_state(key_D, value_D, position, keys_PD, values_TD)
         wait_for_all(sync, num_threads)
 
         piece = next_of(sync)
@@ -236,14 +275,7 @@ def forward(
                 while b + count < last and row_B[b + count] == row_B[b] and position_B[b + count] == position + count:
                     count += 1
                 start = row_B[b] * row_size + g * num_positions * width
-                keys_PD = numba.carray(
-                    pointer_to(address_L2[layer, 0] + 4 * start),
-                    (num_positions // PANEL, width, PANEL),
-                    dtype=np.float32,
-                )
-                values_TD = numba.carray(
-                    pointer_to(address_L2[layer, 1] + 4 * start), (num_positions, width), dtype=np.float32
-                )
+                keys_PD, values_TD = _states_of(address_L2[layer], start, num_positions, width, kind)
                 for q in range(b, b + count):
                     for a in range(g * group, (g + 1) * group):
                         q_D = qkv[q, a * width : (a + 1) * width]
@@ -266,9 +298,9 @@ def forward(
             piece = next_of(sync)
         wait_for_all(sync, num_threads)
 
-        if is_tiled:
+        if has_other_rows:
             for b in range(thread, num_rows, num_threads):
-                cut_row(attended[b], b, left)
+                _make_ready(attended[b], b, is_tiled, left, terms)
             wait_for_all(sync, num_threads)
 
         begin, end = next_part(sync, w_out.shape[1], num_threads, together)
@@ -288,38 +320,37 @@ def forward(
 
         for b in range(thread, num_rows, num_threads):
             _normalise(x_BH[b], norm_mlp[layer], epsilon, normed[b])
-            if is_tiled:
-                cut_row(normed[b], b, left)
+            _make_ready(normed[b], b, is_tiled, left, terms)
         wait_for_all(sync, num_threads)
 
         # The same rows of gate and up, so that their product needs no barrier.
-        begin, end = next_part(sync, num_inner // PANEL, num_threads, together)
+        begin, end = next_part(sync, num_padded // PANEL, num_threads, together)
         while begin < end:
-            for start in (0, num_inner // PANEL):
+            for start in (0, num_padded // PANEL):
                 product_of(
                     w_up[layer], normed, inner, num_rows, start + begin, start + end, is_tiled, left, right, parts
                 )
                 scale(inner, s_up[layer], b_up[layer], num_rows, PANEL * (start + begin), PANEL * (start + end))
             if not has_adapters:
-                gate(inner, num_rows, num_inner, PANEL * begin, PANEL * end)
-            begin, end = next_part(sync, num_inner // PANEL, num_threads, together)
+                gate(inner, num_rows, num_padded, PANEL * begin, PANEL * end)
+            begin, end = next_part(sync, num_padded // PANEL, num_threads, together)
         if has_adapters:
             reduce(thread, num_threads, low_rank_a[2], layer, normed, adapter_B, low)
             wait_for_all(sync, num_threads)
-            begin, end = part_of(num_inner, thread, num_threads)
-            for start in (0, num_inner):
-                expand(low_rank_b[2], layer, low, adapter_B, inner, start + begin, start + end, num_inner, never)
-            gate(inner, num_rows, num_inner, begin, end)
+            begin, end = part_of(num_padded, thread, num_threads)
+            for start in (0, num_padded):
+                expand(low_rank_b[2], layer, low, adapter_B, inner, start + begin, start + end, num_padded, never)
+            gate(inner, num_rows, num_padded, begin, end)
         wait_for_all(sync, num_threads)
 
-        if is_tiled:
+        if has_other_rows:
             for b in range(thread, num_rows, num_threads):
-                cut_row(inner[b, : w_down.shape[2]], b, left)
+                _make_ready(inner_BI[b], b, is_tiled, left, terms)
             wait_for_all(sync, num_threads)
 
         begin, end = next_part(sync, w_down.shape[1], num_threads, together)
         while begin < end:
-            product_of(w_down[layer], inner, added, num_rows, begin, end, is_tiled, left, right, parts)
+            product_of(w_down[layer], inner_BI, added, num_rows, begin, end, is_tiled, left, right, parts)
             scale(added, s_down[layer], b_down[layer], num_rows, PANEL * begin, PANEL * end)
             if not has_adapters:
                 add(x_BH, added, num_rows, PANEL * begin, PANEL * end)
@@ -332,15 +363,19 @@ def forward(
             add(x_BH, added, num_rows, begin, end)
         wait_for_all(sync, num_threads)
 
+    with_logits = logits_OV.shape[1] > 0
+    is_head_tiled = is_tiled and terms == 1
     for o in range(thread, len(last_O), num_threads):
         _normalise(x_BH[last_O[o]], norm_last, epsilon, hidden_OH[o])
+        if with_logits:
+            _make_ready(hidden_OH[o], o, is_head_tiled, left, terms)
     wait_for_all(sync, num_threads)
-    if logits_OV.shape[1] == 0:
+    if not with_logits:
         return
     w_head, s_head, b_head = head
     begin, end = next_part(sync, w_head.shape[0], num_threads, PANELS_AT_LEAST)
     while begin < end:
-        product_of_vectors(w_head, hidden_OH, logits_OV, len(last_O), begin, end)
+        product_of(w_head, hidden_OH, logits_OV, len(last_O), begin, end, is_head_tiled, left, right, parts)
         scale(logits_OV, s_head, b_head, len(last_O), PANEL * begin, PANEL * end)
         begin, end = next_part(sync, w_head.shape[0], num_threads, PANELS_AT_LEAST)
     wait_for_all(sync, num_threads)

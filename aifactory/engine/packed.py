@@ -4,8 +4,10 @@
 
 Layout   a matrix of N rows and K columns is (P, K, PANEL): panels of PANEL rows, in which column stands beside column. What goes
          into one matrix, as queries, keys and values, begins a panel each; rows that are wanting in the last one are zero.
-Weights  float32; bfloat16, sums in float32; int8, each row with a scale, largest magnitude at 127: the error of a weight is at
-         most 1/254 of the largest in its row. Norms and biases stay float32, and so are all activations and the cache.
+         Of bfloat16 it is (P, K / 2, PANEL, 2), two columns side by side as Intel's matrix unit wants them, K rounded up to DEPTH.
+Weights  float32; int8, each row with a scale, largest magnitude at 127: the error of a weight is at most 1/254 of the largest in
+         its row; bfloat16, by which vectors are multiplied that are rounded to it too, as torch's own are. Sums are in float32, and
+         so are norms and biases, what is added up from layer to layer, and the cache but that of bfloat16.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ _ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", 
 _MULTIPLE = 8
 PANEL = 16
 """Rows of a panel; the kernels' own number, which is not to be had without loading them."""
+DEPTH = 32
+"""Columns that a tile of bfloat16 holds; likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class PackedMatrix:
     """One matrix, or the same one of every layer."""
 
     weight: Tensor
-    """(panels, columns, PANEL) or (layers, panels, columns, PANEL)."""
+    """(panels, columns, PANEL) or (layers, panels, columns, PANEL), or by pairs of columns."""
     scale: Tensor
     """float32, (panels * PANEL,) or (layers, panels * PANEL); without elements unless the weights are int8."""
     bias: Tensor
@@ -50,8 +54,9 @@ class PackedMatrix:
         )
 
     def arrays(self) -> tuple[Any, Any, Any]:
-        """Weight, scale and bias as NumPy's over the same memory; bfloat16 as int16."""
-        weight = self.weight.view(torch.int16) if self.weight.dtype == torch.bfloat16 else self.weight
+        """Weight, scale and bias as NumPy's over the same memory; bfloat16 as int16, (..., K / 2, 2 * PANEL)."""
+        is_paired = self.weight.dtype == torch.bfloat16
+        weight = self.weight.flatten(-2).view(torch.int16) if is_paired else self.weight
         return weight.numpy(), self.scale.numpy(), self.bias.numpy()
 
     @property
@@ -82,7 +87,7 @@ class PackedWeights:
 class PackedLinear(nn.Module):
     """`nn.Linear` over packed rows, computed by the kernels whatever the number of vectors."""
 
-    def __init__(self, matrix: PackedMatrix, out_features: int, team: ThreadTeam) -> None:
+    def __init__(self, matrix: PackedMatrix, in_features: int, out_features: int, team: ThreadTeam) -> None:
         super().__init__()
         from aifactory.engine.products import product
         from aifactory.engine.worksharing import SYNC_SIZE
@@ -91,12 +96,15 @@ class PackedLinear(nn.Module):
         self._arrays = matrix.arrays()
         self._team = team
         self._sync = np.zeros(SYNC_SIZE, np.int64)
-        self.out_features, self.in_features = out_features, matrix.weight.shape[1]
+        self.out_features, self.in_features = out_features, in_features
+        self._is_rounded = matrix.weight.dtype == torch.bfloat16
         self._num_padded = PANEL * matrix.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), float32."""
         rows = x.reshape(-1, self.in_features).contiguous()
+        if self._is_rounded:
+            rows = rows.bfloat16().float()
         y = torch.empty(len(rows), self._num_padded)
         if len(rows):
             self._team.run(self._product, self._sync, *self._arrays, rows.detach().numpy(), y.numpy())
@@ -106,13 +114,14 @@ class PackedLinear(nn.Module):
 class PackedEmbedding(nn.Module):
     """`nn.Embedding` over packed rows."""
 
-    def __init__(self, table: PackedMatrix) -> None:
+    def __init__(self, table: PackedMatrix, width: int) -> None:
         super().__init__()
         self._table = table
+        self._width = width
 
     def forward(self, ids: Tensor) -> Tensor:
         """(...) -> (..., hidden), float32."""
-        rows = self._table.weight[ids // PANEL, :, ids % PANEL].float()
+        rows = self._table.weight[ids // PANEL, :, ids % PANEL].flatten(ids.dim())[..., : self._width].float()
         return rows * self._table.scale[ids][..., None] if self._table.scale.numel() else rows
 
 
@@ -174,12 +183,13 @@ def pack_model(model: PreTrainedModel, kind: WeightKind, team: ThreadTeam) -> Pa
                 view = matrix.layer(index, begin, end)
                 _fill(view, module.weight, module.bias)
                 begin = end
-                setattr(getattr(layers[index], block), name, PackedLinear(view, module.out_features, team))
+                setattr(getattr(layers[index], block), name, PackedLinear(view, module.in_features, module.out_features, team))
     embedding, head = model.model.embed_tokens, model.lm_head
     tied = head.weight.data_ptr() == embedding.weight.data_ptr()
     packed["head"] = pack_matrix(head.weight, head.bias, kind)
-    model.model.embed_tokens = PackedEmbedding(packed["head"] if tied else pack_matrix(embedding.weight, None, kind))
-    model.lm_head = PackedLinear(packed["head"], head.out_features, team)
+    table = packed["head"] if tied else pack_matrix(embedding.weight, None, kind)
+    model.model.embed_tokens = PackedEmbedding(table, embedding.embedding_dim)
+    model.lm_head = PackedLinear(packed["head"], head.in_features, head.out_features, team)
     model.to(torch.float32)  # type: ignore[arg-type]
 
     def stacked(block: str | None, name: str) -> Tensor:
@@ -215,8 +225,9 @@ def _for_layers(num_layers: int, modules: list[nn.Linear], kind: WeightKind) -> 
 
 
 def _zeros(layers: tuple[int, ...], panels: int, num_columns: int, kind: WeightKind, *, has_bias: bool) -> PackedMatrix:
+    columns = (-(-num_columns // DEPTH) * DEPTH // 2, PANEL, 2) if kind == "bfloat16" else (num_columns, PANEL)
     return PackedMatrix(
-        torch.zeros(*layers, panels, num_columns, PANEL, dtype=_DTYPES[kind]),
+        torch.zeros(*layers, panels, *columns, dtype=_DTYPES[kind]),
         torch.ones(*layers, panels * PANEL if kind == "int8" else 0),
         torch.zeros(*layers, panels * PANEL if has_bias else 0),
     )
@@ -232,6 +243,11 @@ def _fill(matrix: PackedMatrix, weight: Tensor, bias: Tensor | None) -> None:
     # In pieces of whole panels, so that a large matrix is not there three times.
     for panel in range(num_panels(num_rows)):
         rows = weight[PANEL * panel : PANEL * (panel + 1)]
-        matrix.weight[panel, :, : len(rows)] = rows.T
+        if matrix.weight.dtype == torch.bfloat16:
+            # Two columns of a row are neighbours in it already.
+            pairs = rows.unflatten(1, (-1, 2)).transpose(0, 1)
+            matrix.weight[panel, : len(pairs), : len(rows)] = pairs
+        else:
+            matrix.weight[panel, :, : len(rows)] = rows.T
     if bias is not None:
         matrix.bias[:num_rows] = bias

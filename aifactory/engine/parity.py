@@ -107,8 +107,8 @@ def check_cached_forward(
         mask = cache.plan_decode(positions_B, longest=1 + max(lengths))
         options = {"position_ids": positions_B[:, None], "attention_mask": mask, "past_key_values": cache}
         cached_BV = _logits(model, last_ids, **options)
-    # The kernels of a CPU give fp32 whatever the model's type was, and have its weights in fp32 by then.
-    limit = _MAX_RELATIVE_ERROR.get(model.dtype, _MAX_RELATIVE_ERROR_16_BIT)
+    # The kernels of a CPU give fp32 whatever the model's type was; what they round shows in the cache's.
+    limit = _MAX_RELATIVE_ERROR.get(cache.kept_dtype, _MAX_RELATIVE_ERROR_16_BIT)
     for row, row_ids in enumerate(rows):
         plain_V = _logits(model, torch.tensor([row_ids], device=device), use_cache=False)[0].double()
         error = float((cached_BV[row].double() - plain_V).norm() / plain_V.norm().clamp_min(1e-12))

@@ -1,8 +1,9 @@
 """Products: vectors by packed matrices, and what is done to a few of their columns while these are at hand.
 
 Whatever the number of vectors and of threads, a row's bits depend on its own vector, the weights and the processor alone.
+Weights of bfloat16 lie by pairs of columns, and whoever multiplies by them rounds the vectors likewise (`round_in_place`).
 
-Legend   B vectors, N rows and K columns of a matrix, P panels of PANEL rows, I inner width of an MLP, L layers, X adapters, R their rank.
+Legend   B vectors, N rows and K columns of a matrix, which may have more of zeros, P panels of PANEL rows, I inner width of an MLP, L layers, X adapters, R their rank.
 """
 
 from __future__ import annotations
@@ -68,8 +69,9 @@ def product_of_vectors(w_PK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: in
 
 @kernel
 def product_block(w_PK: Any, x_BK: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
-    length = w_PK.shape[1]
-    size = length * PANEL
+    # Elements of a vector, or pairs of them.
+    length = x_BK.shape[1] * PANEL // w_PK.shape[2]
+    size = w_PK.shape[1] * w_PK.shape[2]
     x_step, y_step = x_BK.strides[0] // 4, y_BN.strides[0] // 4
     p = begin
     if num_rows == 1:

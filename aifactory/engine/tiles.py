@@ -1,12 +1,13 @@
-"""Tiles: products in float32 by a processor's matrix unit, which multiplies bfloat16 (Intel's AMX).
+"""Tiles: products by a processor's matrix unit, which multiplies bfloat16 and adds in float32 (Intel's AMX).
 
 A float32 is the sum of three bfloat16, cut off bit by bit: 8 bits of its mantissa each. Of the nine products of two of them six are
-made, in sums of float32; the others are below its last bit. Weights of bfloat16 and int8 are one bfloat16 each, so three products are
-all there are, and exact. `benchmarks/engine_kernels.py` has how much faster that is.
+made; the others are below its last bit. Weights of int8 are one bfloat16 each, so three products are all there are, and exact.
+Weights of bfloat16 lie as tiles already, and vectors are rounded to bfloat16 for them, so nothing is cut and one product is all:
+then a single vector goes as fast by tiles as memory gives weights. `benchmarks/engine_kernels.py` has how much faster all that is.
 
 Law      a row's bits depend on that row and the weights alone, not on how many rows there are; they are not those of `kernels.py`.
 Layout   a tile is 16 rows of 64 bytes. Of the vectors ("left") 16 vectors by 32 elements; of the weights ("right") 16 pairs of elements by
-         16 rows of a panel. Tiles of one place follow each other, term by term.
+         16 rows of a panel: of bfloat16 sixteen lines of a panel as they are. Tiles of one place follow each other, term by term.
 Blocks   some columns of some panels are cut into tiles, then all vectors pass by: 32 of them, as far as these columns go, stay in the
          first cache while they meet panel after panel, and sums wait in float32 for the next columns. Meanwhile the second cache is asked
          for what comes next: a tile that comes from further away is awaited for longer than it is multiplied.
@@ -20,7 +21,7 @@ import ctypes
 import platform
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,9 @@ _LINE = 64
 """Bytes that a processor reads at once."""
 _SUM = ROWS * _PANEL
 """Elements of a tile of sums."""
-_LEFT_LINES = TERMS * TILE * 2 // _LINE
-"""Of the tiles of one place."""
+_TILE_LINES = TILE * 2 // _LINE
+_AHEAD = 4
+"""Tiles of a panel that passes by."""
 
 
 @cache
@@ -65,6 +67,14 @@ def can_use_tiles() -> bool:
 
 
 # ── machine code ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _further(builder: Any, place: Any, step: Any, times: int) -> Any:
+    return builder.add(place, builder.mul(step, _number(times)))
+
+
+def _load(builder: Any, register: int, data: Any, place: Any) -> None:
+    _run(builder, "tileloadd64", ir.Constant(_I8, register), _at(builder, data, place, _I8), _number(_LINE))
 
 
 def _run(builder: Any, name: str, *args: Any) -> None:
@@ -84,11 +94,11 @@ def _at(builder: Any, data: Any, place: Any, kind: Any) -> Any:
     return builder.bitcast(builder.gep(data, [place]), kind.as_pointer())
 
 
-def _ask_for(builder: Any, data: Any, place: Any, lines: Any) -> None:
-    """Have so many lines from there on brought to the second cache."""
+def _ask_for(builder: Any, data: Any, place: Any, lines: Any, level: int = 2) -> None:
+    """Have so many lines from there on brought to the second cache, or with 3 to the first."""
     start = _at(builder, data, place, _I8)
     with cgutils.for_range_slice(builder, _number(0), lines, _number(1), intp=_I64) as (line, _):
-        prefetch(builder, builder.gep(start, [builder.mul(line, _number(_LINE))]), 2)
+        prefetch(builder, builder.gep(start, [builder.mul(line, _number(_LINE))]), level)
 
 
 def _cut(builder: Any, values: Any, terms: int) -> list[Any]:
@@ -106,6 +116,11 @@ def _cut(builder: Any, values: Any, terms: int) -> list[Any]:
 def _num_terms(kind: Any) -> int:
     """Of weights of this type."""
     return TERMS if kind.dtype == types.float32 else 1
+
+
+def _num_terms_beside(kind: Any) -> int:
+    """Of vectors that are multiplied with weights of this type."""
+    return 1 if kind.dtype == types.int16 else TERMS
 
 
 @intrinsic
@@ -139,28 +154,38 @@ def _end_tiles(typing: Any) -> Any:
     return types.void(), generate
 
 
-@intrinsic
-def _cut_vector(typing: Any, x: Any, at: Any, left: Any, to: Any) -> Any:
-    """DEPTH floats from x[at] on, as a row of each of TERMS tiles; the first one's is at left[to]."""
+def _vector_cut(terms: int) -> Any:
+    """DEPTH floats from x[at] on, as a row of each of so many tiles; the first one's is at left[to]: `cut(x, at, left, to)`."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
-        for half in range(0, DEPTH, ROWS):
-            values = builder.load(_at(builder, source, builder.add(args[1], _number(half)), _FLOATS), align=1)
-            for term, upper in enumerate(_cut(builder, values, TERMS)):
-                short = builder.trunc(builder.lshr(upper, _all(16)), _SHORTS)
-                place = builder.add(args[3], _number(TILE * term + half))
-                builder.store(short, _at(builder, target, place, _SHORTS), align=1)
-        return context.get_dummy_value()
+    @intrinsic
+    def cut(typing: Any, x: Any, at: Any, left: Any, to: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            source, target = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
+            for half in range(0, DEPTH, ROWS):
+                values = builder.load(_at(builder, source, builder.add(args[1], _number(half)), _FLOATS), align=1)
+                for term, upper in enumerate(_cut(builder, values, terms)):
+                    short = builder.trunc(builder.lshr(upper, _all(16)), _SHORTS)
+                    place = builder.add(args[3], _number(TILE * term + half))
+                    builder.store(short, _at(builder, target, place, _SHORTS), align=1)
+            return context.get_dummy_value()
 
-    return types.void(x, types.int64, left, types.int64), generate
+        return types.void(x, types.int64, left, types.int64), generate
+
+    return cut
+
+
+_cut_vector = _vector_cut(TERMS)
+_take_vector = _vector_cut(1)
+"""Of floats that are bfloat16."""
 
 
 @intrinsic
 def _cut_panel(typing: Any, w: Any, at: Any, right: Any, to: Any) -> Any:
-    """DEPTH columns of a panel from w[at] on, as tiles from right[to] on, one for each term."""
+    """DEPTH columns of a panel from w[at] on, as tiles from right[to] on, one for each term. Those of bfloat16 are tiles."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if signature.args[0].dtype == types.int16:
+            return context.get_dummy_value()
         source, target = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
         element, terms = source.type.pointee, _num_terms(signature.args[0])
 
@@ -168,8 +193,6 @@ def _cut_panel(typing: Any, w: Any, at: Any, right: Any, to: Any) -> Any:
             kind = ir.VectorType(element, _PANEL)
             place = builder.add(args[1], _number(_PANEL * number))
             values = builder.load(_at(builder, source, place, kind), align=1)
-            if element == _I16:
-                return [builder.shl(builder.zext(values, _INTS), _all(16))]
             if element == _I8:
                 # Up to 127: a bfloat16 holds it.
                 values = builder.sitofp(builder.sext(values, _INTS), _FLOATS)
@@ -196,6 +219,7 @@ def _sum_tiles(
     at: Any,
     row: Any,
     right: Any,
+    right_at: Any,
     panel: Any,
     blocks: Any,
     is_first: Any,
@@ -213,7 +237,7 @@ def _sum_tiles(
 
     w           the weights, for their type, and for what comes next of them
     left        the vectors' tiles, from `at` on; the next sixteen vectors are `row` further
-    right       the panels' tiles; the next panel is `panel` further
+    right       the panels' tiles, from `right_at` on; the next panel is `panel` further. Of weights that are tiles these themselves.
     is_first    whether sums begin here; else they go on from `begun`, float32: tiles of sixteen by sixteen, MOST_PANELS of them for
                 sixteen vectors
     y           float32, where the sums go; the next sixteen vectors are y_row further, the next panel y_panel, the next vector y_step
@@ -228,7 +252,9 @@ def _sum_tiles(
                 if isinstance(signature.args[i], types.Array)
             }
             given = [arrays.get(i, arg) for i, arg in enumerate(args)]
-            terms = _num_terms(signature.args[0])
+            if signature.args[0].dtype == types.int16:
+                given[6] = given[0]
+            terms = _num_terms_beside(signature.args[0]), _num_terms(signature.args[0])
             for rows, columns in ((2, 2), (2, 1), (1, 2), (1, 1)):
                 is_shape = builder.and_(
                     builder.icmp_signed("==", args[1], _number(rows)),
@@ -239,26 +265,28 @@ def _sum_tiles(
         return context.get_dummy_value()
 
     i = types.int64
-    kinds = (w, i, i, left, i, i, right, i, i, i, begun, y, i, i, i, i, i, i, i)
+    kinds = (w, i, i, left, i, i, right, i, i, i, i, begun, y, i, i, i, i, i, i, i)
     return types.void(*kinds), generate
 
 
-def _sum_shape(builder: Any, row_tiles: int, panels: int, terms: int, given: Sequence[Any]) -> None:
-    w, _, _, left, at, row, right, panel, blocks, is_first, begun, y, y_row, y_panel, y_step, *ahead = given
+_ORDERS: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {
+    (TERMS, TERMS): ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)),
+    (TERMS, 1): ((2, 0), (1, 0), (0, 0)),
+    (1, 1): ((0, 0),),
+}
+"""By how many terms vectors and weights have: which are multiplied, the smallest first; neighbours share one."""
+
+
+def _sum_shape(builder: Any, row_tiles: int, panels: int, terms: tuple[int, int], given: Sequence[Any]) -> None:
+    w, _, _, left, at, row, right, right_at, panel, blocks, is_first, begun, y, y_row, y_panel, y_step, *ahead = given
     next_left, left_lines, next_w, w_lines = ahead
-    # The smallest come first. By (term of the vectors, term of the weights); neighbours share one.
-    order = ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)) if terms == TERMS else ((2, 0), (1, 0), (0, 0))
+    order = _ORDERS[terms]
     by_row = [(r, p) for r in range(row_tiles) for p in range(panels)]
     by_panel = [(r, p) for p in range(panels) for r in range(row_tiles)]
     # Registers are eight.
     total, of_left, of_right = {pair: register for register, pair in enumerate(by_row)}, (4, 5), (6, 7)
 
-    def further(place: Any, step: Any, times: int) -> Any:
-        return builder.add(place, builder.mul(step, _number(times)))
-
-    def load(register: int, data: Any, place: Any) -> None:
-        _run(builder, "tileloadd64", ir.Constant(_I8, register), _at(builder, data, place, _I8), _number(_LINE))
-
+    further, load = partial(_further, builder), partial(_load, builder)
     with builder.if_else(builder.icmp_signed("!=", is_first, _number(0))) as (then, otherwise):
         with then:
             for register in total.values():
@@ -267,13 +295,13 @@ def _sum_shape(builder: Any, row_tiles: int, panels: int, terms: int, given: Seq
             for (r, p), register in total.items():
                 load(register, begun, _number(_SUM * (MOST_PANELS * r + p)))
     with cgutils.for_range_slice(builder, _number(0), blocks, _number(1), intp=_I64) as (block, _):
-        left_at, right_at = further(at, block, TERMS * TILE), builder.mul(block, _number(terms * TILE))
+        left_at, right_of = further(at, block, terms[0] * TILE), further(right_at, block, terms[1] * TILE)
 
         def load_left(r: int, term: int) -> None:
             load(of_left[r], left, further(further(left_at, row, r), _number(TILE), term))
 
         def load_right(p: int, term: int) -> None:
-            load(of_right[p], right, further(further(right_at, panel, p), _number(TILE), term))
+            load(of_right[p], right, further(further(right_of, panel, p), _number(TILE), term))
 
         for r in range(row_tiles):
             load_left(r, order[0][0])
@@ -299,6 +327,68 @@ def _sum_shape(builder: Any, row_tiles: int, panels: int, terms: int, given: Seq
     for (r, p), register in total.items():
         address = _at(builder, y, further(further(_number(0), y_row, r), y_panel, p), _I8)
         _run(builder, "tilestored64", ir.Constant(_I8, register), address, builder.mul(y_step, _number(4)))
+
+
+@intrinsic
+def _pass_panels(
+    typing: Any, w: Any, at: Any, size: Any, panels: Any, blocks: Any, left: Any, row_tiles: Any, y: Any
+) -> Any:
+    """The products of up to two tiles of vectors with four panels, two or one, which are tiles and are read once, from memory.
+
+    w, at   the weights, and where in them the first panel begins; they have `size` elements, `blocks` tiles
+    left    the vectors' tiles
+    y       float32, for tiles of sums: of the first sixteen vectors each panel's, of the others likewise
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _HAS_TILES and signature.args[0].dtype == types.int16:
+            weights, vectors, sums = (
+                context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 5, 7)
+            )
+            for rows in (1, 2):
+                for columns in (4, 2, 1):
+                    is_shape = builder.and_(
+                        builder.icmp_signed("==", args[6], _number(rows)),
+                        builder.icmp_signed("==", args[3], _number(columns)),
+                    )
+                    with builder.if_then(is_shape):
+                        _pass_shape(builder, rows, columns, weights, args[1], args[2], args[4], vectors, sums)
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(w, i, i, i, i, left, i, y), generate
+
+
+def _pass_shape(
+    builder: Any, row_tiles: int, panels: int, w: Any, at: Any, size: Any, blocks: Any, left: Any, y: Any
+) -> None:
+    further, load = partial(_further, builder), partial(_load, builder)
+    # Of eight registers; with 2 by 4 sums none is left for weights, so these go in two turns.
+    together = min(panels, 4 // row_tiles)
+    for first in range(0, panels, together):
+        total = {(r, p): together * r + p for r in range(row_tiles) for p in range(together)}
+        of_left = 4, 5
+        of_right = (6, 7) if row_tiles == 2 else (5, 6, 7, 5)
+        for register in total.values():
+            _run(builder, "tilezero", ir.Constant(_I8, register))
+        start = further(at, size, first)
+        # What lies ahead of each panel is asked for; at its end what lies ahead of the one that takes its place.
+        over = builder.mul(size, _number(together - 1))
+        with cgutils.for_range_slice(builder, _number(0), blocks, _number(1), intp=_I64) as (block, _):
+            ahead = builder.add(block, _number(_AHEAD))
+            skip = builder.select(builder.icmp_signed("<", ahead, blocks), _number(0), over)
+            for r in range(row_tiles):
+                load(of_left[r], left, further(builder.mul(block, _number(TILE)), builder.mul(blocks, _number(TILE)), r))
+            for p in range(together):
+                panel = further(start, size, p)
+                load(of_right[p], w, further(panel, block, TILE))
+                for r in range(row_tiles):
+                    registers = (total[r, p], of_left[r], of_right[p])
+                    _run(builder, "tdpbf16ps", *(ir.Constant(_I8, register) for register in registers))
+                _ask_for(builder, w, builder.add(further(panel, ahead, TILE), skip), _number(_TILE_LINES), 3)
+        for (r, p), register in total.items():
+            address = _at(builder, y, _number((panels * r + first + p) * _SUM), _I8)
+            _run(builder, "tilestored64", ir.Constant(_I8, register), address, _number(_LINE))
 
 
 # ── products ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -329,18 +419,27 @@ def num_parts(num_rows: int) -> int:
 
 
 @kernel
-def cut_row(x_K: Any, b: int, left: Any) -> None:
-    """Put vector b into its place among the tiles."""
+def cut_row(x_K: Any, b: int, left: Any, terms: int) -> None:
+    """Put vector b into its place among the tiles: in TERMS terms, or as one, if it is rounded to bfloat16 already."""
     length = len(x_K)
-    blocks = (length + DEPTH - 1) // DEPTH
-    start = b // ROWS * blocks * TERMS * TILE + b % ROWS * DEPTH
-    for block in range(length // DEPTH):
-        _cut_vector(x_K, DEPTH * block, left, start + block * TERMS * TILE)
-    if length % DEPTH:
-        rest = np.zeros(DEPTH, np.float32)
-        for k in range(length % DEPTH):
-            rest[k] = x_K[length // DEPTH * DEPTH + k]
-        _cut_vector(rest, 0, left, start + (blocks - 1) * TERMS * TILE)
+    blocks = _blocks_of(length)
+    start = b // ROWS * blocks * terms * TILE + b % ROWS * DEPTH
+    for block in range(blocks):
+        source, at = x_K, DEPTH * block
+        if at + DEPTH > length:
+            source, at = np.zeros(DEPTH, np.float32), 0
+            for k in range(length - DEPTH * block):
+                source[k] = x_K[DEPTH * block + k]
+        if terms == 1:
+            _take_vector(source, at, left, start + block * TILE)
+        else:
+            _cut_vector(source, at, left, start + block * TERMS * TILE)
+
+
+@kernel
+def terms_beside(w_PK: Any) -> int:
+    """How many terms vectors have that are multiplied with such weights."""
+    return 1 if w_PK.itemsize == 2 else TERMS
 
 
 @kernel
@@ -366,19 +465,31 @@ def _cut_panels(w_PK: Any, first: int, count: int, block: int, blocks: int, righ
 def multiply_tiles(
     w_PK: Any, left: Any, right: Any, parts: Any, y_BN: Any, num_rows: int, begin: int, end: int
 ) -> None:
-    """As `kernels.py`'s product, of vectors that `cut_row` has put into `left`; `right` and `parts` are this thread's own."""
-    length = w_PK.shape[1]
-    blocks, terms = _blocks_of(length), TERMS if w_PK.itemsize == 4 else 1
-    row, panel = blocks * TERMS * TILE, _MOST_BLOCKS * terms * TILE
+    """As `products.py`'s product, of vectors that `cut_row` has put into `left`; `right` and `parts` are this thread's own."""
+    _begin_tiles()
+    if w_PK.itemsize == 2 and num_rows <= 2 * ROWS:
+        _pass_by(w_PK, left, parts, y_BN, num_rows, begin, end)
+    else:
+        _multiply_blocks(w_PK, left, right, parts, y_BN, num_rows, begin, end)
+    _end_tiles()
+@kernel
+def _multiply_blocks(
+    w_PK: Any, left: Any, right: Any, parts: Any, y_BN: Any, num_rows: int, begin: int, end: int
+) -> None:
+    """Some columns of some panels after others, all vectors each."""
+    is_ready = w_PK.itemsize == 2
+    size, terms, terms_of_left = w_PK.shape[1] * w_PK.shape[2], TERMS if w_PK.itemsize == 4 else 1, terms_beside(w_PK)
+    blocks = (size // _PANEL + DEPTH - 1) // DEPTH
+    row, panel = blocks * terms_of_left * TILE, size if is_ready else _MOST_BLOCKS * terms * TILE
     num_tiles, y_step = _tiles_of(num_rows), y_BN.strides[0] // 4
     line, columns_of_lines = _LINE // w_PK.itemsize, _PANEL * DEPTH * w_PK.itemsize // _LINE
-    _begin_tiles()
     for p in range(begin, end, MOST_PANELS):
         count = min(MOST_PANELS, end - p)
         for first in range(0, blocks, _MOST_BLOCKS):
             some = min(_MOST_BLOCKS, blocks - first)
             is_first, is_last = 1 if first == 0 else 0, first + some == blocks
-            _cut_panels(w_PK, p, count, first, some, right)
+            if not is_ready:
+                _cut_panels(w_PK, p, count, first, some, right)
             # Of the weights these are cut next, and so many of their lines are asked for in each block.
             cut_panel, cut_block = (p + count, 0) if is_last else (p, first + some)
             lines_of_panel = min(_MOST_BLOCKS, blocks - cut_block) * columns_of_lines
@@ -386,11 +497,11 @@ def multiply_tiles(
             w_lines = (count * lines_of_panel + turns * some - 1) // (turns * some)
             asked = 0
             for tile in range(0, num_tiles, 2):
-                b, at = tile * ROWS, tile * row + first * TERMS * TILE
+                b, at = tile * ROWS, tile * row + first * terms_of_left * TILE
                 num_pairs = (count + 1) // 2
-                left_lines = (_LEFT_LINES + num_pairs - 1) // num_pairs
+                left_lines = (terms_of_left * _TILE_LINES + num_pairs - 1) // num_pairs
                 has_results = is_last and b + 2 * ROWS <= num_rows
-                after = at + 2 * row if tile + 2 < num_tiles else (first + some) * TERMS * TILE
+                after = at + 2 * row if tile + 2 < num_tiles else (first + some) * terms_of_left * TILE
                 for q in range(0, count, 2):
                     place = (tile * MOST_PANELS + q) * _SUM
                     begun = parts[place:]
@@ -399,7 +510,7 @@ def multiply_tiles(
                     else:
                         y, y_row, y_panel, step = begun, MOST_PANELS * _SUM, _SUM, _PANEL
                     next_panel = min(cut_panel + asked // lines_of_panel, w_PK.shape[0] - 1)
-                    next_w = (next_panel * length + cut_block * DEPTH) * _PANEL + asked % lines_of_panel * line
+                    next_w = next_panel * size + cut_block * DEPTH * _PANEL + asked % lines_of_panel * line
                     next_left = after + q // 2 * some * left_lines * (_LINE // 2)
                     asked += some * w_lines
                     _sum_tiles(
@@ -409,7 +520,8 @@ def multiply_tiles(
                         left,
                         at,
                         row,
-                        right[q * panel :],
+                        right,
+                        (p + q) * size + first * TILE if is_ready else q * panel,
                         panel,
                         some,
                         is_first,
@@ -424,9 +536,30 @@ def multiply_tiles(
                         w_lines,
                     )
                 if is_last and not has_results:
-                    # Results of vectors that are none have no place.
-                    for r in range(min(2 * ROWS, num_rows - b)):
-                        for n in range(count * _PANEL):
-                            place = (tile + r // ROWS) * MOST_PANELS + n // _PANEL
-                            y_BN[b + r, p * _PANEL + n] = parts[place * _SUM + r % ROWS * _PANEL + n % _PANEL]
-    _end_tiles()
+                    for r in range(min(2, num_tiles - tile)):
+                        for q in range(count):
+                            part = parts[((tile + r) * MOST_PANELS + q) * _SUM :]
+                            _put(part, y_BN, (tile + r) * ROWS, num_rows, (p + q) * _PANEL)
+
+
+@kernel
+def _pass_by(w_PK: Any, left: Any, parts: Any, y_BN: Any, num_rows: int, begin: int, end: int) -> None:
+    """Panel after panel, as they lie in memory, for so few vectors that these stay at hand."""
+    size, num_tiles = w_PK.shape[1] * w_PK.shape[2], _tiles_of(num_rows)
+    blocks = size // TILE
+    p = begin
+    while p < end:
+        count = 4 if end - p >= 4 else 2 if end - p >= 2 else 1
+        _pass_panels(w_PK, p * size, size, count, blocks, left, num_tiles, parts)
+        for tile in range(num_tiles):
+            for q in range(count):
+                _put(parts[(count * tile + q) * _SUM :], y_BN, tile * ROWS, num_rows, (p + q) * _PANEL)
+        p += count
+
+
+@kernel
+def _put(sums: Any, y_BN: Any, first: int, num_rows: int, n: int) -> None:
+    """A tile of sums into y from its row `first` and column n on; results of vectors that are none have no place."""
+    for r in range(min(ROWS, num_rows - first)):
+        for i in range(_PANEL):
+            y_BN[first + r, n + i] = sums[r * _PANEL + i]

@@ -4,7 +4,8 @@ Order    element k of a sum of products is added by ascending k; of a dot produc
          the lanes by a fixed tree: bits depend on what is computed and on the processor, not on how many are computed together.
 Weights  float32; bfloat16, read as int16; int8. All sums are in float32. Sixteen rows of a matrix are a panel, in which column stands
          beside column: a vector's element is multiplied with all of them at once, so that nothing is summed across lanes, and a
-         panel stays in the cache while many vectors pass by.
+         panel stays in the cache while many vectors pass by. Of bfloat16 two columns stand together, as the matrix unit wants them
+         (`tiles.py`): the first sixteen bits of a lane are the even column's.
 Source   products of panels: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3).
 """
 
@@ -28,6 +29,7 @@ PANEL = 16
 
 _F32 = ir.FloatType()
 _VEC = ir.VectorType(_F32, LANES)
+_I16 = ir.IntType(16)
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
 _VEC_I32 = ir.VectorType(_I32, LANES)
@@ -50,21 +52,37 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return _call(builder, f"llvm.fmuladd.v{c.type.count}f32", c.type, a, b, c)
 
 
-def _load(builder: Any, data: Any, at: Any, number: int) -> Any:
-    """So many elements from `at` on, as WIDTH of float32: those that are wanting are 0. `data` points to float32, to bfloat16 as
-    i16, or to i8."""
+def _read(builder: Any, data: Any, at: Any, number: int) -> Any:
+    """So many elements from `at` on, as float32. `data` points to float32, to bfloat16 as i16, or to i8."""
     element, whole, integers = data.type.pointee, ir.VectorType(_F32, number), ir.VectorType(_I32, number)
     address = builder.bitcast(builder.gep(data, [at]), ir.VectorType(element, number).as_pointer())
     values = builder.load(address, align=1)
     if element != _F32 and element.width == 16:
-        shift = ir.Constant(integers, [ir.Constant(_I32, 16)] * number)
-        values = builder.bitcast(builder.shl(builder.zext(values, integers), shift), whole)
+        values = builder.bitcast(builder.shl(builder.zext(values, integers), _sixteen(number)), whole)
     elif element != _F32:
         values = builder.sitofp(builder.sext(values, integers), whole)
+    return values
+
+
+def _load(builder: Any, data: Any, at: Any, number: int) -> Any:
+    """As `_read`, WIDTH of them: those that are wanting are 0."""
+    values = _read(builder, data, at, number)
     if number == WIDTH:
         return values
     places = ir.Constant(ir.VectorType(_I32, WIDTH), list(range(WIDTH)))
-    return builder.shuffle_vector(values, ir.Constant(whole, None), places)
+    return builder.shuffle_vector(values, ir.Constant(values.type, None), places)
+
+
+def _sixteen(number: int) -> ir.Constant:
+    return ir.Constant(ir.VectorType(_I32, number), [ir.Constant(_I32, 16)] * number)
+
+
+def _load_pairs(builder: Any, data: Any, at: Any) -> list[Any]:
+    """The even and the odd ones of WIDTH pairs of bfloat16 from `at` on, as WIDTH of float32 each."""
+    pairs, whole = ir.VectorType(_I32, WIDTH), ir.VectorType(_F32, WIDTH)
+    both = builder.load(builder.bitcast(builder.gep(data, [at]), pairs.as_pointer()), align=1)
+    upper = ir.Constant(pairs, [ir.Constant(_I32, -65536)] * WIDTH)
+    return [builder.bitcast(each, whole) for each in (builder.shl(both, _sixteen(WIDTH)), builder.and_(both, upper))]
 
 
 _LINE = 64
@@ -155,11 +173,11 @@ _AHEAD = 4096
 def _panels(num_panels: int, most: int, *, ahead: bool = False, beside: bool = False) -> Any:
     """The products of so many panels with up to `most` vectors: `panels(w, at, w_step, x, x_step, count, length, y, y_step)`.
 
-    w, at      an array of weights, and where in it the first panel begins
+    w, at      an array of weights, and where in it the first panel begins; bfloat16 in pairs of columns, unless they are `beside`
     w_step     how far apart the panels lie, each of whose columns follow one another; or where they lie one `beside` the other, how
                far apart their columns
     x, x_step  a float32 array that begins with `count` vectors, and how far apart they lie; y, y_step likewise the results
-    length     elements of a vector
+    length     elements of a vector; of pairs of columns how many pairs
     ahead      whether to ask for what comes next of each panel
     """
     kind = ir.VectorType(_F32, WIDTH)
@@ -171,22 +189,28 @@ def _panels(num_panels: int, most: int, *, ahead: bool = False, beside: bool = F
     def multiply(
         builder: Any, data: Any, at: Any, w_step: Any, x_step: Any, num_columns: int, length: Any, y_step: Any
     ) -> None:
-        between, column_step = (constant(PANEL), w_step) if beside else (w_step, constant(PANEL))
+        per = 2 if data[0].type.pointee == _I16 and not beside else 1
+        between, column_step = (constant(PANEL), w_step) if beside else (w_step, constant(per * PANEL))
         panels = [builder.add(at, builder.mul(between, constant(p))) for p in range(num_panels)]
-        starts = [builder.add(panel, constant(first)) for panel in panels for first in range(0, PANEL, WIDTH)]
+        starts = [builder.add(panel, constant(per * first)) for panel in panels for first in range(0, PANEL, WIDTH)]
         columns = [builder.gep(data[1], [builder.mul(x_step, constant(c))]) for c in range(num_columns)]
         zero = ir.Constant(kind, None)
         sums = [[cgutils.alloca_once_value(builder, zero) for _ in starts] for _ in columns]
 
         def add(k: Any) -> None:
-            place = builder.mul(k, column_step)
-            weights = [_load(builder, data[0], builder.add(start, place), WIDTH) for start in starts]
-            for column, totals in zip(columns, sums, strict=True):
-                element = builder.load(builder.gep(column, [k]))
-                one = builder.insert_element(ir.Constant(kind, ir.Undefined), element, ir.Constant(_I32, 0))
-                vector = builder.shuffle_vector(one, one, everywhere)
-                for weight, total in zip(weights, totals, strict=True):
-                    builder.store(_multiply_add(builder, weight, vector, builder.load(total)), total)
+            places = [builder.add(start, builder.mul(k, column_step)) for start in starts]
+            loaded = [
+                _load_pairs(builder, data[0], place) if per == 2 else [_load(builder, data[0], place, WIDTH)]
+                for place in places
+            ]
+            for one_of, weights in enumerate(zip(*loaded, strict=True)):
+                element_at = builder.add(builder.mul(k, constant(per)), constant(one_of))
+                for column, totals in zip(columns, sums, strict=True):
+                    element = builder.load(builder.gep(column, [element_at]))
+                    one = builder.insert_element(ir.Constant(kind, ir.Undefined), element, ir.Constant(_I32, 0))
+                    vector = builder.shuffle_vector(one, one, everywhere)
+                    for weight, total in zip(weights, totals, strict=True):
+                        builder.store(_multiply_add(builder, weight, vector, builder.load(total)), total)
 
         begin = constant(0)
         for together in (_UNROLLED, 1):
@@ -196,7 +220,7 @@ def _panels(num_panels: int, most: int, *, ahead: bool = False, beside: bool = F
                 for u in range(together):
                     add(builder.add(first, constant(u)))
                 size = size_of(data[0])
-                for line in range(0, together * PANEL if ahead and together > 1 else 0, _LINE // size):
+                for line in range(0, together * per * PANEL if ahead and together > 1 else 0, _LINE // size):
                     for panel in panels:
                         place = builder.add(panel, builder.mul(first, column_step))
                         place = builder.add(place, constant(line + _AHEAD // size))
@@ -236,6 +260,28 @@ panels_of_many = _panels(PANELS_OF_MANY, MOST_VECTORS)
 panel_of_many = _panels(1, MOST_VECTORS)
 panels_beside = _panels(PANELS_OF_MANY, MOST_VECTORS, beside=True)
 panel_beside = _panels(1, MOST_VECTORS, beside=True)
+
+
+@intrinsic
+def round_in_place(typing: Any, array: Any, length: Any) -> Any:
+    """The first `length` elements of a float32 array to the nearest bfloat16, of two to the even one; a multiple of LANES. What is no
+    number stays none."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        step = ir.Constant(_I64, LANES)
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], step, intp=_I64) as (k, _):
+            address = builder.bitcast(builder.gep(data, [k]), _VEC.as_pointer())
+            given = builder.load(address, align=1)
+            bits = builder.bitcast(given, _VEC_I32)
+            is_odd = builder.and_(builder.lshr(bits, _splat_int(16)), _splat_int(1))
+            bits = builder.add(builder.add(bits, _splat_int(0x7FFF)), is_odd)
+            nearest = builder.bitcast(builder.and_(bits, _splat_int(-65536)), _VEC)
+            is_nan = builder.fcmp_unordered("uno", given, given)
+            builder.store(builder.select(is_nan, given, nearest), address, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
 
 
 @intrinsic
@@ -314,8 +360,8 @@ def weigh(typing: Any, share: Any, length: Any, values: Any, d: Any, width: Any,
             )
             weight = builder.shuffle_vector(one, one, _splat_int(0))
             place = builder.add(builder.mul(t, args[4]), args[3])
-            address = builder.bitcast(builder.gep(rows, [place]), _VEC.as_pointer())
-            builder.store(_multiply_add(builder, weight, builder.load(address, align=1), builder.load(total)), total)
+            values_L = _read(builder, rows, place, LANES)
+            builder.store(_multiply_add(builder, weight, values_L, builder.load(total)), total)
         address = builder.bitcast(builder.gep(result, [args[3]]), _VEC.as_pointer())
         builder.store(builder.load(total), address, align=1)
         return context.get_dummy_value()

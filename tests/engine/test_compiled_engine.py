@@ -104,10 +104,12 @@ def test_a_product_is_that_of_the_weights_as_they_are_kept(kind, rows, columns):
         weight = weight.to(getattr(torch, kind)).float()
     for num_threads in (1, 2):
         team = ThreadTeam(num_threads)
-        packed = PackedLinear(matrix, rows, team)
+        packed = PackedLinear(matrix, columns, rows, team)
         for count in (1, 2, 3, 4, 7, 12, 29):
             x = torch.randn(count, columns)
-            expected = torch.nn.functional.linear(x.double(), weight.double(), linear.bias.double())
+            # bfloat16 is multiplied by bfloat16, as torch does.
+            given = x.bfloat16() if kind == "bfloat16" else x
+            expected = torch.nn.functional.linear(given.double(), weight.double(), linear.bias.double())
             found = packed(x)
             assert torch.allclose(found.double(), expected, atol=1e-4)
             # Each row as if it were alone.

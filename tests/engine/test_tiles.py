@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from aifactory.engine import tiles
+from aifactory.engine.compilation import kernel
 from aifactory.engine.products import product
-from aifactory.engine.vectors import PANEL
+from aifactory.engine.vectors import PANEL, round_in_place
 
 pytestmark = pytest.mark.skipif(
     not tiles.can_use_tiles(), reason="this processor has no tiles, or they are not to be had"
@@ -34,8 +36,24 @@ def matrix(kind, num_rows, length, rng):
         w_NK = np.clip(np.round(w_NK * 40), -127, 127).astype(np.float32)
     panels = np.ascontiguousarray(w_NK.reshape(-1, PANEL, length).transpose(0, 2, 1))
     if kind == "bfloat16":
-        panels = (panels.view(np.int32) >> 16).astype(np.int16)
+        whole = np.zeros((len(panels), -(-length // tiles.DEPTH) * tiles.DEPTH, PANEL), np.int16)
+        whole[:, :length] = panels.view(np.int32) >> 16
+        pairs = whole.reshape(len(panels), -1, 2, PANEL).transpose(0, 1, 3, 2)
+        panels = np.ascontiguousarray(pairs).reshape(len(panels), -1, 2 * PANEL)
     return w_NK, panels.astype(np.int8) if kind == "int8" else panels
+
+
+@kernel
+def _round(x_K):
+    round_in_place(x_K, len(x_K))
+
+
+def rounded(x_BK):
+    """To bfloat16, as float32."""
+    x_BK = x_BK.copy()
+    for x_K in x_BK:
+        _round(x_K)
+    return x_BK
 
 
 def multiplied(panels, x_BK, begin=0, end=None):
@@ -43,7 +61,7 @@ def multiplied(panels, x_BK, begin=0, end=None):
     num_rows, length = x_BK.shape
     left = np.empty(tiles.num_left(num_rows, length), np.int16)
     for b in range(num_rows):
-        tiles.cut_row(x_BK[b], b, left)
+        tiles.cut_row(x_BK[b], b, left, tiles.terms_beside(panels))
     y_BN = np.full((num_rows + 1, PANEL * len(panels)), np.nan, np.float32)
     right, parts = np.empty(tiles.NUM_RIGHT, np.int16), np.empty(tiles.num_parts(num_rows), np.float32)
     tiles.multiply_tiles(panels, left, right, parts, y_BN, num_rows, begin, len(panels) if end is None else end)
@@ -58,6 +76,8 @@ def test_they_are_as_near_as_products_in_float32(kind, shape):
     rng = np.random.default_rng(length)
     w_NK, panels = matrix(kind, num_columns, length, rng)
     x_BK = rng.standard_normal((num_rows, length)).astype(np.float32)
+    if kind == "bfloat16":
+        x_BK = rounded(x_BK)
     exact_BN = x_BK.astype(np.float64) @ w_NK.T.astype(np.float64)
     # Of what the sums could be at most.
     most_BN = np.abs(x_BK).astype(np.float64) @ np.abs(w_NK.T).astype(np.float64)
@@ -71,11 +91,12 @@ def test_they_are_as_near_as_products_in_float32(kind, shape):
     assert error < 2 * (np.abs(y_BN - exact_BN) / most_BN).max() + 2.0**-24
 
 
-@pytest.mark.parametrize("kind", ["float32", "int8"])
-def test_a_row_has_the_same_bits_alone_and_among_others_by_whatever_panels(kind):
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("length", [104, 576])
+def test_a_row_has_the_same_bits_alone_and_among_others_by_whatever_panels(kind, length):
     rng = np.random.default_rng(1)
-    _, panels = matrix(kind, 11 * PANEL, 104, rng)
-    x_BK = rng.standard_normal((70, 104)).astype(np.float32)
+    _, panels = matrix(kind, 11 * PANEL, length, rng)
+    x_BK = rounded(rng.standard_normal((70, length)).astype(np.float32))
     all_BN = multiplied(panels, x_BK)
     for first, last in [(0, 1), (5, 21), (16, 49), (69, 70), (3, 67)]:
         assert (multiplied(panels, x_BK[first:last]) == all_BN[first:last]).all()
@@ -100,3 +121,16 @@ def test_numbers_of_all_sizes_keep_their_last_bits_and_what_is_no_number_stays_n
         x_BK[1, 7] = value
         assert not np.isfinite(multiplied(panels, x_BK)[1]).any()
         assert np.isfinite(multiplied(panels, x_BK)[[0, 2]]).all()
+
+
+def test_bfloat16_is_the_nearest_of_two_equally_near_the_even_one():
+    rng = np.random.default_rng(3)
+    numbers = (rng.standard_normal(4096) * 10.0 ** rng.integers(-30, 30, 4096)).astype(np.float32)
+    halves = (rng.integers(0, 2**15, 64, dtype=np.int32) << 16 | 0x8000).view(np.float32)
+    special = np.array([0.0, -0.0, np.inf, -np.inf, 3.4e38, -3.4e38, 1e-40, np.nan], np.float32)
+    given = np.concatenate([special, numbers, halves[np.isfinite(halves)]])
+    given = given[: len(given) // 8 * 8]
+
+    found = rounded(given[None])[0]
+
+    assert np.array_equal(found, torch.from_numpy(given).bfloat16().float().numpy(), equal_nan=True)
