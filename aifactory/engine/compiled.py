@@ -164,9 +164,7 @@ class CompiledForward:
     def step(self, ids_B1: Tensor, positions_B: Tensor, adapters: Sequence[str | None] = ()) -> Tensor:
         """Logits (B, V) after one more token of each of the first B rows, which is written into the cache."""
         rows_B = np.arange(len(ids_B1))
-        return self._run(
-            ids_B1[:, 0], rows_B, positions_B.numpy(), rows_B, adapters, is_tiled=self._always_tiled
-        )
+        return self._run(ids_B1[:, 0], rows_B, positions_B.numpy(), rows_B, adapters, is_tiled=self._always_tiled)
 
     def prefill(
         self, ids_1Q: Tensor, row: int, begin: int, *, length: int, last_only: bool, adapter: str | None = None

@@ -42,7 +42,7 @@ from aifactory.engine.vectors import (
     PANEL,
     PANELS_OF_MANY,
     dot_row,
-    exp_in_place,
+    exp_of,
     largest_of,
     panel_beside,
     panels_beside,
@@ -89,10 +89,7 @@ def _attend(
         # Up to a whole vector.
         for t in range(end, (end + LANES - 1) // LANES * LANES):
             scores_T[t] = -np.inf
-        largest = largest_of(scores_T, end)
-        for t in range(end):
-            scores_T[t] = (scores_T[t] - largest) * np.float32(scaling)
-        exp_in_place(scores_T, end)
+        exp_of(scores_T, end, largest_of(scores_T, end), np.float32(scaling))
         # Of what comes after its own position a query takes nothing.
         for t in range(end, max(longest, (end + LANES - 1) // LANES * LANES)):
             scores_T[t] = np.float32(0.0)
@@ -113,9 +110,7 @@ def _attend(
 
 
 @kernel
-def _states_of(
-    address_2: Any, start: int, num_positions: int, width: int, kind: Any
-) -> tuple[Any, Any]:
+def _states_of(address_2: Any, start: int, num_positions: int, width: int, kind: Any) -> tuple[Any, Any]:
     """One head's keys in panels, of bfloat16 by pairs of elements, and its values (T, D), which begin `start` elements on."""
     size, pairs = kind.itemsize, 4 // kind.itemsize
     keys_PD = numba.carray(

@@ -183,7 +183,11 @@ def pack_model(model: PreTrainedModel, kind: WeightKind, team: ThreadTeam) -> Pa
                 view = matrix.layer(index, begin, end)
                 _fill(view, module.weight, module.bias)
                 begin = end
-                setattr(getattr(layers[index], block), name, PackedLinear(view, module.in_features, module.out_features, team))
+                setattr(
+                    getattr(layers[index], block),
+                    name,
+                    PackedLinear(view, module.in_features, module.out_features, team),
+                )
     embedding, head = model.model.embed_tokens, model.lm_head
     tied = head.weight.data_ptr() == embedding.weight.data_ptr()
     packed["head"] = pack_matrix(head.weight, head.bias, kind)

@@ -15,17 +15,16 @@ import numpy as np
 from aifactory.engine.compilation import kernel
 from aifactory.engine.tiles import multiply_tiles
 from aifactory.engine.vectors import (
-    LANES,
     MOST_VECTORS,
     PANEL,
     PANELS_OF_MANY,
     PANELS_OF_ONE,
     dot_row,
     dot_rows_8,
-    exp_in_place,
     panel_of_many,
     panels_of_many,
     panels_of_one,
+    silu_times,
 )
 from aifactory.engine.worksharing import PANELS_AT_LEAST, next_part, wait_for_all
 
@@ -138,14 +137,9 @@ def add(x_BH: Any, added_BH: Any, num_rows: int, begin: int, end: int) -> None:
 @kernel
 def gate(inner_BI: Any, num_rows: int, num_inner: int, begin: int, end: int) -> None:
     """silu(gate) * up in place of gate, for columns [begin, end); up stands `num_inner` columns on."""
-    exponential = np.empty(end - begin + LANES, np.float32)
+    step = inner_BI.strides[0] // 4
     for b in range(num_rows):
-        for i in range(begin, end):
-            exponential[i - begin] = -inner_BI[b, i]
-        exp_in_place(exponential, end - begin)
-        for i in range(begin, end):
-            silu = inner_BI[b, i] / (np.float32(1.0) + exponential[i - begin])
-            inner_BI[b, i] = silu * inner_BI[b, num_inner + i]
+        silu_times(inner_BI, b * step + begin, b * step + num_inner + begin, end - begin)
 
 
 @kernel

@@ -378,7 +378,9 @@ def _pass_shape(
             ahead = builder.add(block, _number(_AHEAD))
             skip = builder.select(builder.icmp_signed("<", ahead, blocks), _number(0), over)
             for r in range(row_tiles):
-                load(of_left[r], left, further(builder.mul(block, _number(TILE)), builder.mul(blocks, _number(TILE)), r))
+                load(
+                    of_left[r], left, further(builder.mul(block, _number(TILE)), builder.mul(blocks, _number(TILE)), r)
+                )
             for p in range(together):
                 panel = further(start, size, p)
                 load(of_right[p], w, further(panel, block, TILE))
@@ -424,16 +426,21 @@ def cut_row(x_K: Any, b: int, left: Any, terms: int) -> None:
     length = len(x_K)
     blocks = _blocks_of(length)
     start = b // ROWS * blocks * terms * TILE + b % ROWS * DEPTH
-    for block in range(blocks):
-        source, at = x_K, DEPTH * block
-        if at + DEPTH > length:
-            source, at = np.zeros(DEPTH, np.float32), 0
-            for k in range(length - DEPTH * block):
-                source[k] = x_K[DEPTH * block + k]
-        if terms == 1:
-            _take_vector(source, at, left, start + block * TILE)
-        else:
-            _cut_vector(source, at, left, start + block * TERMS * TILE)
+    for block in range(length // DEPTH):
+        _cut_block(x_K, DEPTH * block, left, start + block * terms * TILE, terms)
+    if length % DEPTH:
+        rest = np.zeros(DEPTH, np.float32)
+        for k in range(length % DEPTH):
+            rest[k] = x_K[length // DEPTH * DEPTH + k]
+        _cut_block(rest, 0, left, start + (blocks - 1) * terms * TILE, terms)
+
+
+@kernel
+def _cut_block(x_K: Any, at: int, left: Any, to: int, terms: int) -> None:
+    if terms == 1:
+        _take_vector(x_K, at, left, to)
+    else:
+        _cut_vector(x_K, at, left, to)
 
 
 @kernel
@@ -472,6 +479,8 @@ def multiply_tiles(
     else:
         _multiply_blocks(w_PK, left, right, parts, y_BN, num_rows, begin, end)
     _end_tiles()
+
+
 @kernel
 def _multiply_blocks(
     w_PK: Any, left: Any, right: Any, parts: Any, y_BN: Any, num_rows: int, begin: int, end: int

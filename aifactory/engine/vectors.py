@@ -284,35 +284,76 @@ def round_in_place(typing: Any, array: Any, length: Any) -> Any:
     return types.void(array, types.int64), generate
 
 
+def _exp(builder: Any, given: Any) -> Any:
+    """Of each of a vector's float32 (Cephes' expf, within 2 ulp)."""
+    lanes, kind = given.type.count, given.type
+    integers = ir.VectorType(_I32, lanes)
+
+    def all_of(value: float) -> ir.Constant:
+        return ir.Constant(kind, [ir.Constant(_F32, float(np.float32(value)))] * lanes)
+
+    def all_ints(value: int) -> ir.Constant:
+        return ir.Constant(integers, [ir.Constant(_I32, value)] * lanes)
+
+    x = given
+    for name, limit in (("maxnum", -87.0), ("minnum", 88.0)):
+        x = _call(builder, f"llvm.{name}.v{lanes}f32", kind, x, all_of(limit))
+    power = _call(builder, f"llvm.rint.v{lanes}f32", kind, builder.fmul(x, all_of(1.44269504088896341)))
+    rest = _multiply_add(builder, power, all_of(-0.693359375), x)
+    rest = _multiply_add(builder, power, all_of(2.12194440e-4), rest)
+    value = all_of(1.9875691500e-4)
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        value = _multiply_add(builder, value, rest, all_of(coefficient))
+    value = _multiply_add(builder, value, builder.fmul(rest, rest), builder.fadd(rest, all_of(1.0)))
+    exponent = builder.shl(builder.add(builder.fptosi(power, integers), all_ints(127)), all_ints(23))
+    value = builder.fmul(value, builder.bitcast(exponent, kind))
+    # The limits would make a number of what is none.
+    return builder.select(builder.fcmp_unordered("uno", given, given), given, value)
+
+
+def _everywhere(builder: Any, number: Any) -> Any:
+    """A float32 in WIDTH lanes."""
+    kind = ir.VectorType(_F32, WIDTH)
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, WIDTH), [0] * WIDTH))
+
+
 @intrinsic
-def exp_in_place(typing: Any, array: Any, length: Any) -> Any:
-    """exp of the first `length` elements, rounded up to LANES, of a float32 array (Cephes' expf, within 2 ulp)."""
+def exp_of(typing: Any, array: Any, length: Any, largest: Any, scaling: Any) -> Any:
+    """exp((x - largest) * scaling) in place of the first `length` elements x, rounded up to WIDTH, of a float32 array."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], ir.Constant(_I64, LANES), intp=_I64) as (
-            k,
-            _,
-        ):
-            address = builder.bitcast(builder.gep(data, [k]), _VEC.as_pointer())
-            given = x = builder.load(address, align=1)
-            for name, limit in (("maxnum", -87.0), ("minnum", 88.0)):
-                x = _call(builder, f"llvm.{name}.v{LANES}f32", _VEC, x, _splat(limit))
-            power = _call(builder, f"llvm.rint.v{LANES}f32", _VEC, builder.fmul(x, _splat(1.44269504088896341)))
-            rest = _multiply_add(builder, power, _splat(-0.693359375), x)
-            rest = _multiply_add(builder, power, _splat(2.12194440e-4), rest)
-            value = _splat(1.9875691500e-4)
-            for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-                value = _multiply_add(builder, value, rest, _splat(coefficient))
-            value = _multiply_add(builder, value, builder.fmul(rest, rest), builder.fadd(rest, _splat(1.0)))
-            exponent = builder.shl(builder.add(builder.fptosi(power, _VEC_I32), _splat_int(127)), _splat_int(23))
-            value = builder.fmul(value, builder.bitcast(exponent, _VEC))
-            # The limits would make a number of what is none.
-            is_nan = builder.fcmp_unordered("uno", given, given)
-            builder.store(builder.select(is_nan, given, value), address, align=1)
+        least, factor = (_everywhere(builder, arg) for arg in args[2:])
+        step = ir.Constant(_I64, WIDTH)
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[1], step, intp=_I64) as (k, _):
+            address = builder.bitcast(builder.gep(data, [k]), least.type.as_pointer())
+            x = builder.fsub(builder.load(address, align=1), least)
+            builder.store(_exp(builder, builder.fmul(x, factor)), address, align=1)
         return context.get_dummy_value()
 
-    return types.void(array, types.int64), generate
+    return types.void(array, types.int64, types.float32, types.float32), generate
+
+
+@intrinsic
+def silu_times(typing: Any, array: Any, at: Any, up: Any, length: Any) -> Any:
+    """silu(x) * u in place of so many x from array[at] on, u from array[up] on; float32, a multiple of PANEL of them."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        step, kind = ir.Constant(_I64, WIDTH), ir.VectorType(_F32, WIDTH)
+        one = ir.Constant(kind, [ir.Constant(_F32, 1.0)] * WIDTH)
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), args[3], step, intp=_I64) as (k, _):
+            place, other = (
+                builder.bitcast(builder.gep(data, [builder.add(arg, k)]), kind.as_pointer()) for arg in args[1:3]
+            )
+            x, factor = builder.load(place, align=1), builder.load(other, align=1)
+            silu = builder.fdiv(x, builder.fadd(one, _exp(builder, builder.fneg(x))))
+            builder.store(builder.fmul(silu, factor), place, align=1)
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(array, i, i, i), generate
 
 
 def _over_lanes(name: str, start: float) -> Any:

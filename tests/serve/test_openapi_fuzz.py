@@ -12,6 +12,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings, strategies
 from schemathesis import GenerationMode
+from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     negative_data_rejection,
@@ -30,7 +31,12 @@ CHECKS = [
 def ask_all(endpoint, *, start: int, each: int) -> Counter[str]:
     """Ask each operation so many times; the statuses that came."""
     print(f"AIFACTORY_FUZZ_SEED={start}")
-    description = schemathesis.openapi.from_url(f"{endpoint.url}/openapi.json")
+    # A body that is too large is refused before anybody reads what is wrong in it.
+    refused = {
+        "expected-statuses": ["400", "401", "403", "404", "405", "406", "409", "413", "415", "422", "428", "429", "5xx"]
+    }
+    config = SchemathesisConfig.from_dict({"checks": {"negative_data_rejection": refused}})
+    description = schemathesis.openapi.from_url(f"{endpoint.url}/openapi.json", config=config)
     statuses: Counter[str] = Counter()
     for found in description.get_all_operations():
         operation = found.ok()
