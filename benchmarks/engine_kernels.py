@@ -21,7 +21,7 @@ import torch
 from runner import Measured, main
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from aifactory.engine import tiles
+from aifactory.engine import matrix_unit, tiles
 from aifactory.engine.cache import SlotCache
 from aifactory.engine.compiled import CompiledForward
 from aifactory.engine.packed import pack_model
@@ -94,12 +94,12 @@ def _measure_products(rounds: int, raw: dict[str, list[float]], figures: dict[st
 
     def by_tiles() -> None:
         for b in range(num_vectors):
-            tiles.cut_row(vectors[b], b, left, tiles.TERMS)
+            tiles.cut_row(vectors[b], b, left, matrix_unit.TERMS)
         tiles.multiply_tiles(panels, left, right, parts, tiled, num_vectors, 0, len(panels))
         found["tiles"] = tiled
 
     calls = {"vectors": by_vectors, "torch": by_torch}
-    if tiles.can_use_tiles():
+    if matrix_unit.can_use_tiles():
         left, right = (_zeros(n, dtype=torch.int16) for n in (tiles.num_left(num_vectors, length), tiles.NUM_RIGHT))
         parts = _zeros(tiles.num_parts(num_vectors))
         tiled = _zeros(num_vectors, num_rows)
@@ -138,7 +138,7 @@ def _measure_prompts(
         forwards = {
             name: CompiledForward(model, packed, cache, team, with_tiles=name == "tiles")
             for name in ("vectors", "tiles")
-            if name == "vectors" or tiles.can_use_tiles()
+            if name == "vectors" or matrix_unit.can_use_tiles()
         }
         for tokens in TOKENS:
             ids = torch.randint(1, VOCABULARY, (1, tokens))

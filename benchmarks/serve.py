@@ -25,7 +25,7 @@ Model    a Llama of 110 million parameters with random weights, float32, whose a
 Who      endpoint        this project, `Factory.serve` on a Ray of its own, by HAProxy; weights as they are, float32
          endpoint_serve  the same by Ray Serve's own proxy
          vllm_cpu        `vllm serve` (make .peers/vllm/installed), the same type, both processors
-         endpoint_bfloat16, vllm_cpu_bfloat16   both in bfloat16; the peer's activations too, while the kernels' stay float32
+         endpoint_bfloat16, vllm_cpu_bfloat16   both in bfloat16: weights, what they are multiplied by, keys and values
          plain           the model's own forward by torch, in our engine, in process, as are
          float32, bfloat16, int8               the kernels' kinds
          llamacpp_f32, llamacpp_bf16, llamacpp_q8_0   llama.cpp (make .peers/llamacpp/installed), by its batch interface

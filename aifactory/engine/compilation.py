@@ -14,7 +14,7 @@ from typing import Any
 
 import numba
 
-_FILES = ("compilation.py", "kernels.py", "products.py", "tiles.py", "vectors.py", "worksharing.py")
+_FILES = ("compilation.py", "kernels.py", "matrix_unit.py", "products.py", "tiles.py", "vectors.py", "worksharing.py")
 
 
 @cache

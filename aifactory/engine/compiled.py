@@ -95,7 +95,8 @@ class CompiledForward:
         with_tiles   whether prompts may be read by the processor's matrix unit, where it has one
         """
         from aifactory.engine.kernels import forward
-        from aifactory.engine.tiles import NUM_RIGHT, can_use_tiles, num_left, num_parts
+        from aifactory.engine.matrix_unit import can_use_tiles
+        from aifactory.engine.tiles import NUM_RIGHT, num_left, num_parts
         from aifactory.engine.vectors import MOST_VECTORS
         from aifactory.engine.worksharing import SYNC_SIZE
 

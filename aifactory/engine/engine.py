@@ -94,12 +94,14 @@ class TorchEngine:
         compiled        whether the engine's own kernels compute the model: on a CPU all of it (`why_not_packed` says which
                         ones they can), on CUDA decode steps and prompts (`why_not_fused`). Its weights are then laid out anew, in
                         place. None: wherever they can. They are compiled once on a machine, which takes ten seconds or so.
-        weights         with the kernels on a CPU: what weights are kept and read as. None: as the model has them.
+        weights         with the kernels on a CPU: what weights are kept and read as, with bfloat16 also what is multiplied by
+                        them, and keys and values. None: as the model has them.
         graphs          whether decode steps are CUDA graphs. None: on CUDA, unless `batch_invariant`. On a CPU there is none, but
                         the same is done in the same memory.
         tiles           with the kernels on a CPU: whether longer prompts are multiplied by the processor's matrix unit, where it
-                        has one: as exactly, but not to the same bits as what is generated.
-        reuses_answers  with tiles: whether a prompt that goes on from a former answer has what was generated there. Else
+                        has one: as exactly, but not to the same bits as what is generated. With weights of bfloat16 all is, steps
+                        included, to the same bits.
+        reuses_answers  with tiles and other weights: whether a prompt that goes on from a former answer has what was generated there. Else
                         that answer is read again, and has the bits that it has wherever it is read.
         Raises          ConfigError, ParityError if this engine can't serve the architecture; TokenizerMismatchError.
         """

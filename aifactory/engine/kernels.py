@@ -25,6 +25,7 @@ import numba
 import numpy as np
 
 from aifactory.engine.compilation import kernel
+from aifactory.engine.matrix_unit import MOST_PANELS
 from aifactory.engine.products import (
     add,
     expand,
@@ -35,7 +36,7 @@ from aifactory.engine.products import (
     reduce,
     scale,
 )
-from aifactory.engine.tiles import MOST_PANELS, cut_row, terms_beside
+from aifactory.engine.tiles import cut_row, terms_beside
 from aifactory.engine.vectors import (
     LANES,
     MOST_VECTORS,

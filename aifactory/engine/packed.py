@@ -249,7 +249,7 @@ def _fill(matrix: PackedMatrix, weight: Tensor, bias: Tensor | None) -> None:
         rows = weight[PANEL * panel : PANEL * (panel + 1)]
         if matrix.weight.dtype == torch.bfloat16:
             # Two columns of a row are neighbours in it already.
-            pairs = rows.unflatten(1, (-1, 2)).transpose(0, 1)
+            pairs = rows.reshape(len(rows), -1, 2).transpose(0, 1)
             matrix.weight[panel, : len(pairs), : len(rows)] = pairs
         else:
             matrix.weight[panel, :, : len(rows)] = rows.T

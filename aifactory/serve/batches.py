@@ -18,10 +18,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from aifactory.errors import FencedError
+from aifactory.errors import BadRequestError, FencedError
 from aifactory.observe.events import log_event
 from aifactory.records.batch_jobs import LEASE_S, BatchJob, BatchQueue
 from aifactory.records.identity import hash_parts
+from aifactory.serve.wire import read_json
 
 MAX_LINES = 50_000
 """Most requests of a file (OpenAI's limit)."""
@@ -192,9 +193,9 @@ def _texts(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _line(number: int, text: bytes, endpoint: str, seen: set[str]) -> Line | str:
     """A request, or what is wrong with its line."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return f"expected JSON, found: {error}"
+        value = read_json(text)
+    except BadRequestError as error:
+        return str(error)
     if not isinstance(value, dict) or set(value) - {"custom_id", "method", "url", "body"}:
         return "expected an object of custom_id, method, url and body"
     custom_id = value.get("custom_id")
@@ -206,10 +207,7 @@ def _line(number: int, text: bytes, endpoint: str, seen: set[str]) -> Line | str
     body = value.get("body")
     if not isinstance(body, dict):
         return f"expected an object as the body, found a {type(body).__name__}"
-    try:
-        return Line(number=number, custom_id=custom_id, body=json.dumps(body).encode())
-    except RecursionError:  # it may take more of a stack to write than to read
-        return "expected JSON of fewer levels"
+    return Line(number=number, custom_id=custom_id, body=json.dumps(body).encode())
 
 
 def _problem(message: str, line: int | None) -> dict[str, Any]:

@@ -272,10 +272,7 @@ class Gateway:
             caller = await self._access.owner(key_id)
         except StatusError as error:
             return error.status, error_body(str(error), kind=error.kind, code=error.code)
-        streams = False
-        with suppress(RecursionError):  # too deep for here: said of it below, as of any other
-            streams = json.loads(body).get("stream")
-        if streams:
+        if json.loads(body).get("stream"):
             return 400, error_body("Expected no stream in a batch.", kind="invalid_request_error", field="stream")
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -20,16 +20,13 @@ def tokens_of(served: Served, body: TokenizeBody, *, fallback: str) -> list[int]
     if body.prompt is not None:
         return [*bos, *tokenizer.encode(body.prompt)]
     assert body.messages is not None
-    try:
-        ids = chat_tokens(
-            tokenizer,
-            body.messages,
-            fallback=fallback,
-            tools=body.tools or (),
-            add_generation_prompt=body.add_generation_prompt,
-        )
-    except RecursionError as error:
-        raise BadRequestError("Expected plain messages, found one nested too deeply.", field="messages") from error
+    ids = chat_tokens(
+        tokenizer,
+        body.messages,
+        fallback=fallback,
+        tools=body.tools or (),
+        add_generation_prompt=body.add_generation_prompt,
+    )
     return [*bos, *ids]
 
 
@@ -65,16 +62,13 @@ def read_messages(
 ) -> Prompt:
     """A chat as the template renders it, with its turns. Raises BadRequestError naming the message."""
     tokenizer = served.tokenizer
-    try:
-        ids = chat_prompt_tokens(tokenizer, messages, fallback=fallback, tools=tools)
-        text = render_chat(
-            messages,
-            template=tokenizer.chat_template,
-            fallback=fallback,
-            eos_token=tokenizer.eos_token,
-            tools=tools,
-        )
-    except RecursionError as error:
-        raise BadRequestError("Expected plain messages, found one nested too deeply.", field="messages") from error
+    ids = chat_prompt_tokens(tokenizer, messages, fallback=fallback, tools=tools)
+    text = render_chat(
+        messages,
+        template=tokenizer.chat_template,
+        fallback=fallback,
+        eos_token=tokenizer.eos_token,
+        tools=tools,
+    )
     # A correction becomes a row, and rows know of no tools.
     return Prompt(text=text, ids=tuple(ids), messages="" if tools else turns_of(messages))

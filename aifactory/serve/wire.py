@@ -35,6 +35,9 @@ _ASKS_NOTHING: Mapping[str, Sequence[Any]] = {
     "web_search_options": (None,),
 }
 """OpenAI's options that are not supported, and their values that change no answer."""
+MOST_LEVELS = 100
+"""Of objects and arrays in a body, the body itself being one. A schema has two for each of its own."""
+_TOO_MANY_LEVELS = f"Expected JSON of at most {MOST_LEVELS} levels, one within the other, found more."
 ALWAYS = ("/healthz", "/readyz")
 """What is answered whatever else there is to do."""
 _MOST_UNREAD_BYTES = 16_000_000
@@ -52,19 +55,40 @@ class ClosedBody(BaseModel):
 Body = TypeVar("Body", bound=ClosedBody)
 
 
+def read_json(data: bytes) -> Any:
+    """What a text in JSON says, of at most MOST_LEVELS levels: templates, schemas and Python's own encoder go down them by recursion, and
+    take more of a stack than the decoder does.
+
+    Raises   BadRequestError.
+    """
+    try:
+        values = json.loads(data.decode())
+    except ValueError as error:
+        raise BadRequestError(f"Expected JSON, found: {error}.") from error
+    except RecursionError as error:
+        raise BadRequestError(_TOO_MANY_LEVELS) from error
+    if data.count(b"[") + data.count(b"{") > MOST_LEVELS and _levels(values) > MOST_LEVELS:
+        raise BadRequestError(_TOO_MANY_LEVELS)
+    return values
+
+
+def _levels(values: Any) -> int:
+    found, level = 0, [values]
+    while level := [value for value in level if isinstance(value, (dict, list))]:
+        found += 1
+        level = [each for value in level for each in (value.values() if isinstance(value, dict) else value)]
+    return found
+
+
 def parse(kind: type[Body], data: bytes) -> Body:
     """The body as a value.
 
     Raises   BadRequestError that names the field that is wrong, unknown or missing.
     """
-    try:
-        text = data.decode()
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRequestError(f"Expected a body in JSON, found: {error}.") from error
+    values = read_json(data)
     if not isinstance(values, dict):
         raise BadRequestError(f"Expected a JSON object as the body, found {_form(values)}.")
-    if "\\ud" in text.lower():
+    if b"\\ud" in data.lower():
         _require_whole_characters(values)
     try:
         return kind.model_validate({name: value for name, value in values.items() if not _asks_nothing(name, value)})
@@ -191,7 +215,7 @@ def _require_whole_characters(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         try:
             json.dumps({name: value}, ensure_ascii=False).encode()
-        except (UnicodeEncodeError, RecursionError) as error:
+        except UnicodeEncodeError as error:
             raise BadRequestError(f"Expected text in {name!r}, found half a surrogate pair.", field=name) from error
 
 

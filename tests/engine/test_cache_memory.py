@@ -65,7 +65,11 @@ def test_a_conversation_goes_on_from_its_own_answer(model, start, make_request, 
     assert engine.cache_use.num_reused == BLOCK
 
 
-@pytest.mark.parametrize("options", [{"batch_invariant": True}, {"reuses_answers": False}, {"tiles": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_invariant": True}, {"reuses_answers": False}, {"tiles": False}, {"weights": "bfloat16"}],
+    ids=str,
+)
 def test_what_goes_on_from_an_answer_has_the_same_bits_wherever_that_answer_was_given(
     model, start, make_request, collected, options
 ):
@@ -82,6 +86,31 @@ def test_what_goes_on_from_an_answer_has_the_same_bits_wherever_that_answer_was_
 
     assert scores(engine, "second", turn, **following) == scores(elsewhere, "second", turn, **following)
     assert engine.cache_use.num_reused >= BLOCK
+
+
+def test_with_weights_of_bfloat16_a_reused_answer_and_one_that_is_read_again_have_the_same_bits(
+    model, start, make_request, collected
+):
+    prompt, wanted = make_ids(6, BLOCK + 6), {"max_tokens": 62, "temperature": 0.0, "logit_bias": {0: -100}}
+
+    def scores(engine, name, prompt, **wanted):
+        answer = collected()
+        engine.submit(make_request(name, prompt, **wanted, logprobs=1), answer)
+        return [score for delta in answer.wait().deltas for score in delta.scores]
+
+    engine, other = (start(model, compiled=True, weights="bfloat16", prefix_tokens=kept) for kept in (None, 0))
+    turn = prompt + [score.token_id for score in scores(engine, "first", prompt, **wanted)] + make_ids(7, 4)
+    following = {"max_tokens": 12, "temperature": 1.0, "seed": 3}
+
+    assert scores(engine, "second", turn, **following) == scores(other, "second", turn, **following)
+    assert engine.cache_use.num_reused >= 2 * BLOCK  # the answer was
+    assert other.cache_use.num_reused == 0
+
+
+def test_with_weights_of_bfloat16_keys_and_values_take_half_the_memory(model, start):
+    engine, other = (start(model, compiled=True, weights=weights) for weights in ("bfloat16", "float32"))
+
+    assert 2 * engine.cache_use.bytes_per_token == other.cache_use.bytes_per_token
 
 
 def test_a_reused_beginning_gives_the_same_bits(model, start, make_request, collected):

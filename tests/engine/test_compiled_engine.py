@@ -67,8 +67,9 @@ def test_greedy_in_fewer_bits_is_near_the_best_of_fp32_teacher_forced(
             assert float(log_probs[place].max() - log_probs[place, token_id]) < distance
 
 
+@pytest.mark.parametrize("kept", [{}, {"weights": "bfloat16"}, {"weights": "bfloat16", "tiles": False}], ids=str)
 def test_an_answer_has_the_same_bits_alone_in_a_crowd_in_other_chunks_and_with_other_threads(
-    model, tokenizer, start, make_request, collected
+    model, tokenizer, start, make_request, collected, kept
 ):
     prompts = make_prompts(tokenizer, 2)
     wanted = {"max_tokens": 20, "temperature": 1.0, "seed": 5, "logprobs": 3}
@@ -78,10 +79,12 @@ def test_an_answer_has_the_same_bits_alone_in_a_crowd_in_other_chunks_and_with_o
 
     crowd = [
         bits(a)
-        for a in answers_of(start(model, compiled=True, num_slots=8), prompts, make_request, collected, **wanted)
+        for a in answers_of(
+            start(model, compiled=True, num_slots=8, **kept), prompts, make_request, collected, **wanted
+        )
     ]
     for options in ({"num_threads": 2}, {"prefill_chunk": 5}, {"num_slots": 3, "prefill_chunk": 256}):
-        engine = start(model, compiled=True, **options)
+        engine = start(model, compiled=True, **options, **kept)
         for index in (2, 6, 9):
             (alone,) = answers_of(engine, prompts[index : index + 1], make_request, collected, **wanted)
             assert bits(alone) == crowd[index]

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from aifactory.engine import tiles
+from aifactory.engine import matrix_unit, tiles
 from aifactory.engine.compilation import kernel
+from aifactory.engine.matrix_unit import DEPTH
 from aifactory.engine.products import product
 from aifactory.engine.vectors import PANEL, round_in_place
 
 pytestmark = pytest.mark.skipif(
-    not tiles.can_use_tiles(), reason="this processor has no tiles, or they are not to be had"
+    not matrix_unit.can_use_tiles(), reason="this processor has no tiles, or they are not to be had"
 )
 
 SHAPES = [
@@ -36,7 +37,7 @@ def matrix(kind, num_rows, length, rng):
         w_NK = np.clip(np.round(w_NK * 40), -127, 127).astype(np.float32)
     panels = np.ascontiguousarray(w_NK.reshape(-1, PANEL, length).transpose(0, 2, 1))
     if kind == "bfloat16":
-        whole = np.zeros((len(panels), -(-length // tiles.DEPTH) * tiles.DEPTH, PANEL), np.int16)
+        whole = np.zeros((len(panels), -(-length // DEPTH) * DEPTH, PANEL), np.int16)
         whole[:, :length] = panels.view(np.int32) >> 16
         pairs = whole.reshape(len(panels), -1, 2, PANEL).transpose(0, 1, 3, 2)
         panels = np.ascontiguousarray(pairs).reshape(len(panels), -1, 2 * PANEL)

@@ -257,6 +257,28 @@ def test_a_malformed_body_is_refused(endpoint, path, body):
     assert error_of(post(endpoint, path, body), 400)["type"] == "invalid_request_error"
 
 
+def test_whatever_is_nested_within_itself_is_answered_or_refused_by_its_levels(endpoint):
+    def nested(depth):
+        return '{"a":' * depth + "1" + "}" * depth
+
+    fields = {
+        "/v1/completions": ('"prompt": "x", "structured_outputs": {"json": %s}', '"prompt": "x", "logit_bias": %s'),
+        "/v1/chat/completions": (
+            '"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_schema", "json_schema": '
+            '{"name": "n", "schema": %s}}',
+            '"messages": [{"role": "user", "content": "x", "name": %s}]',
+        ),
+        "/tokenize": ('"messages": [{"role": "user", "content": "x"}], "tools": [%s]',),
+    }
+    for path, bodies in fields.items():
+        for body in bodies:
+            for depth in (1, 60, 96, *range(97, 1_000, 29)):
+                data = ('{"model": "alpha", ' + body % nested(depth) + "}").encode()
+                refused = error_of(post(endpoint, path, data), 400) if depth > 99 else None
+                assert refused is None or "100 levels" in refused["message"]
+                assert post(endpoint, path, data).status_code in (200, 400)
+
+
 def test_a_deeply_nested_message_breaks_no_template(lasting_factory, answer_on, load, tmp_path):
     def with_template(folder):
         engine, tokenizer = load(folder)
