@@ -4,17 +4,19 @@ All of them in turn, round by round, on the threads that torch takes; ratios are
 use too slows both. Under a minute with --quick, a few minutes in full. Keys:
 
     tiles_over_vectors_KIND_TOKENS   how many times faster a prompt of so many tokens is read, with weights of that kind
+    tiles_over_vectors_bfloat16_step_B   likewise a step of B rows, which go by tiles with these weights alone
+    bfloat16_over_float32_TOKENS, ..._step_B   each as the engine has it: float32's steps by vectors, all else by tiles
     tiles_over_torch, vectors_over_torch   products of 256 vectors in float32, a thread each, beside torch's own (oneDNN)
     tiles_error, vectors_error, torch_error   of these, the largest error by the sum of its terms' magnitudes
 
-None where the processor has no tiles.
+Those of tiles are None where the processor has none.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from aifactory.engine import matrix_unit, tiles
 from aifactory.engine.cache import SlotCache
 from aifactory.engine.compiled import CompiledForward
-from aifactory.engine.packed import pack_model
+from aifactory.engine.packed import WeightKind, pack_model
 from aifactory.engine.parity import check_cached_forward
 from aifactory.engine.products import product
 from aifactory.engine.team import ThreadTeam
@@ -35,7 +37,10 @@ SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
 QUICK_SIZES = {**SIZES, "num_hidden_layers": 2}
 VOCABULARY, CONTEXT = 32_000, 1024
 TOKENS = (64, 128, 512)
-KINDS = ("float32", "bfloat16", "int8")
+ROWS = (1, 8, 32)
+"""Of a step, each at position AT."""
+AT = 256
+KINDS: tuple[WeightKind, ...] = ("float32", "bfloat16", "int8")
 PRODUCT = (256, 2304, 768)
 """Vectors, rows of the matrix, columns."""
 ROUNDS = 15
@@ -47,9 +52,8 @@ def measure(quick: bool, rounds: int | None) -> Measured:
     raw: dict[str, list[float]] = {}
     figures: dict[str, float | None] = {}
     _measure_products(number, raw, figures)
-    for kind in KINDS[:1] if quick else KINDS:
-        _measure_prompts(kind, QUICK_SIZES if quick else SIZES, number, raw, figures)
-    notes = [f"{torch.get_num_threads()} threads", f"products of {PRODUCT} in GFLOP/s, prompts in ms"]
+    _measure_forwards(QUICK_SIZES if quick else SIZES, number, raw, figures)
+    notes = [f"{torch.get_num_threads()} threads", f"products of {PRODUCT} in GFLOP/s, prompts and steps in ms"]
     return Measured(figures=figures, raw=raw, notes=notes)
 
 
@@ -117,28 +121,36 @@ def _measure_products(rounds: int, raw: dict[str, list[float]], figures: dict[st
     figures["vectors_over_torch"] = _over(taken["vectors"], taken["torch"])
 
 
-def _measure_prompts(
-    kind: str, sizes: Mapping[str, int], rounds: int, raw: dict[str, list[float]], figures: dict[str, float | None]
-) -> None:
+def _forwards(kind: WeightKind, sizes: Mapping[str, int], team: ThreadTeam) -> dict[str, CompiledForward]:
+    """The same model with weights of a kind, without tiles and with them."""
     torch.manual_seed(0)
     config = LlamaConfig(**sizes, vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, tie_word_embeddings=True)
-    model, team = LlamaForCausalLM(config).eval(), ThreadTeam(torch.get_num_threads())
+    model = LlamaForCausalLM(config).eval()
+    packed = pack_model(model, kind, team)
+    cache = SlotCache(
+        num_layers=sizes["num_hidden_layers"],
+        num_slots=max(ROWS),
+        context_length=CONTEXT,
+        dtype=torch.float32,
+        device="cpu",
+        kept_dtype=torch.bfloat16 if kind == "bfloat16" else None,
+    )
+    check_cached_forward(model, cache, vocab_size=VOCABULARY, context_length=CONTEXT)
+    cache.touch(CONTEXT)
+    return {
+        name: CompiledForward(model, packed, cache, team, with_tiles=name == "tiles")
+        for name in ("vectors", "tiles")
+        if name == "vectors" or matrix_unit.can_use_tiles()
+    }
+
+
+def _measure_forwards(
+    sizes: Mapping[str, int], rounds: int, raw: dict[str, list[float]], figures: dict[str, float | None]
+) -> None:
+    team = ThreadTeam(torch.get_num_threads())
     with torch.inference_mode():
-        packed = pack_model(model, kind, team)
-        cache = SlotCache(
-            num_layers=sizes["num_hidden_layers"],
-            num_slots=1,
-            context_length=CONTEXT,
-            dtype=torch.float32,
-            device="cpu",
-            has_spare_row=False,
-        )
-        check_cached_forward(model, cache, vocab_size=VOCABULARY, context_length=CONTEXT)
-        cache.touch(CONTEXT)
         forwards = {
-            name: CompiledForward(model, packed, cache, team, with_tiles=name == "tiles")
-            for name in ("vectors", "tiles")
-            if name == "vectors" or matrix_unit.can_use_tiles()
+            f"{name}_{kind}": forward for kind in KINDS for name, forward in _forwards(kind, sizes, team).items()
         }
         for tokens in TOKENS:
             ids = torch.randint(1, VOCABULARY, (1, tokens))
@@ -146,12 +158,37 @@ def _measure_prompts(
             def reads(forward: CompiledForward, ids: torch.Tensor = ids) -> Callable[[], object]:
                 return lambda: forward.prefill(ids, 0, 0, length=ids.shape[1], last_only=True)
 
-            taken = _in_turn({name: reads(forward) for name, forward in forwards.items()}, rounds)
-            for name, seconds in taken.items():
-                raw[f"ms_{name}_{kind}_{tokens}"] = [1000 * each for each in seconds]
-            key = f"tiles_over_vectors_{kind}_{tokens}"
-            figures[key] = _over(taken["tiles"], taken["vectors"]) if "tiles" in taken else None
+            calls = {name: reads(forward) for name, forward in forwards.items()}
+            _compare(calls, KINDS, f"{tokens}", rounds, raw, figures)
+        for rows in ROWS:
+            ids = torch.randint(1, VOCABULARY, (rows, 1))
+
+            def steps(forward: CompiledForward, ids: torch.Tensor = ids) -> Callable[[], object]:
+                return lambda: forward.step(ids, torch.full((len(ids),), AT))
+
+            calls = {name: steps(forward) for name, forward in forwards.items() if name != "tiles_int8"}
+            _compare(calls, ("bfloat16",), f"step_{rows}", rounds, raw, figures)
     team.close()
+
+
+def _compare(
+    calls: Mapping[str, Callable[[], object]],
+    kinds: Sequence[str],
+    what: str,
+    rounds: int,
+    raw: dict[str, list[float]],
+    figures: dict[str, float | None],
+) -> None:
+    taken = _in_turn(calls, rounds)
+    for name, seconds in taken.items():
+        raw[f"ms_{name}_{what}"] = [1000 * each for each in seconds]
+    for kind in kinds:
+        has_tiles = f"tiles_{kind}" in taken
+        figures[f"tiles_over_vectors_{kind}_{what}"] = (
+            _over(taken[f"tiles_{kind}"], taken[f"vectors_{kind}"]) if has_tiles else None
+        )
+    best = {kind: taken.get(f"tiles_{kind}", taken[f"vectors_{kind}"]) for kind in ("float32", "bfloat16")}
+    figures[f"bfloat16_over_float32_{what}"] = _over(best["bfloat16"], best["float32"])
 
 
 if __name__ == "__main__":

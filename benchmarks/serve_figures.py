@@ -77,7 +77,8 @@ def _bandwidth_share(
         raw[f"step_mb_{kind}_c1"] = [step_bytes / 1e6]
         raw[f"step_gb_s_{kind}_c1"] = [step_bytes / 1e6 / moment for moment in moments]
         shares = [
-            speed / limit for speed, limit in zip(raw[f"step_gb_s_{kind}_c1"], raw["bandwidth_gb_s"], strict=False)
+            speed / limit
+            for speed, limit in zip(raw[f"step_gb_s_{kind}_c1"], raw[f"bandwidth_gb_s_{kind}"], strict=True)
         ]
         raw[f"bandwidth_share_{kind}_c1"] = shares
         speeds[statistics.median(raw[f"tokens_per_s_{kind}_{length}_c1"])] = statistics.median(shares)
