@@ -243,7 +243,7 @@ def test_a_figure_is_the_worst_of_prompts_and_types_and_each_is_the_median_of_it
 
 
 def test_the_share_of_the_bandwidth_is_that_of_the_kind_with_the_most_tokens_a_second():
-    raw = defaultdict(list, bandwidth_gb_s=[10.0, 20.0])
+    raw = defaultdict(list, {f"bandwidth_gb_s_{kind}": [10.0, 20.0] for kind in ("float32", "int8")})
     said = {"float32": {"weights": 1e9, "a_token": 0}, "int8": {"weights": 250e6, "a_token": 0}}
     for kind, moments, speeds in (("float32", [200.0, 100.0], [5, 10]), ("int8", [50.0, 50.0], [20, 20])):
         raw[f"between_ms_p50_{kind}_128_c1"], raw[f"tokens_per_s_{kind}_128_c1"] = moments, speeds

@@ -272,11 +272,10 @@ def test_whatever_is_nested_within_itself_is_answered_or_refused_by_its_levels(e
     }
     for path, bodies in fields.items():
         for body in bodies:
-            for depth in (1, 60, 96, *range(97, 1_000, 29)):
-                data = ('{"model": "alpha", ' + body % nested(depth) + "}").encode()
-                refused = error_of(post(endpoint, path, data), 400) if depth > 99 else None
-                assert refused is None or "100 levels" in refused["message"]
-                assert post(endpoint, path, data).status_code in (200, 400)
+            for depth in (1, 60, 96, 100, 300, *range(900, 1_000, 12)):
+                answer = post(endpoint, path, ('{"model": "alpha", ' + body % nested(depth) + "}").encode())
+                assert answer.status_code in (200, 400)
+                assert depth < 100 or "100 levels" in error_of(answer, 400)["message"]
 
 
 def test_a_deeply_nested_message_breaks_no_template(lasting_factory, answer_on, load, tmp_path):
