@@ -63,6 +63,29 @@ def test_mixed_adapters_in_a_batch_answer_as_their_merged_models_do(case, tokeni
     assert expected[0] != expected[1] != expected[2]
 
 
+@pytest.mark.parametrize("case", ["compiled-llama", "compiled-qwen3"], indirect=True)
+def test_with_weights_of_bfloat16_an_adapter_is_near_the_best_of_its_merged_model(
+    case, tokenizer, start, make_request, collected
+):
+    base, models, folders, _ = case
+    rng = random.Random(5)
+    engine = start(copy.deepcopy(base), compiled=True, weights="bfloat16", adapters=folders, num_slots=6)
+    asked = []
+    for index in range(9):
+        name, prompt = (None, "some", "all")[index % 3], [rng.randrange(1, tokenizer.vocab_size) for _ in range(70)]
+        answer = collected()
+        request = make_request(f"r{index}", prompt, max_tokens=12, temperature=0.0)
+        engine.submit(request if name is None else with_adapter(request, name), answer)
+        asked.append((name, prompt, answer))
+
+    for name, prompt, answer in asked:
+        ids = answer.wait().ids
+        with torch.inference_mode():
+            log_probs = models[name](input_ids=torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+        for place, token_id in enumerate(ids, start=len(prompt) - 1):
+            assert float(log_probs[place].max() - log_probs[place, token_id]) < 0.15
+
+
 def test_an_adapter_joins_while_others_answer(case, start, make_request, collected):
     base, models, folders, compiled = case
     engine = start(copy.deepcopy(base), compiled=compiled, adapters={"some": folders["some"]})
