@@ -59,8 +59,9 @@ class Endpoint(Section):
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """What the project's own engine reads weights as. float32: greedy answers are those of the trained model, token for token.
     bfloat16: weights, what they are multiplied by, keys and values are rounded to 8 bits of precision; the fastest for many
-    requests and long prompts where a CPU has a matrix unit. int8: the fastest for one request, on a CPU alone. A release that then says something else than its trainer, beyond a bound, is not served. auto: float32 on a
-    CPU, bfloat16 on a GPU. Default: auto."""
+    requests and long prompts where a CPU has a matrix unit. int8: the fastest for one request, on a CPU alone. A release that
+    then says something else than its trainer, beyond a bound, is not served. auto: float32 on a CPU, bfloat16 on a GPU.
+    Default: auto."""
     batch_invariant: bool = False
     """Whether the project's own engine gives an answer the same bits whatever else the replica answers or has answered, seeds
     included. With its kernels for a CPU that costs no more than reading an answer again where a later prompt goes on from it;

@@ -101,8 +101,8 @@ class TorchEngine:
         tiles           with the kernels on a CPU: whether longer prompts are multiplied by the processor's matrix unit, where it
                         has one: as exactly, but not to the same bits as what is generated. With weights of bfloat16 all is, steps
                         included, to the same bits.
-        reuses_answers  with tiles and other weights: whether a prompt that goes on from a former answer has what was generated there. Else
-                        that answer is read again, and has the bits that it has wherever it is read.
+        reuses_answers  with tiles and other weights: whether a prompt that goes on from a former answer has what was generated
+                        there. Else that answer is read again, and has the bits that it has wherever it is read.
         Raises          ConfigError, ParityError if this engine can't serve the architecture; TokenizerMismatchError.
         """
         for name, value, least in (

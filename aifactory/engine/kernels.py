@@ -25,7 +25,7 @@ import numba
 import numpy as np
 
 from aifactory.engine.compilation import kernel
-from aifactory.engine.matrix_unit import MOST_PANELS
+from aifactory.engine.matrix_unit import MOST_PANELS, terms_beside
 from aifactory.engine.products import (
     add,
     expand,
@@ -36,7 +36,7 @@ from aifactory.engine.products import (
     reduce,
     scale,
 )
-from aifactory.engine.tiles import cut_row, terms_beside
+from aifactory.engine.tiles import cut_row
 from aifactory.engine.vectors import (
     LANES,
     MOST_VECTORS,
@@ -201,7 +201,7 @@ def forward(
     rotary      cosines and sines (T, D)
     buffers     of at least B rows: (B, 3 * rank), (B, H), that of queries, keys and values, (B, A D), (B, H), that of gate and up, as
                 many columns as their panels have rows; of each thread (MOST_VECTORS, T)
-    is_tiled    whether matrices are multiplied by tiles, but for the head: that is with weights of bfloat16 alone
+    is_tiled    whether matrices are multiplied by tiles; the head is with weights of bfloat16 alone
     left        room for the tiles of B vectors of the longest kind; rights (threads, room for a thread's tiles of weights), sums likewise
                 for its sums of B vectors
     logits_OV   likewise

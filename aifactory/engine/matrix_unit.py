@@ -114,6 +114,18 @@ def _num_terms_beside(kind: Any) -> int:
 
 
 @intrinsic
+def terms_of(typing: Any, w: Any) -> Any:
+    """How many terms these weights have."""
+    return types.int64(w), lambda context, builder, signature, args: _number(_num_terms(signature.args[0]))
+
+
+@intrinsic
+def terms_beside(typing: Any, w: Any) -> Any:
+    """How many terms vectors have that are multiplied with these weights."""
+    return types.int64(w), lambda context, builder, signature, args: _number(_num_terms_beside(signature.args[0]))
+
+
+@intrinsic
 def begin_tiles(typing: Any) -> Any:
     """All eight tiles of this thread have 16 rows of 64 bytes."""
 

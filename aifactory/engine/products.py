@@ -3,7 +3,8 @@
 Whatever the number of vectors and of threads, a row's bits depend on its own vector, the weights and the processor alone.
 Weights of bfloat16 lie by pairs of columns, and whoever multiplies by them rounds the vectors likewise (`round_in_place`).
 
-Legend   B vectors, N rows and K columns of a matrix, which may have more of zeros, P panels of PANEL rows, I inner width of an MLP, L layers, X adapters, R their rank.
+Legend   B vectors, N rows and K columns of a matrix, which may have more of zeros, P panels of PANEL rows, I inner width of an MLP,
+         L layers, X adapters, R their rank.
 """
 
 from __future__ import annotations

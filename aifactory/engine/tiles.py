@@ -39,6 +39,8 @@ from aifactory.engine.matrix_unit import (
     pass_panels,
     sum_tiles,
     take_vector,
+    terms_beside,
+    terms_of,
 )
 from aifactory.engine.vectors import PANEL
 
@@ -94,16 +96,10 @@ def _cut_block(x_K: Any, at: int, left: Any, to: int, terms: int) -> None:
 
 
 @kernel
-def terms_beside(w_PK: Any) -> int:
-    """How many terms vectors have that are multiplied with such weights."""
-    return 1 if w_PK.itemsize == 2 else TERMS
-
-
-@kernel
 def _cut_panels(w_PK: Any, first: int, count: int, block: int, blocks: int, right: Any) -> None:
     """So many blocks of columns of so many panels; the next panel's tiles are _MOST_BLOCKS blocks further."""
     length = w_PK.shape[1]
-    step = (TERMS if w_PK.itemsize == 4 else 1) * TILE
+    step = terms_of(w_PK) * TILE
     for p in range(count):
         start = (first + p) * length * PANEL
         for b in range(blocks):
@@ -137,7 +133,7 @@ def _multiply_blocks(
 ) -> None:
     """Some columns of some panels after others, all vectors each."""
     is_ready = w_PK.itemsize == 2
-    size, terms, terms_of_left = w_PK.shape[1] * w_PK.shape[2], TERMS if w_PK.itemsize == 4 else 1, terms_beside(w_PK)
+    size, terms, terms_of_left = w_PK.shape[1] * w_PK.shape[2], terms_of(w_PK), terms_beside(w_PK)
     blocks = (size // PANEL + DEPTH - 1) // DEPTH
     row, panel = blocks * terms_of_left * TILE, size if is_ready else _MOST_BLOCKS * terms * TILE
     num_tiles, y_step = _tiles_of(num_rows), y_BN.strides[0] // 4

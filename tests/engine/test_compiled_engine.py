@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from aifactory.engine import matrix_unit, vectors
 from aifactory.engine.engine import TorchEngine
-from aifactory.engine.packed import PackedLinear, pack_matrix, pack_model, why_not_packed
+from aifactory.engine.packed import DEPTH, PANEL, PackedLinear, pack_matrix, pack_model, why_not_packed
 from aifactory.engine.team import ThreadTeam
 from aifactory.errors import ConfigError, ParityError
 
@@ -118,6 +119,10 @@ def test_a_product_is_that_of_the_weights_as_they_are_kept(kind, rows, columns):
             # Each row as if it were alone.
             assert all(torch.equal(found[row], packed(x[row : row + 1])[0]) for row in range(count))
         team.close()
+
+
+def test_weights_are_laid_out_by_the_numbers_of_the_kernels():
+    assert (PANEL, DEPTH) == (vectors.PANEL, matrix_unit.DEPTH)
 
 
 def test_packing_keeps_one_copy_of_the_weights(model):

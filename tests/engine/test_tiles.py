@@ -45,6 +45,11 @@ def matrix(kind, num_rows, length, rng):
 
 
 @kernel
+def terms_beside(w_PK):
+    return matrix_unit.terms_beside(w_PK)
+
+
+@kernel
 def _round(x_K):
     round_in_place(x_K, len(x_K))
 
@@ -62,7 +67,7 @@ def multiplied(panels, x_BK, begin=0, end=None):
     num_rows, length = x_BK.shape
     left = np.empty(tiles.num_left(num_rows, length), np.int16)
     for b in range(num_rows):
-        tiles.cut_row(x_BK[b], b, left, tiles.terms_beside(panels))
+        tiles.cut_row(x_BK[b], b, left, terms_beside(panels))
     y_BN = np.full((num_rows + 1, PANEL * len(panels)), np.nan, np.float32)
     right, parts = np.empty(tiles.NUM_RIGHT, np.int16), np.empty(tiles.num_parts(num_rows), np.float32)
     tiles.multiply_tiles(panels, left, right, parts, y_BN, num_rows, begin, len(panels) if end is None else end)
